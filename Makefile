@@ -1,0 +1,74 @@
+# Every target has a ## line; `make help` prints them, and CI runs the same targets.
+PYTHON ?= python3
+BIN := .venv/bin
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+PYTEST := $(BIN)/python -m pytest -q
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants ci-deps lock clean
+
+help: ## Print this list
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/.ready node_modules/.ready ## Install everything, from the locks and by hash
+
+.venv/.ready: requirements.lock pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "setup: Python packages (requirements.lock)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@touch $@
+
+node_modules/.ready: .venv/.ready package-lock.json
+	@echo "setup: backends of the embedded stack (package-lock.json)"
+	@npm ci --ignore-scripts --no-audit --no-fund --loglevel=error
+	@touch $@
+
+demo: setup ## Start the embedded stack and play the main job over HTTPS
+	@$(BIN)/python -m tests.e2e.demo
+
+test: setup lint types imports proto-check test-unit test-integration test-e2e ## Everything that must be green
+
+test-unit: setup ## Rules, vectors and properties: no backend, seconds
+	$(PYTEST) -m unit
+
+test-integration: setup ## Promises and races on the real backends
+	$(PYTEST) -m integration
+
+test-e2e: setup ## Stories, threats and faults over HTTPS against the six processes
+	$(PYTEST) -m e2e
+
+lint: setup ## ruff: rules and format
+	$(BIN)/ruff check --quiet .
+	$(BIN)/ruff format --check --quiet .
+
+types: setup ## mypy, strict
+	$(BIN)/mypy
+
+imports: setup ## Import rules: services meet only through proto/, rules do no I/O
+	$(BIN)/lint-imports --no-logo
+
+fmt: setup ## Format the code
+	$(BIN)/ruff check --quiet --fix .
+	$(BIN)/ruff format --quiet .
+
+proto: setup ## Generate the protobuf stubs and lint the contracts
+	$(BIN)/python tools/protogen.py
+
+proto-check: setup ## Say whether the committed stubs are current
+	$(BIN)/python tools/protogen.py --check
+
+docs: setup ## Generate docs/errors.md
+	$(BIN)/python -m libs.errors > docs/errors.md
+
+mutants: setup ## Remove one control at a time in a scratch copy and see its attack succeed
+	$(BIN)/python tools/mutants.py
+
+ci-deps: ## Debian packages that tests of a proxy, alerts, a browser or containers need (none yet)
+	@true
+
+lock: ## Resolve requirements.lock again (needs uv on the path)
+	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
+
+clean: ## Remove what `make` made; the embedded stack's state goes with `plexctl dev reset`
+	rm -rf .venv node_modules build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
