@@ -1,0 +1,34 @@
+"""The `plexctl` command."""
+
+import typer
+
+from cli import audit, conformance, dev, nodes, secrets, sign_in, tenancy
+from cli.edge import EXIT_CODES
+
+app = typer.Typer(
+    name="plexctl",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,  # a traceback with locals could show a token
+    help="Plexsphere's security core from the command line. Data goes to stdout, messages to stderr.",
+    epilog=EXIT_CODES,
+)
+app.command("login")(sign_in.login)
+app.command("logout")(sign_in.logout)
+app.command("whoami")(sign_in.whoami)
+app.add_typer(tenancy.domain_app, name="domain")
+app.add_typer(tenancy.project_app, name="project")
+app.add_typer(nodes.node_app, name="node")
+app.add_typer(secrets.secret_app, name="secret")
+app.add_typer(audit.audit_app, name="audit")
+app.add_typer(conformance.app, name="conformance")
+app.add_typer(dev.app, name="dev")
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
