@@ -1,0 +1,79 @@
+"""Custody of secret bytes in memory: a type that does not show them, wiping, and a process that cannot be dumped.
+
+Copies inside libraries (OpenSSL, protobuf, sockets) are out of reach; docs/security-model.md states that risk.
+"""
+
+import ctypes
+import faulthandler
+import hmac
+import resource
+import stat
+from pathlib import Path
+from types import TracebackType
+from typing import NoReturn, Self
+
+PR_SET_DUMPABLE = 4
+
+
+class Secret:
+    """Bytes that are never shown, copied, pickled or compared by accident; wiped when the block ends."""
+
+    __slots__ = ("_bytes",)
+
+    def __init__(self, value: bytes | bytearray | memoryview) -> None:
+        self._bytes = bytearray(value)
+
+    def reveal(self) -> bytearray:
+        """Return the bytes themselves, not a copy; they are zeros after `wipe`."""
+        return self._bytes
+
+    def wipe(self) -> None:
+        """Overwrite the bytes in place."""
+        self._bytes[:] = bytes(len(self._bytes))
+
+    def matches(self, other: "Secret | bytes | bytearray") -> bool:
+        """Compare in constant time."""
+        return hmac.compare_digest(self._bytes, other._bytes if isinstance(other, Secret) else other)
+
+    def __len__(self) -> int:
+        return len(self._bytes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.wipe()
+
+    def __repr__(self) -> str:
+        return "Secret(***)"
+
+    __str__ = __repr__
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is not pickled or copied")
+
+    __hash__ = None  # type: ignore[assignment]  # a hash would be an oracle
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError("compare secrets with `matches`")
+
+
+def harden() -> None:
+    """Make this process leave no core file and refuse ptrace and /proc reads by others of the same uid."""
+    faulthandler.disable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        raise OSError(ctypes.get_errno(), "prctl(PR_SET_DUMPABLE) was refused")
+
+
+def read_secret_file(path: Path) -> Secret:
+    """Read a secret from a file that others cannot read; raises PermissionError when they can."""
+    if path.stat().st_mode & stat.S_IROTH:
+        raise PermissionError(f"{path} is readable by everybody; its mode must not allow others")
+    return Secret(path.read_bytes())

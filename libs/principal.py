@@ -1,0 +1,164 @@
+"""Principal assertions: who the caller is, signed by identity and verified by every service itself.
+
+A JWT (RFC 7519) signed with Ed25519 (RFC 8032), at most 60 s, for one audience and one presenter. The signer's
+certificate travels in `x5c` (RFC 7515, 4.1.6) and must chain to our CA with a SAN of its own, so that no table which a
+DBA could change decides who may assert.
+"""
+
+import base64
+import datetime
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from joserfc import jws, jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import OKPKey
+
+from libs.clock import Clock
+from libs.errors import Unauthenticated
+from libs.ids import uuid7
+
+ISSUER = "plexsphere-identity"
+SIGNER_URI = "spiffe://plexsphere/identity/assertion"
+TYPE = "plexsphere-principal+jwt"
+ALGORITHM = "Ed25519"
+LIFETIME_S = 60
+SKEW_S = 5
+LONGEST = 8192
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who is behind a call, as identity verified it a moment ago; times are Unix seconds."""
+
+    subject: str
+    kind: str
+    credential: str
+    domain_id: str = ""
+    audience: str = ""
+    azp: str = ""
+    acr: str = ""
+    amr: tuple[str, ...] = ()
+    auth_time: int | None = None
+    node_id: str = ""
+    project_id: str = ""
+    nsk_kid: str = ""
+    nsk_digest: str = ""
+    session_id: str = ""
+    jti: str = ""
+    issued_at: int = 0
+    expires_at: int = 0
+
+    @property
+    def reference(self) -> str:
+        """The subject as relations name it, e.g. `user:<uuid>`."""
+        return f"{self.kind}:{self.subject}"
+
+
+CLAIMS = {
+    "sub": "subject", "kind": "kind", "cred": "credential", "domain_id": "domain_id", "aud": "audience", "azp": "azp",
+    "acr": "acr", "node_id": "node_id", "project_id": "project_id", "nsk_kid": "nsk_kid", "nsk_digest": "nsk_digest",
+    "sid": "session_id", "jti": "jti",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class AssertionSigner:
+    """Signs assertions with identity's own assertion certificate."""
+
+    certificate_file: Path
+    key_file: Path
+    clock: Clock
+
+    def sign(self, principal: Principal, audience: str, azp: str = "gateway") -> tuple[str, datetime.datetime]:
+        """Return an assertion for one audience and when it expires; the files are read each time, so rotation is free."""
+        now = self.clock.now()
+        expires = now + datetime.timedelta(seconds=LIFETIME_S)
+        certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
+        claims: dict[str, Any] = {name: getattr(principal, field) for name, field in CLAIMS.items()}
+        claims |= {"iss": ISSUER, "aud": audience, "azp": azp, "jti": str(uuid7()), "amr": list(principal.amr)}
+        claims |= {"iat": int(now.timestamp()), "exp": int(expires.timestamp())}
+        if principal.auth_time is not None:
+            claims["auth_time"] = principal.auth_time
+        leaf = base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
+        header = {"alg": ALGORITHM, "typ": TYPE, "x5c": [leaf]}
+        key = OKPKey.import_key(self.key_file.read_bytes())
+        return jwt.encode(header, claims, key, algorithms=[ALGORITHM]), expires
+
+
+class AssertionVerifier:
+    """Verifies assertions for one audience; holds nothing but the CA and the last signer that it has checked."""
+
+    def __init__(self, ca_file: Path, audience: str, clock: Clock) -> None:
+        self._ca_file = ca_file
+        self._audience = audience
+        self._clock = clock
+        self._checked: tuple[str, x509.Certificate, OKPKey] | None = None
+
+    def verify(self, token: str, peer: str) -> Principal:
+        """Return who is behind the call; raises Unauthenticated with the reason for anything that is not right."""
+        if not token or len(token) > LONGEST:
+            raise Unauthenticated("no principal assertion" if not token else "the principal assertion is too long")
+        try:
+            header = jws.extract_compact(token.encode()).headers()
+            if header.get("alg") != ALGORITHM or header.get("typ") != TYPE or "crit" in header:
+                raise Unauthenticated("not a principal assertion")
+            key = self._signer(header.get("x5c"))
+            claims = jwt.decode(token, key, algorithms=[ALGORITHM]).claims
+        except (JoseError, ValueError, TypeError) as error:
+            raise Unauthenticated(f"the principal assertion does not verify: {type(error).__name__}") from None
+        return self._principal(claims, peer)
+
+    def _signer(self, chain: Any) -> OKPKey:
+        if not isinstance(chain, list) or len(chain) != 1 or not isinstance(chain[0], str):
+            raise Unauthenticated("the principal assertion names no signer")
+        if self._checked is None or self._checked[0] != chain[0]:
+            leaf = x509.load_der_x509_certificate(base64.b64decode(chain[0], validate=True))
+            self._check_leaf(leaf)
+            key = leaf.public_key()
+            if not isinstance(key, Ed25519PublicKey):
+                raise Unauthenticated("the signer's key is not Ed25519")
+            public = base64.urlsafe_b64encode(key.public_bytes_raw()).decode().rstrip("=")
+            self._checked = (chain[0], leaf, OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": public}))
+        _, leaf, jwk = self._checked
+        if not leaf.not_valid_before_utc <= self._clock.now() <= leaf.not_valid_after_utc:
+            raise Unauthenticated("the signer's certificate is not valid now")
+        return jwk
+
+    def _check_leaf(self, leaf: x509.Certificate) -> None:
+        authority = x509.load_pem_x509_certificate(self._ca_file.read_bytes())
+        try:
+            leaf.verify_directly_issued_by(authority)
+        except (InvalidSignature, ValueError, TypeError):
+            raise Unauthenticated("the signer's certificate is not from our CA") from None
+        try:
+            names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        except x509.ExtensionNotFound:
+            names = x509.SubjectAlternativeName([])
+        if names.get_values_for_type(x509.UniformResourceIdentifier) != [SIGNER_URI]:
+            raise Unauthenticated("the signer's certificate is for something else")
+
+    def _principal(self, claims: dict[str, Any], peer: str) -> Principal:
+        now = self._clock.now().timestamp()
+        issued, expires = claims.get("iat"), claims.get("exp")
+        if not isinstance(issued, int) or not isinstance(expires, int) or expires - issued > LIFETIME_S:
+            raise Unauthenticated("the principal assertion has no proper lifetime")
+        if now >= expires or issued > now + SKEW_S:
+            raise Unauthenticated("the principal assertion is not valid now")
+        if claims.get("iss") != ISSUER or claims.get("aud") != self._audience:
+            raise Unauthenticated("the principal assertion is for somebody else")
+        if claims.get("azp") != peer:
+            raise Unauthenticated("the principal assertion was made for another presenter")
+        fields = {field: claims.get(name, "") for name, field in CLAIMS.items()}
+        return Principal(
+            **fields,
+            amr=tuple(claims.get("amr", ())),
+            auth_time=claims.get("auth_time"),
+            issued_at=issued,
+            expires_at=expires,
+        )

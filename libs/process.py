@@ -1,0 +1,33 @@
+"""How every process starts: hardened first, then its one settings file, then its parts."""
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+from libs import telemetry
+from libs.custody import harden
+from libs.settings import Runtime, SettingsError, load
+
+EXIT_SETTINGS = 2
+Model = TypeVar("Model", bound=Runtime)
+
+
+def main(model: type[Model], run: Callable[[Model], Awaitable[None]]) -> None:
+    """Run a service; a settings error ends it with status 2 and one line that names the setting."""
+    harden()
+    parser = argparse.ArgumentParser(description="Run this service.")
+    parser.add_argument("--config", type=Path, required=True, help="settings file (TOML)")
+    try:
+        settings = load(parser.parse_args().config, model)
+        telemetry.set_up(settings)
+        asyncio.run(_run(run, settings))
+    except SettingsError as error:
+        print(f"settings: {error}", file=sys.stderr)  # noqa: T201 — before the logs exist, stderr is for people
+        raise SystemExit(EXIT_SETTINGS) from None
+
+
+async def _run(run: Callable[[Model], Awaitable[None]], settings: Model) -> None:
+    await run(settings)

@@ -1,0 +1,1 @@
+"""gRPC between our processes: one server, one guard, one kind of channel."""

@@ -1,0 +1,152 @@
+"""Channels to other processes: mTLS, a deadline on every call, the caller's trace and correlation id, typed errors.
+
+A `Peer` is a grpc.aio channel that generated stubs accept. It opens its channel again when the certificate files
+change, so that rotation needs no restart.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any, NoReturn
+
+import grpc
+from opentelemetry import trace
+
+from libs import settings
+from libs.errors import from_rpc
+from libs.rpc import context
+from libs.telemetry import inject
+
+DEADLINE_S = 5.0
+LARGEST_MESSAGE = 4 * 1024 * 1024
+OPTIONS = [
+    ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+    ("grpc.max_send_message_length", LARGEST_MESSAGE),
+    # A restarted peer is found within a second, not after the default back-off of up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 50),
+    ("grpc.min_reconnect_backoff_ms", 50),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+]
+
+tracer = trace.get_tracer("libs.rpc")
+Metadata = Sequence[tuple[str, str]]
+
+
+class Peer(grpc.aio.Channel):  # type: ignore[misc]  # an abstract class without types
+    """Another process of ours."""
+
+    def __init__(self, peer: settings.Peer, tls: settings.Tls) -> None:
+        self._peer = peer
+        self._tls = tls
+        self._seen: tuple[int, ...] = ()
+        self._channel: grpc.aio.Channel | None = None
+        self._retired: list[grpc.aio.Channel] = []
+
+    @property
+    def name(self) -> str:
+        """Name of the peer."""
+        return self._peer.name
+
+    def current(self) -> grpc.aio.Channel:
+        """Return the channel for the certificate files as they are now."""
+        files = (self._tls.certificate_file, self._tls.key_file, self._tls.ca_file)
+        seen = tuple(path.stat().st_mtime_ns for path in files)
+        if self._channel is None or seen != self._seen:
+            certificate, key, authority = (path.read_bytes() for path in files)
+            credentials = grpc.ssl_channel_credentials(authority, key, certificate)
+            options = [*OPTIONS, ("grpc.ssl_target_name_override", self._peer.name)]
+            if self._channel is not None:
+                self._retired.append(self._channel)
+            self._channel = grpc.aio.secure_channel(self._peer.address, credentials, options=options)
+            self._seen = seen
+        return self._channel
+
+    def unary_unary(self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any) -> Any:
+        """Return a callable for one method."""
+        return _Unary(self, method, request_serializer, response_deserializer)
+
+    def unary_stream(self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any) -> Any:
+        """Return a callable for one method that answers with a stream; the caller bounds it."""
+
+        async def call(request: Any, *, metadata: Metadata = (), timeout: float | None = None) -> AsyncIterator[Any]:  # noqa: ASYNC109 — gRPC's own
+            rpc = self.current().unary_stream(method, request_serializer, response_deserializer)
+            try:
+                async for answer in rpc(request, metadata=outgoing(metadata), timeout=timeout):
+                    yield answer
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error) from None
+
+        return call
+
+    async def close(self, grace: float | None = None) -> None:
+        """Close the channel, and those that it replaced."""
+        for channel in [*self._retired, *([self._channel] if self._channel else [])]:
+            await channel.close(grace)
+
+    async def __aenter__(self) -> "Peer":
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    def get_state(self, try_to_connect: bool = False) -> grpc.ChannelConnectivity:  # noqa: FBT001, FBT002 — gRPC's own
+        """Return the state of the current channel."""
+        return self.current().get_state(try_to_connect)
+
+    async def wait_for_state_change(self, last_observed_state: grpc.ChannelConnectivity) -> None:
+        """Wait until the state of the current channel is another one."""
+        await self.current().wait_for_state_change(last_observed_state)
+
+    async def channel_ready(self) -> None:
+        """Wait until the current channel is ready."""
+        await self.current().channel_ready()
+
+    def stream_unary(self, *_: Any, **__: Any) -> NoReturn:
+        """Refuse: no contract of ours has this shape."""
+        raise TypeError("client streams are not used")
+
+    stream_stream = stream_unary
+
+
+class _Unary:
+    """Calls one method with a deadline and turns what fails into a typed error."""
+
+    def __init__(self, peer: Peer, method: str, serialize: Callable[..., bytes], parse: Callable[[bytes], Any]) -> None:
+        self._peer = peer
+        self._method = method
+        self._formats = (serialize, parse)
+        self._made: tuple[grpc.aio.Channel, Any] | None = None
+
+    async def __call__(self, request: Any, *, timeout: float = DEADLINE_S, metadata: Metadata = ()) -> Any:  # noqa: ASYNC109 — gRPC's own
+        channel = self._peer.current()
+        if self._made is None or self._made[0] is not channel:
+            self._made = (channel, channel.unary_unary(self._method, *self._formats))
+        with tracer.start_as_current_span(
+            self._method, kind=trace.SpanKind.CLIENT, record_exception=False, set_status_on_exception=False
+        ):
+            try:
+                return await self._made[1](request, timeout=context.remaining_s(timeout), metadata=outgoing(metadata))
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error) from None
+
+
+def outgoing(extra: Metadata) -> list[tuple[str, str]]:
+    """Return the metadata of an outgoing call: trace, correlation id, what the edge saw of the client, and `extra`."""
+    call = context.current_call()
+    sent = {
+        context.CORRELATION_KEY: call.correlation_id,
+        context.CLIENT_IP_KEY: call.client_ip,
+        context.USER_AGENT_KEY: call.user_agent,
+        **dict(extra),
+    }
+    metadata = [(name, value) for name, value in sent.items() if value]
+    inject(metadata)
+    return metadata
+
+
+@contextlib.asynccontextmanager
+async def connect(peer: settings.Peer, tls: settings.Tls) -> AsyncIterator[Peer]:
+    """Open a channel for the block; it connects when it is first used."""
+    async with Peer(peer, tls) as channel:
+        yield channel

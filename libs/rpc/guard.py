@@ -1,0 +1,180 @@
+"""The one guard of every gRPC server.
+
+Peer name from the TLS certificate → caller list of the gRPC service (absent or empty admits nobody; there is no switch)
+→ principal assertion → protovalidate → handler → error mapping. It wraps unary and server-stream methods; any other
+shape is refused, except in the standard reflection service, which is one stream in both directions.
+"""
+
+import asyncio
+import contextlib
+import functools
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from typing import Any
+
+import grpc
+import protovalidate
+import structlog
+from google.protobuf.message import Message
+from grpc_status import rpc_status
+from opentelemetry import trace
+
+from libs.errors import Forbidden, Internal, InvalidRequest, PlexError, Unavailable, to_status
+from libs.ids import uuid7
+from libs.principal import AssertionVerifier
+from libs.rpc import context
+from libs.telemetry import CALLS, LATENCY, extract
+
+PEER_PREFIX = "spiffe://plexsphere/"
+LONGEST_UNARY_S = 30.0
+REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
+
+log = structlog.get_logger()
+tracer = trace.get_tracer("libs.rpc")
+
+
+def peer_name(servicer_context: grpc.aio.ServicerContext) -> str:
+    """Return the name in the URI SAN of the peer's certificate, or nothing when it is not one of ours."""
+    names = servicer_context.auth_context().get("x509_subject_alternative_name", ())
+    found = [name.decode() for name in names if name.startswith(PEER_PREFIX.encode())]
+    name = found[0].removeprefix(PEER_PREFIX) if len(found) == 1 else ""
+    return "" if "/" in name else name
+
+
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs make the base generic over Any
+    """Admits a call or refuses it before the handler runs."""
+
+    def __init__(
+        self, callers: Mapping[str, list[str]], principals: Mapping[str, bool], verifier: AssertionVerifier
+    ) -> None:
+        self._callers = callers
+        self._principals = principals
+        self._verifier = verifier
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler:
+        """Wrap the handler of a method."""
+        handler = await continuation(handler_call_details)
+        if handler is None:
+            return handler
+        method = handler_call_details.method
+        service = method.split("/")[1]
+        if handler.unary_unary:
+            wrapped = functools.partial(self._unary, handler.unary_unary, method)
+            return grpc.unary_unary_rpc_method_handler(wrapped, handler.request_deserializer, handler.response_serializer)
+        if handler.unary_stream:
+            stream = functools.partial(self._stream, handler.unary_stream, method)
+            return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+        if service == REFLECTION and handler.stream_stream:
+            both = functools.partial(self._reflect, handler.stream_stream, method)
+            return grpc.stream_stream_rpc_method_handler(both, handler.request_deserializer, handler.response_serializer)
+        raise TypeError(f"{method}: only unary and server-stream methods are served")
+
+    async def _unary(self, handler: Any, method: str, request: Message, rpc: grpc.aio.ServicerContext) -> Any:
+        with self._observed(method, rpc) as outcome:
+            try:
+                call = self._admit(method, request, rpc)
+                allowed = LONGEST_UNARY_S if call.deadline is None else call.deadline - time.monotonic()
+                with context.bind(call):
+                    async with asyncio.timeout(allowed):
+                        return await handler(request, rpc)
+            except Exception as error:  # noqa: BLE001 — the border: everything becomes a status here and nowhere else
+                await self._refuse(method, error, rpc, outcome)
+        return None
+
+    async def _stream(
+        self, handler: Any, method: str, request: Message, rpc: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Any]:
+        with self._observed(method, rpc) as outcome:
+            try:
+                call = self._admit(method, request, rpc)
+                with context.bind(call):
+                    stream = handler(request, rpc)
+                async for answer in stream:
+                    yield answer
+            except Exception as error:  # noqa: BLE001 — as above
+                await self._refuse(method, error, rpc, outcome)
+
+    async def _reflect(
+        self, handler: Any, method: str, requests: AsyncIterator[Message], rpc: grpc.aio.ServicerContext
+    ) -> AsyncIterator[Any]:
+        with self._observed(method, rpc) as outcome:
+            try:
+                self._admit(method, None, rpc)
+                async for answer in handler(requests, rpc):
+                    yield answer
+            except Exception as error:  # noqa: BLE001 — as above
+                await self._refuse(method, error, rpc, outcome)
+
+    def _admit(self, method: str, request: Message | None, rpc: grpc.aio.ServicerContext) -> context.Call:
+        service = method.split("/")[1]
+        peer = peer_name(rpc)
+        if not peer or peer not in self._callers.get(service, ()):
+            raise Forbidden("this caller is not admitted")
+        metadata = {name: value for name, value in rpc.invocation_metadata() or () if isinstance(value, str)}
+        # A service that nobody registered with us requires a principal that nobody can have.
+        needed = self._principals.get(service, True)
+        principal = self._verifier.verify(metadata.get(context.PRINCIPAL_KEY, ""), peer) if needed else None
+        if request is not None:
+            try:
+                protovalidate.validate(request, fail_fast=True)
+            except protovalidate.ValidationError as error:
+                raise InvalidRequest(_violation(error)) from None
+        left = rpc.time_remaining()
+        return context.Call(
+            peer=peer,
+            correlation_id=metadata.get(context.CORRELATION_KEY, "") or str(uuid7()),
+            client_ip=metadata.get(context.CLIENT_IP_KEY, ""),
+            user_agent=metadata.get(context.USER_AGENT_KEY, ""),
+            principal=principal,
+            deadline=None if left is None else time.monotonic() + left,
+        )
+
+    async def _refuse(
+        self, method: str, error: Exception, rpc: grpc.aio.ServicerContext, outcome: dict[str, str]
+    ) -> None:
+        if isinstance(error, grpc.aio.AbortError):
+            raise error
+        if isinstance(error, TimeoutError):
+            refusal: PlexError = Unavailable()
+        elif isinstance(error, PlexError):
+            refusal = error
+        else:
+            refusal = Internal()
+            log.error("rpc.bug", method=method, exc_info=error)
+        outcome["code"] = refusal.code
+        log.info("rpc.refused", method=method, code=refusal.code, reason=str(error) if refusal is error else "")
+        await rpc.abort_with_status(rpc_status.to_status(to_status(refusal)))
+
+    @contextlib.contextmanager
+    def _observed(self, method: str, rpc: grpc.aio.ServicerContext) -> Iterator[dict[str, str]]:
+        outcome = {"code": "ok"}
+        started = time.monotonic()
+        metadata = rpc.invocation_metadata() or ()
+        correlation = next((value for name, value in metadata if name == context.CORRELATION_KEY), "")
+        with (
+            structlog.contextvars.bound_contextvars(correlation_id=correlation),
+            tracer.start_as_current_span(
+                method,
+                context=extract(metadata),
+                kind=trace.SpanKind.SERVER,
+                record_exception=False,
+                set_status_on_exception=False,
+            ) as span,
+        ):
+            try:
+                yield outcome
+            finally:
+                span.set_attribute("rpc.code", outcome["code"])
+                CALLS.labels(method, outcome["code"]).inc()
+                LATENCY.labels(method).observe(time.monotonic() - started)
+
+
+def _violation(error: protovalidate.ValidationError) -> str:
+    """Name the field and the rule; never the value."""
+    violation = error.violations[0].proto
+    path = ".".join(element.field_name for element in violation.field.elements)
+    return f"{path or 'the request'} {violation.message or violation.rule_id}".strip()

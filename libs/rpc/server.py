@@ -1,0 +1,154 @@
+"""The gRPC server of every service: mTLS, the guard, health, reflection, drain."""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from libs.clock import SystemClock
+from libs.principal import AssertionVerifier
+from libs.rpc.channel import LARGEST_MESSAGE
+from libs.rpc.guard import REFLECTION, Guard
+from libs.settings import Runtime, SettingsError, Tls
+from libs.telemetry import READY
+
+HEALTH = health.SERVICE_NAME
+LIVE = "live"
+READINESS_EVERY_S = 1.0
+READINESS_WITHIN_S = 2.0
+Check = Callable[[], Awaitable[object]]
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Registration:
+    """One gRPC service: its full name, how it is added to a server, and whether it requires a principal."""
+
+    name: str
+    servicer: Any
+    add: Callable[[Any, grpc.aio.Server], None]
+    principal: bool
+
+
+def check_callers(callers: Mapping[str, list[str]], served: set[str]) -> None:
+    """Refuse to start when a served gRPC service has no row in `[callers]`, or a row names none that is served."""
+    wrong = sorted(served ^ set(callers))
+    if wrong:
+        raise SettingsError("[callers] must name exactly the gRPC services that exist; wrong: " + ", ".join(wrong))
+
+
+def credentials(tls: Tls) -> grpc.ServerCredentials:
+    """Return mTLS credentials that follow the certificate files when they change."""
+    files = (tls.key_file, tls.certificate_file, tls.ca_file)
+    seen: tuple[int, ...] = ()
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        key, certificate, authority = (path.read_bytes() for path in files)
+        return grpc.ssl_server_certificate_configuration([(key, certificate)], authority)
+
+    def changed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal seen
+        now = tuple(path.stat().st_mtime_ns for path in files)
+        if now == seen:
+            return None
+        seen = now
+        return configuration()
+
+    first = configuration()
+    seen = tuple(path.stat().st_mtime_ns for path in files)
+    return grpc.dynamic_ssl_server_credentials(first, changed, require_client_authentication=True)
+
+
+async def serve(
+    settings: Runtime,
+    registrations: Sequence[Registration],
+    *,
+    readiness: Mapping[str, Check],
+    background: Sequence[Awaitable[None]] = (),
+) -> None:
+    """Serve until SIGTERM, then drain; a background task that ends takes the process down with it."""
+    served = {registration.name for registration in registrations} | {HEALTH, REFLECTION}
+    check_callers(settings.callers, served)
+    principals = {registration.name: registration.principal for registration in registrations}
+    verifier = AssertionVerifier(settings.tls.ca_file, settings.service, SystemClock())
+    guard = Guard(settings.callers, principals | {HEALTH: False, REFLECTION: False}, verifier)
+    server = grpc.aio.server(
+        interceptors=[guard],
+        options=[
+            ("grpc.max_receive_message_length", LARGEST_MESSAGE),
+            ("grpc.max_send_message_length", LARGEST_MESSAGE),
+            ("grpc.so_reuseport", 0),
+            ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+        ],
+    )
+    for registration in registrations:
+        registration.add(registration.servicer, server)
+    status = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(status, server)
+    reflection.enable_server_reflection([*served], server)
+    address = f"{settings.listen.host}:{settings.listen.port}"
+    if server.add_secure_port(address, credentials(settings.tls)) == 0:
+        raise SettingsError(f"cannot listen on {address}")
+    await server.start()
+    log.info("server.started", address=address)
+    try:
+        await until_told([*background, watch_readiness(readiness, status)])
+    finally:
+        await status.enter_graceful_shutdown()
+        log.info("server.draining", seconds=settings.drain_s)
+        await server.stop(settings.drain_s)
+        log.info("server.stopped")
+
+
+async def until_told(background: Sequence[Awaitable[None]]) -> None:
+    """Run background tasks until SIGTERM or SIGINT; raises what one of them raised."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    tasks = [asyncio.ensure_future(task) for task in background]
+    waiting = asyncio.ensure_future(stopped.wait())
+    try:
+        done, _ = await asyncio.wait([waiting, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+    finally:
+        for task in [waiting, *tasks]:
+            task.cancel()
+        await asyncio.gather(waiting, *tasks, return_exceptions=True)
+
+
+async def watch_readiness(checks: Mapping[str, Check], status: health.aio.HealthServicer) -> None:
+    """Keep health true: "" tells the dependencies together, each by its name, "live" only the loop."""
+    serving = health_pb2.HealthCheckResponse.SERVING
+    failing = health_pb2.HealthCheckResponse.NOT_SERVING
+    await status.set(LIVE, serving)
+    before: dict[str, bool] = {}
+    while True:
+        answers = await asyncio.gather(*(passes(check) for check in checks.values()))
+        now = dict(zip(checks, answers, strict=True))
+        for name, ok in now.items():
+            READY.labels(name).set(ok)
+            await status.set(name, serving if ok else failing)
+            if before.get(name) is not ok:
+                log.info("dependency.up" if ok else "dependency.down", dependency=name)
+        await status.set("", serving if all(answers) else failing)
+        before = now
+        await asyncio.sleep(READINESS_EVERY_S)
+
+
+async def passes(check: Check) -> bool:
+    """Say whether a check passes in time."""
+    try:
+        async with asyncio.timeout(READINESS_WITHIN_S):
+            await check()
+    except Exception:  # noqa: BLE001 — whatever a dependency does, it is down
+        return False
+    return True

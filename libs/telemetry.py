@@ -1,0 +1,163 @@
+"""Logs, traces and metrics, without a value in any of them.
+
+Logs are JSON lines on stdout; spans go to an OTLP collector or a file when one is configured, and carry names only;
+metrics are served over mTLS for Prometheus.
+"""
+
+import json
+import logging
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+from prometheus_client import Counter, Gauge, Histogram, start_http_server
+
+from libs.settings import Runtime
+
+CALLS = Counter("plexsphere_rpc_calls_total", "Calls served, by method and outcome.", ["method", "code"])
+LATENCY = Histogram("plexsphere_rpc_seconds", "Seconds a call took.", ["method"])
+REFUSALS = Counter("plexsphere_refusals_total", "Refusals by control and reason.", ["control", "reason"])
+READY = Gauge("plexsphere_ready", "1 when a dependency is reachable.", ["dependency"])
+
+SENSITIVE = re.compile(r"(?i)(secret|token|password|authorization|cookie|nsk|assertion|verifier|pepper|private)")
+CREDENTIAL = re.compile(r"\b(?:psk|psb|nsk|pat)_[a-z]+_[A-Za-z0-9_-]{8,}|\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_.-]+|\bhvs\.\S+")
+SAFE_NAMES = frozenset({"token_id", "secret_id", "nsk_kid", "reason"})
+
+
+def redact(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Replace what a key or a shape says is secret."""
+    for name, value in event.items():
+        if SENSITIVE.search(name) and name not in SAFE_NAMES:
+            event[name] = "***"
+        elif isinstance(value, str):
+            event[name] = CREDENTIAL.sub("***", value)
+        elif isinstance(value, (bytes, bytearray, memoryview)):
+            event[name] = "***"
+    return event
+
+
+def bare_traceback(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Replace an exception with its type and its frames: no message and no locals, which could hold a value."""
+    error = event.pop("exc_info", None)
+    if isinstance(error, tuple):
+        error = error[1]
+    if isinstance(error, BaseException):
+        event["error"] = type(error).__name__
+        frames = traceback.extract_tb(error.__traceback__)
+        event["frames"] = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+    return event
+
+
+def add_trace_id(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    """Add the id of the current trace."""
+    span = trace.get_current_span().get_span_context()
+    if span.is_valid:
+        event["trace_id"] = trace.format_trace_id(span.trace_id)
+    return event
+
+
+def set_up_logs(service: str, level: str) -> None:
+    """Send every log of the process, ours and the libraries', to stdout as redacted JSON."""
+    shared = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", key="ts"),
+        add_trace_id,
+        bare_traceback,
+        redact,
+    ]
+
+    def name_service(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+        return {"service": service, **event}
+
+    structlog.configure(
+        processors=[name_service, *shared, structlog.processors.JSONRenderer()],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(sys.stdout),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            processor=structlog.processors.JSONRenderer(), foreign_pre_chain=[name_service, *shared]
+        )
+    )
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    sys.excepthook = log_crash
+
+
+def log_crash(kind: type[BaseException], error: BaseException, trace_back: TracebackType | None) -> None:
+    """Log an unhandled exception as type and frames; never its message."""
+    structlog.get_logger().error("process.crashed", exc_info=error.with_traceback(trace_back), kind=kind.__name__)
+
+
+class FileExporter(SpanExporter):
+    """Appends spans as JSON lines to a file; for tests and the embedded stack."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("a", buffering=1)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Write the spans."""
+        for span in spans:
+            at = span.get_span_context()
+            row = {
+                "trace": trace.format_trace_id(at.trace_id) if at else "",
+                "span": trace.format_span_id(at.span_id) if at else "",
+                "parent": trace.format_span_id(span.parent.span_id) if span.parent else "",
+                "service": span.resource.attributes.get("service.name"),
+                "name": span.name,
+                "start": span.start_time,
+                "end": span.end_time,
+                "attributes": dict(span.attributes or {}),
+            }
+            self._file.write(json.dumps(row) + "\n")
+        return SpanExportResult.SUCCESS
+
+    def shutdown(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def set_up(settings: Runtime) -> None:
+    """Set up logs, spans and the metrics port of a process."""
+    telemetry = settings.telemetry
+    set_up_logs(settings.service, telemetry.log_level)
+    provider = TracerProvider(resource=Resource.create({"service.name": settings.service}))
+    if telemetry.otlp_endpoint:
+        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter  # noqa: PLC0415 — 0.2 s
+
+        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=telemetry.otlp_endpoint)))
+    if telemetry.trace_file:
+        provider.add_span_processor(SimpleSpanProcessor(FileExporter(Path(telemetry.trace_file))))
+    trace.set_tracer_provider(provider)
+    start_http_server(
+        telemetry.metrics_port,
+        addr=telemetry.metrics_host,
+        certfile=str(settings.tls.certificate_file),
+        keyfile=str(settings.tls.key_file),
+        client_cafile=str(settings.tls.ca_file),
+        client_auth_required=True,
+    )
+
+
+def extract(metadata: Iterable[tuple[str, Any]]) -> otel_context.Context:
+    """Return the trace context that a caller sent (W3C Trace Context)."""
+    return propagate.extract({name: value for name, value in metadata if isinstance(value, str)})
+
+
+def inject(metadata: list[tuple[str, str]]) -> None:
+    """Add the current trace context to outgoing metadata."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    metadata.extend(carrier.items())
