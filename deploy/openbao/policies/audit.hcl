@@ -1,0 +1,5 @@
+# audit makes and reads the chains' peppers, signs checkpoints and moves their anchor.
+path "kv/data/audit/*" { capabilities = ["create", "read", "update"] }
+path "transit-audit/sign/acp" { capabilities = ["update"] }
+path "transit-audit/keys/acp" { capabilities = ["read"] }
+path "auth/token/lookup-self" { capabilities = ["read"] }

@@ -1,0 +1,5 @@
+# identity wraps and unwraps node keys and reads the client secrets of OpenID providers.
+path "transit-identity/encrypt/nsk" { capabilities = ["update"] }
+path "transit-identity/decrypt/nsk" { capabilities = ["update"] }
+path "kv/data/idp/*" { capabilities = ["read"] }
+path "auth/token/lookup-self" { capabilities = ["read"] }

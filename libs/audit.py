@@ -1,0 +1,69 @@
+"""How every service records a decision: before its effect, durably, once per handled request."""
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.clock import Clock, SystemClock
+from libs.errors import AuditUnavailable, PlexError
+from libs.ids import uuid7
+from libs.rpc.channel import Peer
+from libs.rpc.context import current_call
+from plexsphere.audit.v1 import audit_pb2, audit_pb2_grpc
+
+PLATFORM = ""
+GRANTED = "granted"
+ANONYMOUS = "anonymous"
+DEADLINE_S = 2.0
+
+
+@dataclass(frozen=True)
+class Record:
+    """One decision; `domain_id` names the chain, empty for the platform's. `context` holds names, never values."""
+
+    domain_id: str
+    action: str
+    relation: str
+    object_type: str
+    object_id: str
+    reason: str = GRANTED
+    subject_id: str = ""
+    subject_kind: str = ANONYMOUS
+    context: dict[str, list[str]] = field(default_factory=dict)
+    idempotency_key: UUID = field(default_factory=uuid7)
+
+
+class AuditClient:
+    """Appends to the chain through the audit service."""
+
+    def __init__(self, peer: Peer, clock: Clock | None = None) -> None:
+        self._stub = audit_pb2_grpc.AuditAppendServiceStub(peer)
+        self._clock = clock or SystemClock()
+
+    async def record(self, record: Record) -> int:
+        """Return the row's sequence once it is durable; raises AuditUnavailable, and then nothing may happen."""
+        call = current_call()
+        occurred_at = Timestamp()
+        occurred_at.FromDatetime(self._clock.now())
+        request = audit_pb2.AppendRequest(
+            domain_id=record.domain_id,
+            idempotency_key=str(record.idempotency_key),
+            occurred_at=occurred_at,
+            action=record.action,
+            subject_id=record.subject_id,
+            subject_kind=record.subject_kind,
+            relation=record.relation,
+            object_type=record.object_type,
+            object_id=record.object_id,
+            reason=audit_pb2.Reason.Value(f"REASON_{record.reason.upper()}"),
+            caveat_context={name: audit_pb2.CaveatNames(names=names) for name, names in record.context.items()},
+            correlation_id=call.correlation_id,
+            client_ip=call.client_ip[:64],
+            user_agent=call.user_agent[:512],
+        )
+        try:
+            answer = await self._stub.Append(request, timeout=DEADLINE_S)
+        except PlexError as error:
+            raise AuditUnavailable(error.code) from error
+        return int(answer.seq)

@@ -1,0 +1,155 @@
+"""OpenBao over HTTP: certificate login, KV version 2, transit.
+
+aiohttp with pooled TLS, because hvac is synchronous; hvac serves administration only. What is read or written is never
+logged, and an error carries a status and a path, never a body.
+"""
+
+import asyncio
+import base64
+import contextlib
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+from opentelemetry import trace
+
+from libs import tls
+from libs.custody import Secret
+from libs.errors import OpenbaoUnavailable
+from libs.rpc.context import remaining_s
+from libs.settings import OpenBao, Tls
+
+RENEW_BEFORE_S = 30.0
+FORBIDDEN, MISSING, BAD, FIRST_ERROR = 403, 404, 400, 400
+
+tracer = trace.get_tracer("libs.bao")
+JSON = dict[str, Any]
+
+
+class BaoRefused(Exception):  # noqa: N818 — an answer of OpenBao that its callers may expect
+    """OpenBao answered that this cannot be done; `status` is its HTTP status."""
+
+    def __init__(self, status: int, path: str) -> None:
+        super().__init__(f"OpenBao answered {status} to {path}")
+        self.status = status
+
+
+class Bao:
+    """One service's access to OpenBao, by its own certificate role and policy."""
+
+    def __init__(self, settings: OpenBao, identity: Tls) -> None:
+        self._settings = settings
+        self._identity = identity
+        self._http: aiohttp.ClientSession | None = None
+        self._seen: tuple[int, ...] = ()
+        self._token = Secret(b"")
+        self._until = 0.0
+        self._login = asyncio.Lock()
+
+    async def close(self) -> None:
+        """Close the connections and forget the token."""
+        self._token.wipe()
+        if self._http is not None:
+            await self._http.close()
+
+    async def request(self, method: str, path: str, body: JSON | None = None) -> JSON:
+        """Send one request; raises BaoRefused for an answer and OpenbaoUnavailable for none."""
+        if time.monotonic() >= self._until - RENEW_BEFORE_S:
+            await self._log_in()
+        try:
+            return await self._send(method, path, body, self._token)
+        except BaoRefused as refused:
+            if refused.status != FORBIDDEN:
+                raise
+        # The token may have been revoked or OpenBao restarted: log in once more, then believe the refusal.
+        self._until = 0.0
+        await self._log_in()
+        return await self._send(method, path, body, self._token)
+
+    async def read_kv(self, path: str, version: int = 0) -> tuple[JSON, int]:
+        """Return the data and version of a secret in `kv`; raises BaoRefused 404 when there is none."""
+        query = f"?version={version}" if version else ""
+        answer = await self.request("GET", f"kv/data/{path}{query}")
+        return answer["data"]["data"], int(answer["data"]["metadata"]["version"])
+
+    async def write_kv(self, path: str, data: JSON, cas: int) -> int:
+        """Write a version by check-and-set; raises BaoRefused 400 when the current version is not `cas`."""
+        answer = await self.request("POST", f"kv/data/{path}", {"data": data, "options": {"cas": cas}})
+        return int(answer["data"]["version"])
+
+    async def sign(self, mount: str, key: str, message: bytes) -> bytes:
+        """Return the Ed25519 signature of the exact bytes (RFC 8032) under a transit key."""
+        answer = await self.request("POST", f"{mount}/sign/{key}", {"input": base64.b64encode(message).decode()})
+        return base64.b64decode(answer["data"]["signature"].rsplit(":", 1)[1])
+
+    async def wrap(self, mount: str, key: str, context: bytes, bound_to: bytes, plain: Secret) -> str:
+        """Encrypt under a derived transit key, with associated data; the context chooses the derivation."""
+        body = {
+            "plaintext": base64.b64encode(plain.reveal()).decode(),
+            "context": base64.b64encode(context).decode(),
+            "associated_data": base64.b64encode(bound_to).decode(),
+        }
+        answer = await self.request("POST", f"{mount}/encrypt/{key}", body)
+        return str(answer["data"]["ciphertext"])
+
+    async def unwrap(self, mount: str, key: str, context: bytes, bound_to: bytes, ciphertext: str) -> Secret:
+        """Decrypt what `wrap` encrypted with the same context and associated data; raises BaoRefused otherwise."""
+        body = {
+            "ciphertext": ciphertext,
+            "context": base64.b64encode(context).decode(),
+            "associated_data": base64.b64encode(bound_to).decode(),
+        }
+        answer = await self.request("POST", f"{mount}/decrypt/{key}", body)
+        return Secret(base64.b64decode(answer["data"]["plaintext"]))
+
+    async def ping(self) -> None:
+        """Log in when needed and look at the own token; raises when OpenBao cannot be used."""
+        await self.request("GET", "auth/token/lookup-self")
+
+    async def _log_in(self) -> None:
+        async with self._login:
+            if time.monotonic() < self._until - RENEW_BEFORE_S:
+                return
+            answer = await self._send("POST", "auth/cert/login", {"name": self._settings.role}, None)
+            self._token.wipe()
+            self._token = Secret(answer["auth"]["client_token"].encode())
+            self._until = time.monotonic() + float(answer["auth"]["lease_duration"])
+
+    async def _session(self) -> aiohttp.ClientSession:
+        seen = tls.changed_at(self._identity)
+        if self._http is None or seen != self._seen:
+            old, self._seen = self._http, seen
+            connector = aiohttp.TCPConnector(ssl=tls.client(self._identity), limit=64)
+            self._http = aiohttp.ClientSession(connector=connector)
+            if old is not None:
+                await old.close()
+        return self._http
+
+    async def _send(self, method: str, path: str, body: JSON | None, token: Secret | None) -> JSON:
+        url = f"{self._settings.address}/v1/{path}"
+        headers = {"X-Vault-Token": token.reveal().decode()} if token is not None else {}
+        timeout = aiohttp.ClientTimeout(total=remaining_s(self._settings.timeout_s))
+        name = "bao." + path.split("?")[0].split("/")[0]
+        with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False):
+            try:
+                http = await self._session()
+                async with http.request(method, url, json=body, headers=headers, timeout=timeout) as answer:
+                    payload = await answer.read()
+                    if answer.status in {BAD, FORBIDDEN, MISSING}:
+                        raise BaoRefused(answer.status, path.split("?")[0])
+                    if answer.status >= FIRST_ERROR:
+                        raise OpenbaoUnavailable(f"status {answer.status}")
+                    return await answer.json() if payload else {}
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise OpenbaoUnavailable(type(error).__name__) from error
+
+
+@contextlib.asynccontextmanager
+async def open_bao(settings: OpenBao, identity: Tls) -> AsyncIterator[Bao]:
+    """Open a client for the block; it logs in when it is first used."""
+    bao = Bao(settings, identity)
+    try:
+        yield bao
+    finally:
+        await bao.close()

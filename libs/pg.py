@@ -1,0 +1,94 @@
+"""PostgreSQL: a pool over TLS with the service's own certificate, and failures as DatastoreUnavailable."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+from opentelemetry import trace
+
+from libs import tls
+from libs.errors import DatastoreUnavailable
+from libs.settings import Postgres, Tls
+
+DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
+
+tracer = trace.get_tracer("libs.pg")
+
+
+class NotDurable(Exception):  # noqa: N818 — it ends the start with its message
+    """PostgreSQL could lose what it has acknowledged."""
+
+
+@contextlib.asynccontextmanager
+async def create_pool(settings: Postgres, identity: Tls) -> AsyncIterator[asyncpg.Pool]:
+    """Open a pool for the block; new connections use the certificate files as they are then."""
+
+    async def connect(*_: object, **options: object) -> asyncpg.Connection:
+        return await asyncpg.connect(**options, ssl=tls.client(identity))
+
+    pool = await asyncpg.create_pool(
+        host=settings.host,
+        port=settings.port,
+        database=settings.database,
+        user=settings.user,
+        min_size=settings.min_size,
+        max_size=settings.max_size,
+        command_timeout=settings.timeout_s,
+        timeout=settings.timeout_s,
+        connect=connect,
+        server_settings={"application_name": settings.user, "timezone": "UTC"},
+    )
+    try:
+        yield pool
+    finally:
+        # A connection that hangs must not keep the process from ending.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(pool.close(), settings.timeout_s)
+        pool.terminate()
+
+
+@contextlib.contextmanager
+def unavailable() -> Iterator[None]:
+    """Turn a lost, refused or slow connection into DatastoreUnavailable; other errors of SQL stay what they are."""
+    try:
+        yield
+    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:
+        raise DatastoreUnavailable(type(error).__name__) from error
+    except (
+        asyncpg.OperatorInterventionError,
+        asyncpg.InsufficientResourcesError,
+        asyncpg.ReadOnlySQLTransactionError,
+        asyncpg.PostgresSystemError,
+    ) as error:
+        raise DatastoreUnavailable(type(error).__name__) from error
+
+
+@contextlib.asynccontextmanager
+async def connection(pool: asyncpg.Pool, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """Lend a connection for the block, outside of a transaction; `name` is the span's."""
+    with unavailable(), tracer.start_as_current_span(f"pg.{name}", record_exception=False):
+        async with pool.acquire() as lent:
+            yield lent
+
+
+@contextlib.asynccontextmanager
+async def transaction(pool: asyncpg.Pool, name: str) -> AsyncIterator[asyncpg.Connection]:
+    """Lend a connection within one transaction for the block; `name` is the span's."""
+    async with connection(pool, name) as lent, lent.transaction():
+        yield lent
+
+
+async def check_durable(pool: asyncpg.Pool) -> None:
+    """Raise NotDurable when an acknowledged commit could be lost."""
+    async with connection(pool, "check_durable") as lent:
+        for name in DURABLE:
+            value = await lent.fetchval(f"SHOW {name}")
+            if value != "on":
+                raise NotDurable(f"PostgreSQL runs with {name} = {value}; it must be on")
+
+
+async def ping(pool: asyncpg.Pool) -> None:
+    """Raise DatastoreUnavailable when PostgreSQL does not answer."""
+    async with connection(pool, "ping") as lent:
+        await lent.fetchval("SELECT 1")

@@ -1,0 +1,49 @@
+"""Relation checks for services that do not hold the SpiceDB key: identity answers, always fully consistent."""
+
+from dataclasses import dataclass
+
+from libs.errors import AuthzUnavailable, Forbidden, PlexError
+from libs.rpc.channel import Peer
+from plexsphere.identity.v1 import relations_pb2, relations_pb2_grpc
+
+REASONS = {
+    relations_pb2.VERDICT_GRANTED: "granted",
+    relations_pb2.VERDICT_OUT_OF_SCOPE: "out_of_scope",
+    relations_pb2.VERDICT_INSUFFICIENT_RELATION: "insufficient_relation",
+    relations_pb2.VERDICT_CAVEAT_VIOLATION: "caveat_violation",
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a relation check came to; `reason` is "granted" or why not."""
+
+    reason: str
+
+    @property
+    def granted(self) -> bool:
+        """Whether the action is allowed."""
+        return self.reason == "granted"
+
+    def require(self) -> None:
+        """Raise Forbidden with the reason unless the action is allowed."""
+        if not self.granted:
+            raise Forbidden(reason=self.reason, relation_path=[])
+
+
+class Relations:
+    """Asks identity; anything but an answer is AuthzUnavailable, never a denial."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._stub = relations_pb2_grpc.RelationsServiceStub(peer)
+
+    async def check(self, subject: str, permission: str, resource: str) -> Decision:
+        """Answer whether `subject` (`user:<uuid>` …) has `permission` on `resource` (`<type>:<id>`)."""
+        request = relations_pb2.CheckRequest(subject=subject, permission=permission, resource=resource)
+        try:
+            answer = await self._stub.Check(request)
+        except PlexError as error:
+            raise AuthzUnavailable(error.code) from error
+        if answer.verdict not in REASONS:
+            raise AuthzUnavailable("no verdict")
+        return Decision(REASONS[answer.verdict])

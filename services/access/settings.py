@@ -1,0 +1,10 @@
+"""Settings of the access process."""
+
+from libs.settings import OpenBao, Postgres, Runtime
+
+
+class Access(Runtime):
+    """All of them."""
+
+    postgres: Postgres
+    openbao: OpenBao

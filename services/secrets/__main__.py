@@ -1,0 +1,81 @@
+"""The secrets process: its parts, and how they fit."""
+
+import asyncio
+
+import structlog
+
+from libs.audit import AuditClient
+from libs.bao import open_bao
+from libs.columns import guard_columns
+from libs.cursor import Cursors
+from libs.custody import read_secret_file
+from libs.errors import PlexError
+from libs.pg import create_pool, ping
+from libs.process import main
+from libs.rpc.channel import connect
+from libs.rpc.server import Registration, serve
+from plexsphere.secrets.v1 import secrets_pb2_grpc as stubs
+from services.secrets.administration import SecretsAdmin
+from services.secrets.audit import AuditChain
+from services.secrets.columns import COLUMNS
+from services.secrets.grpc_api import SecretsAdminApi, SecretsApi
+from services.secrets.identity import IdentityFleet, IdentityRelations
+from services.secrets.limits import PgLimiter
+from services.secrets.service import Secrets
+from services.secrets.settings import Secrets as Settings
+from services.secrets.store import PgStore
+from services.secrets.vault import BaoVault
+
+FINISH_EVERY_S = 15.0
+
+log = structlog.get_logger()
+
+
+async def finish_left_behind(rules: SecretsAdmin) -> None:
+    """Finish, for ever, what crashes left behind."""
+    while True:
+        await asyncio.sleep(FINISH_EVERY_S)
+        try:
+            if count := await rules.finish_left_behind():
+                log.info("secrets.finished", count=count)
+        except PlexError as error:
+            log.warning("secrets.finish_failed", code=error.code)
+
+
+async def run(settings: Settings) -> None:
+    """Serve secrets until told to stop."""
+    async with (
+        create_pool(settings.postgres, settings.tls) as pool,
+        open_bao(settings.openbao, settings.tls) as bao,
+        connect(settings.peers.identity, settings.tls) as identity,
+        connect(settings.peers.audit, settings.tls) as audit,
+    ):
+        await guard_columns(pool, "secrets", COLUMNS)
+        store, vault, relations = PgStore(pool), BaoVault(bao), IdentityRelations(identity)
+        chain, cursors = AuditChain(AuditClient(audit)), Cursors(read_secret_file(settings.cursor_key_file))
+        reads = Secrets(PgLimiter(pool, settings.limits), store, relations, chain, vault)
+        admin = SecretsAdmin(IdentityFleet(identity), store, relations, chain, vault, cursors)
+        package = "plexsphere.secrets.v1"
+        await serve(
+            settings,
+            [
+                Registration(
+                    f"{package}.SecretsService",
+                    SecretsApi(reads),
+                    stubs.add_SecretsServiceServicer_to_server,
+                    principal=True,
+                ),
+                Registration(
+                    f"{package}.SecretsAdminService",
+                    SecretsAdminApi(admin),
+                    stubs.add_SecretsAdminServiceServicer_to_server,
+                    principal=True,
+                ),
+            ],
+            readiness={"postgres": lambda: ping(pool), "openbao": bao.ping},
+            background=[finish_left_behind(admin)],
+        )
+
+
+if __name__ == "__main__":
+    main(Settings, run)

@@ -1,0 +1,74 @@
+"""How a node gets a secret: every gate in the contract's order, and no byte without its row in the chain."""
+
+import hashlib
+from dataclasses import dataclass
+from uuid import UUID
+
+from libs.custody import Secret
+from libs.errors import Forbidden, NodeIdMismatch, NodeUnauthorized, NskInvalid, SecretNotFound
+from libs.principal import Principal
+from libs.seal import seal
+from services.secrets.model import CAVEAT_VIOLATION, GRANTED, INSUFFICIENT_RELATION, Decided, Sealed, SecretRow, is_name
+from services.secrets.ports import Audit, Limiter, Relations, Store, Vault
+
+NODE = "node"
+NODE_KEY = "node_key"
+
+
+@dataclass(frozen=True)
+class Secrets:
+    """Reads of secrets by nodes."""
+
+    limits: Limiter
+    store: Store
+    relations: Relations
+    audit: Audit
+    vault: Vault
+
+    async def fetch(self, caller: Principal, node_id: UUID, name: str, version: int, key: Secret) -> Sealed:
+        """Return one version of a secret (0 for the current one) under the node's own key."""
+        recognise(caller, node_id, key)
+        project_id, domain_id = UUID(caller.project_id), UUID(caller.domain_id)
+        # Limits come first: probing for names must cost as much as reading.
+        await self.limits.spend(node_id, domain_id)
+        # A bad name runs the same query as a good one, so that nothing tells them apart.
+        found = await self.store.find(project_id, name)
+        if not is_name(name) or found is None or not found.visible or found.domain_id != domain_id:
+            raise SecretNotFound
+        wanted = version or found.current_version
+        reason = await self.relations.check(f"node:{node_id}", "read", found.resource)
+        # Asked before the value is read, and recorded before it leaves. A crash in between costs one row too many; the
+        # other order would cost one too few.
+        reason = reason if reason in {GRANTED, CAVEAT_VIOLATION} else INSUFFICIENT_RELATION
+        await self.audit.record(decided(caller, found, wanted, reason))
+        if reason != GRANTED:
+            raise Forbidden(reason=reason, relation_path=[])
+        with await self.vault.read(found, wanted) as value:
+            return Sealed(seal(key, value.reveal()), wanted, caller.nsk_kid)
+
+
+def recognise(caller: Principal, node_id: UUID, key: Secret) -> None:
+    """Refuse whoever is not the node in the path with the key that it has just authenticated with."""
+    if caller.kind != NODE or caller.credential != NODE_KEY:
+        raise NodeUnauthorized
+    if caller.node_id != str(node_id) or caller.subject != caller.node_id:
+        raise NodeIdMismatch
+    # The gateway hands the key in; only the digest that identity signed says whose key it is.
+    with Secret(hashlib.sha256(key.reveal()).hexdigest().encode()) as digest:
+        if not digest.matches(caller.nsk_digest.encode()):
+            raise NskInvalid
+
+
+def decided(caller: Principal, secret: SecretRow, version: int, reason: str) -> Decided:
+    """Return the row of a read: which secret, version, key and node, never the value or its size."""
+    return Decided(
+        domain_id=str(secret.domain_id),
+        action="secret.read",
+        relation="read",
+        object_type="secret",
+        object_id=str(secret.id),
+        reason=reason,
+        subject_id=caller.subject,
+        subject_kind=caller.kind,
+        context={"version": [str(version)], "kid": [caller.nsk_kid], "limiter": ["within_limits"]},
+    )

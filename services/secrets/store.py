@@ -1,0 +1,108 @@
+"""All SQL about secrets' metadata; each method is one transaction."""
+
+from dataclasses import dataclass
+from datetime import timedelta
+from uuid import UUID
+
+import asyncpg
+
+from libs.pg import connection
+from services.secrets.model import SecretRow
+
+COLUMNS = "id, domain_id, project_id, name, current_version, pending_version, destroying_at IS NOT NULL AS destroying"
+
+FIND = f"SELECT {COLUMNS} FROM secrets.secrets WHERE project_id = $1 AND name = $2"
+
+# A row that is there already is taken only when it is the very one that the caller has seen: the rest of a creation
+# that did not come to its end.
+CREATE = """
+INSERT INTO secrets.secrets AS s (id, domain_id, project_id, name, reference, pending_version, pending_at)
+VALUES ($1, $2, $3, $4, $5, 1, now())
+ON CONFLICT (project_id, name) DO UPDATE SET pending_version = 1, pending_at = now(), updated_at = now()
+WHERE s.id = excluded.id AND s.current_version = 0 AND s.destroying_at IS NULL
+RETURNING s.id
+"""
+
+BEGIN_PUT = """
+UPDATE secrets.secrets SET pending_version = $2 + 1, pending_at = now(), updated_at = now()
+WHERE id = $1 AND current_version = $2 AND destroying_at IS NULL
+RETURNING id
+"""
+
+# The note of a write goes once the write has come, or is so old that nobody can be writing it any more.
+SETTLE = """
+WITH seen AS (
+    SELECT id, pending_version <= $2 OR pending_at < now() - interval '1 minute' AS over
+    FROM secrets.secrets WHERE id = $1 FOR UPDATE
+)
+UPDATE secrets.secrets s
+SET current_version = greatest(s.current_version, $2),
+    pending_version = CASE WHEN seen.over THEN NULL ELSE s.pending_version END,
+    pending_at = CASE WHEN seen.over THEN NULL ELSE s.pending_at END,
+    updated_at = now()
+FROM seen WHERE s.id = seen.id
+"""
+
+UNSETTLED = f"""
+SELECT {COLUMNS} FROM secrets.secrets
+WHERE (pending_at IS NOT NULL OR destroying_at IS NOT NULL)
+  AND ($1::uuid IS NULL OR project_id = $1)
+  AND coalesce(destroying_at, pending_at) <= now() - $2::interval
+ORDER BY id LIMIT 200
+"""  # noqa: S608 — a constant list of columns
+
+PAGE = f"""
+SELECT {COLUMNS} FROM secrets.secrets
+WHERE project_id = $1 AND name > $2 COLLATE "C" AND current_version > 0 AND destroying_at IS NULL
+ORDER BY name COLLATE "C" LIMIT $3
+"""  # noqa: S608 — as above
+
+BEGIN_DESTROY = "UPDATE secrets.secrets SET destroying_at = coalesce(destroying_at, now()) WHERE id = $1"
+REMOVE = "DELETE FROM secrets.secrets WHERE id = $1 AND destroying_at IS NOT NULL"
+
+
+@dataclass(frozen=True)
+class PgStore:
+    """Secrets' metadata in PostgreSQL."""
+
+    pool: asyncpg.Pool
+
+    async def find(self, project_id: UUID, name: str) -> SecretRow | None:
+        """Return the row of a name, in whatever state it is."""
+        async with connection(self.pool, "find_secret") as lent:
+            row = await lent.fetchrow(FIND, project_id, name)
+        return SecretRow(**row) if row else None
+
+    async def begin_put(self, row: SecretRow, expected_version: int) -> bool:
+        """Note that a version is about to be written; False when the row is another by now."""
+        async with connection(self.pool, "begin_put") as lent:
+            if expected_version:
+                begun = await lent.fetchval(BEGIN_PUT, row.id, expected_version)
+            else:
+                begun = await lent.fetchval(CREATE, row.id, row.domain_id, row.project_id, row.name, row.reference)
+        return begun is not None
+
+    async def settle(self, secret_id: UUID, version: int) -> None:
+        """Make what OpenBao holds the current version."""
+        async with connection(self.pool, "settle") as lent:
+            await lent.execute(SETTLE, secret_id, version)
+
+    async def unsettled(self, project_id: UUID | None, idle: timedelta) -> list[SecretRow]:
+        """Return rows with a step that was begun at least `idle` ago."""
+        async with connection(self.pool, "unsettled") as lent:
+            return [SecretRow(**row) for row in await lent.fetch(UNSETTLED, project_id, idle)]
+
+    async def page(self, project_id: UUID, after: str, count: int) -> list[SecretRow]:
+        """Return visible rows after a name."""
+        async with connection(self.pool, "page_secrets") as lent:
+            return [SecretRow(**row) for row in await lent.fetch(PAGE, project_id, after, count)]
+
+    async def begin_destroy(self, secret_id: UUID) -> None:
+        """Hide a secret from everybody."""
+        async with connection(self.pool, "begin_destroy") as lent:
+            await lent.execute(BEGIN_DESTROY, secret_id)
+
+    async def remove(self, secret_id: UUID) -> None:
+        """Forget a secret whose destruction was begun."""
+        async with connection(self.pool, "remove_secret") as lent:
+            await lent.execute(REMOVE, secret_id)
