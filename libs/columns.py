@@ -10,6 +10,7 @@ from enum import StrEnum
 import asyncpg
 
 from libs.pg import connection
+from libs.settings import StartRefused
 
 
 class ColumnClass(StrEnum):
@@ -44,7 +45,7 @@ ORDER BY 1, 2
 """
 
 
-class ColumnMismatch(Exception):  # noqa: N818 — it ends the start with its message
+class ColumnMismatch(StartRefused):
     """The schema is not the declared one."""
 
 

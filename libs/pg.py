@@ -9,14 +9,14 @@ from opentelemetry import trace
 
 from libs import tls
 from libs.errors import DatastoreUnavailable
-from libs.settings import Postgres, Tls
+from libs.settings import Postgres, StartRefused, Tls
 
 DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
 tracer = trace.get_tracer("libs.pg")
 
 
-class NotDurable(Exception):  # noqa: N818 — it ends the start with its message
+class NotDurable(StartRefused):
     """PostgreSQL could lose what it has acknowledged."""
 
 

@@ -9,14 +9,14 @@ from typing import TypeVar
 
 from libs import telemetry
 from libs.custody import harden
-from libs.settings import Runtime, SettingsError, load
+from libs.settings import Runtime, StartRefused, load
 
-EXIT_SETTINGS = 2
+EXIT_REFUSED = 2
 Model = TypeVar("Model", bound=Runtime)
 
 
 def main(model: type[Model], run: Callable[[Model], Awaitable[None]]) -> None:
-    """Run a service; a settings error ends it with status 2 and one line that names the setting."""
+    """Run a service; a refusal to start ends it with status 2 and one line that says what is wrong."""
     harden()
     parser = argparse.ArgumentParser(description="Run this service.")
     parser.add_argument("--config", type=Path, required=True, help="settings file (TOML)")
@@ -24,9 +24,9 @@ def main(model: type[Model], run: Callable[[Model], Awaitable[None]]) -> None:
         settings = load(parser.parse_args().config, model)
         telemetry.set_up(settings)
         asyncio.run(_run(run, settings))
-    except SettingsError as error:
-        print(f"settings: {error}", file=sys.stderr)  # noqa: T201 — before the logs exist, stderr is for people
-        raise SystemExit(EXIT_SETTINGS) from None
+    except StartRefused as error:
+        print(f"refused to start: {error}", file=sys.stderr)  # noqa: T201 — before the logs exist, stderr is for people
+        raise SystemExit(EXIT_REFUSED) from None
 
 
 async def _run(run: Callable[[Model], Awaitable[None]], settings: Model) -> None:

@@ -14,7 +14,11 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
-class SettingsError(Exception):
+class StartRefused(Exception):  # noqa: N818 — it ends the start, and its message is for whoever started it
+    """The process must not run like this; the message names what is wrong and holds no secret."""
+
+
+class SettingsError(StartRefused):
     """A settings file that must not be started with; the message names the file and the key."""
 
 

@@ -8,24 +8,29 @@ from libs.rpc.server import Registration, serve
 from plexsphere.access.v1 import access_pb2_grpc as stubs
 from services.access.columns import COLUMNS
 from services.access.grpc_api import AccessApi, AccessNodeApi
-from services.access.settings import Access
+from services.access.service import Access
+from services.access.settings import AccessSettings
 
 PACKAGE = "plexsphere.access.v1"
 
 
-async def run(settings: Access) -> None:
+async def run(settings: AccessSettings) -> None:
     """Serve until told to stop."""
     async with create_pool(settings.postgres, settings.tls) as pool, open_bao(settings.openbao, settings.tls) as bao:
         await guard_columns(pool, "access", COLUMNS)
+        rules = Access()
         await serve(
             settings,
             [
                 Registration(
-                    f"{PACKAGE}.AccessService", AccessApi(), stubs.add_AccessServiceServicer_to_server, principal=True
+                    f"{PACKAGE}.AccessService",
+                    AccessApi(rules),
+                    stubs.add_AccessServiceServicer_to_server,
+                    principal=True,
                 ),
                 Registration(
                     f"{PACKAGE}.AccessNodeService",
-                    AccessNodeApi(),
+                    AccessNodeApi(rules),
                     stubs.add_AccessNodeServiceServicer_to_server,
                     principal=True,
                 ),
@@ -35,4 +40,4 @@ async def run(settings: Access) -> None:
 
 
 if __name__ == "__main__":
-    main(Access, run)
+    main(AccessSettings, run)

@@ -1,43 +1,49 @@
 """Unpacks requests, asks the rules, packs answers; decides nothing.
 
-Sessions are not provisioned in this release: every method says so in our own type, so that nobody takes the answer for
-version skew.
+Sessions are not provisioned in this release, and every method says so.
 """
 
-from typing import NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import grpc
 
-from libs.errors import NotProvisioned
 from plexsphere.access.v1 import access_pb2 as pb
 from plexsphere.access.v1 import access_pb2_grpc as stubs
+from services.access.service import Access
 
-Context = grpc.aio.ServicerContext
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
+@dataclass(frozen=True)
 class AccessApi(stubs.AccessServiceServicer):
     """Operators' side."""
 
-    async def IssueSession(self, request: pb.IssueSessionRequest, context: Context) -> NoReturn:  # noqa: N802 — gRPC's name
+    rules: Access
+
+    async def IssueSession(self, request: pb.IssueSessionRequest, context: Context) -> NoReturn:
         """Refuse: not provisioned."""
-        raise NotProvisioned
+        self.rules.refuse()
 
-    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> NoReturn:  # noqa: N802 — gRPC's name
+    async def ListSessions(self, request: pb.ListSessionsRequest, context: Context) -> NoReturn:
         """Refuse: not provisioned."""
-        raise NotProvisioned
+        self.rules.refuse()
 
-    async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> NoReturn:  # noqa: N802 — gRPC's name
+    async def GetSession(self, request: pb.GetSessionRequest, context: Context) -> NoReturn:
         """Refuse: not provisioned."""
-        raise NotProvisioned
+        self.rules.refuse()
 
-    async def RevokeSession(self, request: pb.RevokeSessionRequest, context: Context) -> NoReturn:  # noqa: N802 — gRPC's name
+    async def RevokeSession(self, request: pb.RevokeSessionRequest, context: Context) -> NoReturn:
         """Refuse: not provisioned."""
-        raise NotProvisioned
+        self.rules.refuse()
 
 
+@dataclass(frozen=True)
 class AccessNodeApi(stubs.AccessNodeServiceServicer):
     """Nodes' side."""
 
-    async def ReportActivity(self, request: pb.ReportActivityRequest, context: Context) -> NoReturn:  # noqa: N802 — gRPC's name
+    rules: Access
+
+    async def ReportActivity(self, request: pb.ReportActivityRequest, context: Context) -> NoReturn:
         """Refuse: not provisioned."""
-        raise NotProvisioned
+        self.rules.refuse()

@@ -1,10 +1,1 @@
-"""What the rules of access need; each docstring is the promise."""
-
-from typing import Protocol
-
-
-class Sessions(Protocol):
-    """Where sessions would be kept and signed."""
-
-    def require(self) -> None:
-        """Return when this deployment can issue sessions; raises NotProvisioned otherwise."""
+"""What the rules of access need: nothing, as long as sessions are not provisioned."""

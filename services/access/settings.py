@@ -3,7 +3,7 @@
 from libs.settings import OpenBao, Postgres, Runtime
 
 
-class Access(Runtime):
+class AccessSettings(Runtime):
     """All of them."""
 
     postgres: Postgres

@@ -12,14 +12,14 @@ from services.mesh.audit import AuditChain
 from services.mesh.columns import COLUMNS
 from services.mesh.grpc_api import MeshAdminApi, PublishApi, SigningKeysApi
 from services.mesh.service import SigningKeys
-from services.mesh.settings import Mesh
+from services.mesh.settings import MeshSettings
 from services.mesh.store import PgStore
 from services.mesh.vault import BaoVault
 
 PACKAGE = "plexsphere.mesh.v1"
 
 
-async def run(settings: Mesh) -> None:
+async def run(settings: MeshSettings) -> None:
     """Serve signing keys until told to stop."""
     async with (
         create_pool(settings.postgres, settings.tls) as pool,
@@ -56,4 +56,4 @@ async def run(settings: Mesh) -> None:
 
 
 if __name__ == "__main__":
-    main(Mesh, run)
+    main(MeshSettings, run)

@@ -5,6 +5,7 @@ that nobody takes the answer for version skew.
 """
 
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import grpc
@@ -15,7 +16,7 @@ from plexsphere.mesh.v1 import mesh_pb2_grpc as stubs
 from services.mesh.model import SigningKey
 from services.mesh.service import SigningKeys
 
-Context = grpc.aio.ServicerContext
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 def pack(key: SigningKey) -> pb.SigningKey:
@@ -33,7 +34,7 @@ class SigningKeysApi(stubs.SigningKeysServiceServicer):
 
     rules: SigningKeys
 
-    async def EnsureSigningKey(  # noqa: N802 — gRPC's name
+    async def EnsureSigningKey(
         self, request: pb.EnsureSigningKeyRequest, context: Context
     ) -> pb.EnsureSigningKeyResponse:
         """Create a Domain's key when it has none, and answer with the current public half."""
@@ -43,7 +44,7 @@ class SigningKeysApi(stubs.SigningKeysServiceServicer):
 class PublishApi(stubs.PublishServiceServicer):
     """The only way to the bus."""
 
-    async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:  # noqa: N802 — gRPC's name
+    async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:
         """Refuse: nothing unsigned has a code path to the bus, and signing is not provisioned."""
         raise BusNotProvisioned
 
@@ -51,24 +52,22 @@ class PublishApi(stubs.PublishServiceServicer):
 class MeshAdminApi(stubs.MeshAdminServiceServicer):
     """Operators' side of keys and events."""
 
-    async def ListSigningKeys(  # noqa: N802 — gRPC's name
-        self, request: pb.ListSigningKeysRequest, context: Context
-    ) -> pb.ListSigningKeysResponse:
+    async def ListSigningKeys(self, request: pb.ListSigningKeysRequest, context: Context) -> pb.ListSigningKeysResponse:
         """Refuse: not provisioned."""
         raise NotProvisioned
 
-    async def RotateSigningKey(  # noqa: N802 — gRPC's name
+    async def RotateSigningKey(
         self, request: pb.RotateSigningKeyRequest, context: Context
     ) -> pb.RotateSigningKeyResponse:
         """Refuse: not provisioned."""
         raise NotProvisioned
 
-    async def RevokeSigningKey(  # noqa: N802 — gRPC's name
+    async def RevokeSigningKey(
         self, request: pb.RevokeSigningKeyRequest, context: Context
     ) -> pb.RevokeSigningKeyResponse:
         """Refuse: not provisioned."""
         raise NotProvisioned
 
-    async def PublishEvent(self, request: pb.PublishEventRequest, context: Context) -> pb.PublishEventResponse:  # noqa: N802 — gRPC's name
+    async def PublishEvent(self, request: pb.PublishEventRequest, context: Context) -> pb.PublishEventResponse:
         """Refuse: as `Publish` does."""
         raise BusNotProvisioned

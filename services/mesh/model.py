@@ -1,8 +1,8 @@
 """What the rules of mesh speak about."""
 
-import datetime
 import hashlib
 from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 KID_BYTES = 16
@@ -29,5 +29,5 @@ class SigningKey:
     domain_id: UUID
     public_key: bytes
     version: int
-    created_at: datetime.datetime
-    expires_at: datetime.datetime | None = None
+    created_at: datetime
+    expires_at: datetime | None = None

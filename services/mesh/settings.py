@@ -9,7 +9,7 @@ class Peers(Settings):
     audit: Peer
 
 
-class Mesh(Runtime):
+class MeshSettings(Runtime):
     """All of them."""
 
     postgres: Postgres

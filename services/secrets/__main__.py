@@ -22,7 +22,7 @@ from services.secrets.grpc_api import SecretsAdminApi, SecretsApi
 from services.secrets.identity import IdentityFleet, IdentityRelations
 from services.secrets.limits import PgLimiter
 from services.secrets.service import Secrets
-from services.secrets.settings import Secrets as Settings
+from services.secrets.settings import SecretsSettings
 from services.secrets.store import PgStore
 from services.secrets.vault import BaoVault
 
@@ -42,7 +42,7 @@ async def finish_left_behind(rules: SecretsAdmin) -> None:
             log.warning("secrets.finish_failed", code=error.code)
 
 
-async def run(settings: Settings) -> None:
+async def run(settings: SecretsSettings) -> None:
     """Serve secrets until told to stop."""
     async with (
         create_pool(settings.postgres, settings.tls) as pool,
@@ -78,4 +78,4 @@ async def run(settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(Settings, run)
+    main(SecretsSettings, run)

@@ -52,7 +52,7 @@ class SecretsAdmin:
         await self.store.settle(row.id, version)
         return version
 
-    async def list(self, caller: Principal, project_id: UUID, cursor: str, limit: int) -> Page:
+    async def page(self, caller: Principal, project_id: UUID, cursor: str, limit: int) -> Page:
         """Return a page of names and current versions."""
         place = await self._allowed(caller, "secret.list", "read", project_id)
         of = f"secrets/{project_id}"

@@ -1,6 +1,7 @@
 """Unpacks requests, asks the rules, packs answers; decides nothing."""
 
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import grpc
@@ -12,7 +13,7 @@ from plexsphere.secrets.v1 import secrets_pb2_grpc as stubs
 from services.secrets.administration import SecretsAdmin
 from services.secrets.service import Secrets
 
-Context = grpc.aio.ServicerContext
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class SecretsApi(stubs.SecretsServiceServicer):
 
     rules: Secrets
 
-    async def FetchNodeSecret(self, request: pb.FetchNodeSecretRequest, context: Context) -> pb.FetchNodeSecretResponse:  # noqa: N802 — gRPC's name
+    async def FetchNodeSecret(self, request: pb.FetchNodeSecretRequest, context: Context) -> pb.FetchNodeSecretResponse:
         """Read one secret for the node that asks."""
         with Secret(request.node_key) as key:
             sealed = await self.rules.fetch(
@@ -36,7 +37,7 @@ class SecretsAdminApi(stubs.SecretsAdminServiceServicer):
 
     rules: SecretsAdmin
 
-    async def PutSecret(self, request: pb.PutSecretRequest, context: Context) -> pb.PutSecretResponse:  # noqa: N802 — gRPC's name
+    async def PutSecret(self, request: pb.PutSecretRequest, context: Context) -> pb.PutSecretResponse:
         """Write a new version."""
         project_id = UUID(request.project_id)
         with Secret(request.value) as value:
@@ -45,18 +46,18 @@ class SecretsAdminApi(stubs.SecretsAdminServiceServicer):
             )
         return pb.PutSecretResponse(version=version)
 
-    async def ListSecrets(self, request: pb.ListSecretsRequest, context: Context) -> pb.ListSecretsResponse:  # noqa: N802 — gRPC's name
+    async def ListSecrets(self, request: pb.ListSecretsRequest, context: Context) -> pb.ListSecretsResponse:
         """List names and current versions."""
-        page = await self.rules.list(current_principal(), UUID(request.project_id), request.cursor, request.limit)
+        page = await self.rules.page(current_principal(), UUID(request.project_id), request.cursor, request.limit)
         rows = [pb.SecretRef(name=row.name, current_version=row.current_version) for row in page.rows]
         return pb.ListSecretsResponse(secrets=rows, next_cursor=page.following)
 
-    async def DestroySecret(self, request: pb.DestroySecretRequest, context: Context) -> pb.DestroySecretResponse:  # noqa: N802 — gRPC's name
+    async def DestroySecret(self, request: pb.DestroySecretRequest, context: Context) -> pb.DestroySecretResponse:
         """Destroy a secret with all its versions."""
         await self.rules.destroy(current_principal(), UUID(request.project_id), request.name)
         return pb.DestroySecretResponse()
 
-    async def DestroySecretVersion(  # noqa: N802 — gRPC's name
+    async def DestroySecretVersion(
         self, request: pb.DestroySecretVersionRequest, context: Context
     ) -> pb.DestroySecretVersionResponse:
         """Destroy one version."""
@@ -64,13 +65,13 @@ class SecretsAdminApi(stubs.SecretsAdminServiceServicer):
         await self.rules.destroy_version(current_principal(), project_id, request.name, request.version)
         return pb.DestroySecretVersionResponse()
 
-    async def GrantReader(self, request: pb.GrantReaderRequest, context: Context) -> pb.GrantReaderResponse:  # noqa: N802 — gRPC's name
+    async def GrantReader(self, request: pb.GrantReaderRequest, context: Context) -> pb.GrantReaderResponse:
         """Let a node read a secret."""
         project_id, node_id = UUID(request.project_id), UUID(request.node_id)
         await self.rules.grant(current_principal(), project_id, request.name, node_id)
         return pb.GrantReaderResponse()
 
-    async def RevokeReader(self, request: pb.RevokeReaderRequest, context: Context) -> pb.RevokeReaderResponse:  # noqa: N802 — gRPC's name
+    async def RevokeReader(self, request: pb.RevokeReaderRequest, context: Context) -> pb.RevokeReaderResponse:
         """Stop a node from reading a secret."""
         project_id, node_id = UUID(request.project_id), UUID(request.node_id)
         await self.rules.revoke(current_principal(), project_id, request.name, node_id)

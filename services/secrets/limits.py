@@ -40,6 +40,8 @@ class PgLimiter:
                 )
         except DatastoreUnavailable as error:
             raise LimiterUnavailable("the limits' cells cannot be reached") from error
+        if row is None:
+            raise LimiterUnavailable("no answer")
         if row["refused"]:
             REFUSALS.labels("secret_limits", row["refused"]).inc()
             raise REFUSALS_OF[row["refused"]](retry_after_s=math.ceil(row["retry_after"].total_seconds()))

@@ -13,6 +13,7 @@ from services.secrets.ports import Audit, Limiter, Relations, Store, Vault
 
 NODE = "node"
 NODE_KEY = "node_key"
+NO_NAME = ""
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Secrets:
         # Limits come first: probing for names must cost as much as reading.
         await self.limits.spend(node_id, domain_id)
         # A bad name runs the same query as a good one, so that nothing tells them apart.
-        found = await self.store.find(project_id, name)
-        if not is_name(name) or found is None or not found.visible or found.domain_id != domain_id:
+        found = await self.store.find(project_id, name if is_name(name) else NO_NAME)
+        if found is None or not found.visible or found.domain_id != domain_id:
             raise SecretNotFound
         wanted = version or found.current_version
         reason = await self.relations.check(f"node:{node_id}", "read", found.resource)

@@ -26,7 +26,7 @@ class Limits(Settings):
     domain_burst: Rate
 
 
-class Secrets(Runtime):
+class SecretsSettings(Runtime):
     """All of them."""
 
     postgres: Postgres

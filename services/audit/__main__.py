@@ -1,0 +1,66 @@
+"""The audit process."""
+
+import functools
+
+from libs.bao import open_bao
+from libs.clock import SystemClock
+from libs.columns import guard_columns
+from libs.cursor import Cursors
+from libs.custody import read_secret_file
+from libs.pg import check_durable, create_pool, ping
+from libs.process import main
+from libs.relations import Relations
+from libs.rpc.channel import connect
+from libs.rpc.server import Registration, serve
+from plexsphere.audit.v1 import audit_pb2_grpc
+from services.audit.columns import COLUMNS
+from services.audit.grpc_api import AppendApi, ReadApi
+from services.audit.service import Audit
+from services.audit.settings import AuditSettings
+from services.audit.store import PgStore
+from services.audit.vault import BaoPeppers
+from services.audit.writer import GroupWriter
+
+
+async def run(settings: AuditSettings) -> None:
+    """Connect, check what must hold, wire, serve."""
+    async with (
+        create_pool(settings.postgres, settings.tls) as pool,
+        open_bao(settings.openbao, settings.tls) as bao,
+        connect(settings.peers.identity, settings.tls) as identity,
+    ):
+        await check_durable(pool)
+        await guard_columns(pool, "audit", COLUMNS)
+        writer = GroupWriter(pool)
+        audit = Audit(
+            appender=writer,
+            store=PgStore(pool),
+            peppers=BaoPeppers(bao),
+            relations=Relations(identity),
+            cursors=Cursors(read_secret_file(settings.cursor_key_file)),
+            clock=SystemClock(),
+        )
+        name = "plexsphere.audit.v1."
+        await serve(
+            settings,
+            [
+                Registration(
+                    name + "AuditAppendService",
+                    AppendApi(audit),
+                    audit_pb2_grpc.add_AuditAppendServiceServicer_to_server,
+                    principal=False,
+                ),
+                Registration(
+                    name + "AuditReadService",
+                    ReadApi(audit),
+                    audit_pb2_grpc.add_AuditReadServiceServicer_to_server,
+                    principal=True,
+                ),
+            ],
+            readiness={"postgres": functools.partial(ping, pool), "openbao": bao.ping},
+            background=[writer.run()],
+        )
+
+
+if __name__ == "__main__":
+    main(AuditSettings, run)

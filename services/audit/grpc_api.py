@@ -1,0 +1,134 @@
+"""Unpack, call the rule, pack."""
+
+import datetime
+from uuid import UUID
+
+import grpc
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.rpc.context import current_call, current_principal
+from plexsphere.audit.v1 import audit_pb2, audit_pb2_grpc
+from services.audit.model import NIL, PLATFORM, Decision, Filter, Stored, chain_of
+from services.audit.service import Audit, Request
+
+Context = grpc.aio.ServicerContext
+
+
+def reason_name(reason: int) -> str:
+    """Return a reason as the chain writes it; empty for unspecified."""
+    return audit_pb2.Reason.Name(reason).removeprefix("REASON_").lower() if reason else ""
+
+
+def timestamp(at: datetime.datetime) -> Timestamp:
+    """Return a time as protobuf has it."""
+    value = Timestamp()
+    value.FromDatetime(at)
+    return value
+
+
+def moment(at: Timestamp) -> datetime.datetime:
+    """Return a time as Python has it."""
+    return at.ToDatetime(datetime.UTC)
+
+
+def request_of() -> Request:
+    """Return who asks."""
+    call = current_call()
+    return Request(current_principal(), call.correlation_id, call.client_ip, call.user_agent)
+
+
+class AppendApi(audit_pb2_grpc.AuditAppendServiceServicer):
+    """audit.AuditAppendService."""
+
+    def __init__(self, audit: Audit) -> None:
+        self._audit = audit
+
+    async def Append(self, request: audit_pb2.AppendRequest, context: Context) -> audit_pb2.AppendResponse:  # noqa: N802
+        """Append one decision."""
+        names = {group: list(entry.names) for group, entry in request.caveat_context.items()}
+        decision = Decision(
+            chain=chain_of(request.domain_id),
+            idempotency_key=UUID(request.idempotency_key),
+            occurred_at=moment(request.occurred_at),
+            action=request.action,
+            subject_id=request.subject_id,
+            subject_kind=request.subject_kind,
+            relation=request.relation,
+            object_type=request.object_type,
+            object_id=request.object_id,
+            reason=reason_name(request.reason),
+            context={**names, "action": [request.action]},
+            correlation_id=request.correlation_id,
+            client_ip=request.client_ip,
+            user_agent=request.user_agent,
+        )
+        return audit_pb2.AppendResponse(seq=await self._audit.append(decision))
+
+
+class ReadApi(audit_pb2_grpc.AuditReadServiceServicer):
+    """audit.AuditReadService."""
+
+    def __init__(self, audit: Audit) -> None:
+        self._audit = audit
+
+    async def ListEntries(self, request: audit_pb2.ListEntriesRequest, context: Context) -> audit_pb2.ListEntriesResponse:  # noqa: N802
+        """List entries."""
+        wanted = Filter(
+            subject=request.subject,
+            relation=request.relation,
+            object_type=request.object_type,
+            object_id=request.object_id,
+            reason=reason_name(request.reason),
+            correlation_id=request.correlation_id,
+            after=moment(getattr(request, "from")) if request.HasField("from") else None,
+            before=moment(request.to) if request.HasField("to") else None,
+        )
+        chain = chain_of(request.domain_id)
+        page = await self._audit.list(request_of(), chain, wanted, request.cursor, request.limit)
+        return audit_pb2.ListEntriesResponse(entries=map(entry, page.rows), next_cursor=page.next_cursor)
+
+    async def GetEntry(self, request: audit_pb2.GetEntryRequest, context: Context) -> audit_pb2.GetEntryResponse:  # noqa: N802
+        """Get one entry."""
+        row = await self._audit.get(request_of(), chain_of(request.domain_id), request.seq)
+        return audit_pb2.GetEntryResponse(entry=entry(row), canonical_bytes=row.canonical)
+
+    async def VerifyChain(self, request: audit_pb2.VerifyChainRequest, context: Context) -> audit_pb2.VerifyChainResponse:  # noqa: N802
+        """Recompute a segment."""
+        chain = chain_of(request.domain_id)
+        verdict = await self._audit.verify(request_of(), chain, request.from_seq, request.to_seq)
+        diverges = verdict.divergent_seq > 0
+        return audit_pb2.VerifyChainResponse(
+            ok=not diverges,
+            divergent_seq=verdict.divergent_seq,
+            expected_hash=verdict.expected_hash if diverges else "",
+            observed_hash=verdict.observed_hash if diverges else "",
+            segment_from=verdict.segment_from,
+            segment_to=verdict.segment_to,
+        )
+
+    async def EraseIdentity(self, request: audit_pb2.EraseIdentityRequest, context: Context) -> audit_pb2.EraseIdentityResponse:  # noqa: N802
+        """Erase an identity's personal data."""
+        chain = chain_of(request.domain_id)
+        name, erased_at = await self._audit.erase(request_of(), chain, UUID(request.identity_id))
+        return audit_pb2.EraseIdentityResponse(subject_pseudonym=name, erased_at=timestamp(erased_at))
+
+
+def entry(row: Stored) -> audit_pb2.Entry:
+    """Pack an entry."""
+    return audit_pb2.Entry(
+        seq=row.seq,
+        domain_id=NIL if row.chain == PLATFORM else row.chain,
+        occurred_at=timestamp(row.occurred_at),
+        reason=audit_pb2.Reason.Value(f"REASON_{row.reason.upper()}"),
+        subject_pseudonym=row.pseudonym,
+        subject_id=row.subject_id,
+        relation=row.relation,
+        object_type=row.object_type,
+        object_id=row.object_id,
+        caveat_context={name: audit_pb2.CaveatNames(names=names) for name, names in row.context.items()},
+        correlation_id=row.correlation_id,
+        client_ip=row.client_ip,
+        user_agent=row.user_agent,
+        entry_hash=row.entry_hash.hex(),
+        prev_hash=row.prev_hash.hex(),
+    )

@@ -1,0 +1,124 @@
+"""What the audit service knows: decisions, rows, personal records, divergences."""
+
+import datetime
+from dataclasses import dataclass, field
+from uuid import UUID
+
+PLATFORM = "platform"
+NIL = str(UUID(int=0))
+
+
+def chain_of(domain_id: str) -> str:
+    """Return the name of a chain: the Domain's id, or "platform"."""
+    return domain_id or PLATFORM
+
+
+def resource_of(chain: str) -> str:
+    """Return the object whose relations decide who may read a chain."""
+    return "platform:main" if chain == PLATFORM else f"domain:{chain}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One decision as its owner sent it."""
+
+    chain: str
+    idempotency_key: UUID
+    occurred_at: datetime.datetime
+    action: str
+    subject_id: str
+    subject_kind: str
+    relation: str
+    object_type: str
+    object_id: str
+    reason: str
+    context: dict[str, list[str]]
+    correlation_id: str
+    client_ip: str = ""
+    user_agent: str = ""
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A decision with all that does not depend on its place in the chain."""
+
+    decision: Decision
+    pseudonym: str
+    salt: bytes
+    commitment: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row ready to be written."""
+
+    draft: Draft
+    seq: int
+    prev_hash: bytes
+    entry_hash: bytes
+    canonical: bytes
+
+
+@dataclass(frozen=True)
+class Head:
+    """Where a chain ends: its last sequence and hash."""
+
+    seq: int
+    entry_hash: bytes
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A row as it stands in the database; personal data is empty once it was erased."""
+
+    chain: str
+    seq: int
+    prev_hash: bytes
+    entry_hash: bytes
+    canonical: bytes
+    occurred_at: datetime.datetime
+    pseudonym: str
+    relation: str
+    object_type: str
+    object_id: str
+    reason: str
+    correlation_id: str
+    context: dict[str, list[str]]
+    salt: bytes | None = None
+    subject_id: str = ""
+    subject_kind: str = ""
+    client_ip: str = ""
+    user_agent: str = ""
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Which entries to list; empty fields do not restrict."""
+
+    subject: str = ""
+    relation: str = ""
+    object_type: str = ""
+    object_id: str = ""
+    reason: str = ""
+    correlation_id: str = ""
+    after: datetime.datetime | None = None
+    before: datetime.datetime | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What recomputing a segment came to; `divergent_seq` is 0 when every row is as it was written."""
+
+    segment_from: int
+    segment_to: int
+    divergent_seq: int = 0
+    expected_hash: str = ""
+    observed_hash: str = ""
+
+
+@dataclass(frozen=True)
+class Page:
+    """A page of entries and the cursor of the next one."""
+
+    rows: list[Stored] = field(default_factory=list)
+    next_cursor: str = ""

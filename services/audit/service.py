@@ -1,0 +1,160 @@
+"""The rules of audit: append before effect, reads that are themselves recorded, divergence as an answer."""
+
+import datetime
+import hashlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from uuid import UUID
+
+from libs.chain import GENESIS, entry_hash
+from libs.clock import Clock
+from libs.cursor import Cursors
+from libs.errors import CursorBindingMismatch, Forbidden, InvalidCursor, InvalidRequest, NotFound
+from libs.ids import uuid7
+from libs.principal import Principal
+from services.audit.entry import agrees, draft, pseudonym
+from services.audit.model import Decision, Filter, Page, Stored, Verdict, resource_of
+from services.audit.ports import Appender, Peppers, Relations, Store
+
+AUDIT, MANAGE = "audit", "manage"
+SUBJECT_KINDS = ("user", "service", "node")
+
+
+@dataclass(frozen=True)
+class Request:
+    """Who asks, and what the edge saw of them."""
+
+    principal: Principal
+    correlation_id: str = ""
+    client_ip: str = ""
+    user_agent: str = ""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The audit service."""
+
+    appender: Appender
+    store: Store
+    peppers: Peppers
+    relations: Relations
+    cursors: Cursors
+    clock: Clock
+
+    async def append(self, decision: Decision) -> int:
+        """Return the row's sequence; durable once it returns, so that the caller may let the effect out."""
+        return await self.appender.append(draft(decision, await self.peppers.pepper(decision.chain)))
+
+    async def list(self, request: Request, chain: str, wanted: Filter, cursor: str, limit: int) -> Page:
+        """Return a page, newest first; the upper bound is fixed in the first cursor, so that paging ends."""
+        await self._admit(request, chain, AUDIT, "audit.list", chain)
+        below = self._position(request, chain, cursor)
+        rows = await self.store.page(chain, wanted, below, limit)
+        # Recorded after the query and before the bytes leave: a page never contains its own row.
+        await self._record(request, chain, AUDIT, "audit.list", chain, "granted")
+        if len(rows) < limit:
+            return Page(rows)
+        return Page(rows, self.cursors.seal(f"audit:{chain}", request.principal.subject, {"below": rows[-1].seq}))
+
+    def _position(self, request: Request, chain: str, cursor: str) -> int:
+        if not cursor:
+            return 2**62
+        try:
+            return int(self.cursors.open(f"audit:{chain}", request.principal.subject, cursor)["below"])
+        except CursorBindingMismatch:
+            raise InvalidCursor from None
+
+    async def get(self, request: Request, chain: str, seq: int) -> Stored:
+        """Return one entry; without the relation, or without the entry, the same NotFound."""
+        try:
+            await self._admit(request, chain, AUDIT, "audit.get", str(seq))
+        except Forbidden:
+            raise NotFound from None
+        row = await self.store.get(chain, seq)
+        await self._record(request, chain, AUDIT, "audit.get", str(seq), "granted")
+        if row is None:
+            raise NotFound
+        return row
+
+    async def verify(self, request: Request, chain: str, first: int, last: int) -> Verdict:
+        """Recompute a segment from the rows themselves; an empty chain is the segment 1 to 1 and diverges nowhere."""
+        await self._admit(request, chain, AUDIT, "audit.verify", chain)
+        head = await self.store.head(chain)
+        first, last = first or 1, min(last or head.seq, max(head.seq, 1))
+        if first > last:
+            raise InvalidRequest("from_seq is beyond the segment's end")
+        before = await self._hash_before(chain, first)
+        verdict = await self._walk(self.store.walk(chain, first, last), first, last, before, head.seq)
+        if not verdict.divergent_seq and last == head.seq and verdict.observed_hash != head.entry_hash.hex():
+            verdict = Verdict(first, last, last, verdict.observed_hash, head.entry_hash.hex())
+        await self._record(request, chain, AUDIT, "audit.verify", chain, "granted")
+        return verdict
+
+    async def _hash_before(self, chain: str, first: int) -> bytes:
+        if first == 1:
+            return GENESIS
+        row = await self.store.get(chain, first - 1)
+        return row.entry_hash if row else GENESIS
+
+    async def _walk(
+        self, rows: AsyncIterator[Stored], first: int, last: int, before: bytes, head_seq: int
+    ) -> Verdict:
+        expected = first
+        async for row in rows:
+            own = entry_hash(before, hashlib.sha256(row.canonical).digest())
+            if row.seq != expected:
+                return Verdict(first, last, expected, before.hex(), row.prev_hash.hex())
+            if row.prev_hash != before:
+                return Verdict(first, last, row.seq, before.hex(), row.prev_hash.hex())
+            if row.entry_hash != own or not agrees(row):
+                return Verdict(first, last, row.seq, own.hex(), _shown_hash(row, own).hex())
+            before, expected = own, expected + 1
+        if expected <= last and head_seq:
+            return Verdict(first, last, expected, before.hex(), GENESIS.hex())
+        return Verdict(first, last, 0, "", before.hex())
+
+    async def erase(self, request: Request, chain: str, identity_id: UUID) -> tuple[str, datetime.datetime]:
+        """Remove an identity's personal data; returns its pseudonym and when it was first removed. Idempotent."""
+        await self._admit(request, chain, MANAGE, "audit.erase-identity", str(identity_id))
+        pepper = await self.peppers.pepper(chain)
+        names = [pseudonym(pepper, kind, str(identity_id)) for kind in SUBJECT_KINDS]
+        before = await self.store.erased_at(chain, names[0])
+        await self._record(request, chain, MANAGE, "audit.erase-identity", str(identity_id), "granted")
+        if before is not None:
+            # Rows that came after the first erasure go too; the answer stays the first one.
+            await self.store.erase(chain, names, before)
+            return names[0], before
+        return names[0], await self.store.erase(chain, names, self.clock.now())
+
+    async def _admit(self, request: Request, chain: str, permission: str, action: str, object_id: str) -> None:
+        decision = await self.relations.check(request.principal.reference, permission, resource_of(chain))
+        if not decision.granted:
+            await self._record(request, chain, permission, action, object_id, decision.reason)
+        decision.require()
+
+    async def _record(
+        self, request: Request, chain: str, relation: str, action: str, object_id: str, reason: str
+    ) -> None:
+        await self.append(
+            Decision(
+                chain=chain,
+                idempotency_key=uuid7(),
+                occurred_at=self.clock.now(),
+                action=action,
+                subject_id=request.principal.subject,
+                subject_kind=request.principal.kind,
+                relation=relation,
+                object_type="audit",
+                object_id=object_id,
+                reason=reason,
+                context={"action": [action]},
+                correlation_id=request.correlation_id,
+                client_ip=request.client_ip,
+                user_agent=request.user_agent,
+            )
+        )
+
+
+def _shown_hash(row: Stored, own: bytes) -> bytes:
+    """Return what was observed: the stored hash, or, when only columns were altered, zeros in place of the right one."""
+    return row.entry_hash if row.entry_hash != own else GENESIS

@@ -1,0 +1,110 @@
+"""All SQL of the read side; each method is one transaction."""
+
+import datetime
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import asyncpg
+
+from libs.chain import GENESIS
+from libs.pg import connection, transaction
+from services.audit.model import Filter, Head, Stored
+
+COLUMNS = """
+e.chain, e.seq, e.prev_hash, e.entry_hash, e.canonical, e.occurred_at, e.pseudonym, e.relation, e.object_type,
+e.object_id, e.reason, e.correlation_id, e.context, p.salt, p.subject_id, p.subject_kind, p.client_ip, p.user_agent
+"""
+FROM = "FROM audit.entries e LEFT JOIN audit.personal p ON p.chain = e.chain AND p.seq = e.seq"
+WALK_PAGE = 500
+
+
+@dataclass(frozen=True)
+class PgStore:
+    """Chains in PostgreSQL."""
+
+    pool: asyncpg.Pool
+
+    async def head(self, chain: str) -> Head:
+        """Return where a chain ends now."""
+        async with connection(self.pool, "head") as lent:
+            row = await lent.fetchrow("SELECT seq, entry_hash FROM audit.chains WHERE chain = $1", chain)
+        return Head(row["seq"], row["entry_hash"]) if row else Head(0, GENESIS)
+
+    async def page(self, chain: str, wanted: Filter, below: int, limit: int) -> list[Stored]:
+        """Return matching entries with a sequence below `below`, newest first."""
+        sql = f"""
+        SELECT {COLUMNS} {FROM}
+        WHERE e.chain = $1 AND e.seq < $2
+          AND ($4 = '' OR e.pseudonym = $4) AND ($5 = '' OR e.relation = $5)
+          AND ($6 = '' OR e.object_type = $6) AND ($7 = '' OR e.object_id = $7)
+          AND ($8 = '' OR e.reason = $8) AND ($9 = '' OR e.correlation_id = $9)
+          AND ($10::timestamptz IS NULL OR e.occurred_at >= $10)
+          AND ($11::timestamptz IS NULL OR e.occurred_at <= $11)
+        ORDER BY e.seq DESC LIMIT $3
+        """
+        async with connection(self.pool, "page") as lent:
+            rows = await lent.fetch(
+                sql, chain, below, limit, wanted.subject, wanted.relation, wanted.object_type, wanted.object_id,
+                wanted.reason, wanted.correlation_id, wanted.after, wanted.before,
+            )  # fmt: skip
+        return [stored(row) for row in rows]
+
+    async def get(self, chain: str, seq: int) -> Stored | None:
+        """Return one entry."""
+        async with connection(self.pool, "get") as lent:
+            row = await lent.fetchrow(f"SELECT {COLUMNS} {FROM} WHERE e.chain = $1 AND e.seq = $2", chain, seq)
+        return stored(row) if row else None
+
+    async def walk(self, chain: str, first: int, last: int) -> AsyncIterator[Stored]:
+        """Yield entries in order, in constant memory, from one snapshot."""
+        sql = f"SELECT {COLUMNS} {FROM} WHERE e.chain = $1 AND e.seq BETWEEN $2 AND $3 ORDER BY e.seq"
+        async with connection(self.pool, "walk") as lent, lent.transaction(isolation="repeatable_read", readonly=True):
+            async for row in lent.cursor(sql, chain, first, last, prefetch=WALK_PAGE):
+                yield stored(row)
+
+    async def erase(self, chain: str, pseudonyms: list[str], at: datetime.datetime) -> datetime.datetime:
+        """Remove the personal data behind pseudonyms; returns when it was first removed."""
+        async with transaction(self.pool, "erase") as lent:
+            await lent.execute(
+                "INSERT INTO audit.erasures (chain, pseudonym, erased_at) SELECT $1, n, $3 FROM unnest($2::text[]) n "
+                "ON CONFLICT DO NOTHING",
+                chain, pseudonyms, at,
+            )  # fmt: skip
+            await lent.execute(
+                "DELETE FROM audit.personal WHERE chain = $1 AND pseudonym = ANY ($2::text[])", chain, pseudonyms
+            )
+            sql = "SELECT erased_at FROM audit.erasures WHERE chain = $1 AND pseudonym = $2"
+            erased: datetime.datetime = await lent.fetchval(sql, chain, pseudonyms[0])
+        return erased
+
+    async def erased_at(self, chain: str, pseudonym: str) -> datetime.datetime | None:
+        """Return when personal data was removed, if it was."""
+        async with connection(self.pool, "erased_at") as lent:
+            sql = "SELECT erased_at FROM audit.erasures WHERE chain = $1 AND pseudonym = $2"
+            erased: datetime.datetime | None = await lent.fetchval(sql, chain, pseudonym)
+        return erased
+
+
+def stored(row: asyncpg.Record) -> Stored:
+    """Return a row of the database as the rules see it."""
+    return Stored(
+        chain=row["chain"],
+        seq=row["seq"],
+        prev_hash=row["prev_hash"],
+        entry_hash=row["entry_hash"],
+        canonical=row["canonical"],
+        occurred_at=row["occurred_at"],
+        pseudonym=row["pseudonym"],
+        relation=row["relation"],
+        object_type=row["object_type"],
+        object_id=row["object_id"],
+        reason=row["reason"],
+        correlation_id=row["correlation_id"],
+        context=json.loads(row["context"]),
+        salt=row["salt"],
+        subject_id=row["subject_id"] or "",
+        subject_kind=row["subject_kind"] or "",
+        client_ip=row["client_ip"] or "",
+        user_agent=row["user_agent"] or "",
+    )

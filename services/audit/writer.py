@@ -1,0 +1,158 @@
+"""Group commit: one writer task a process, batches across callers and chains, heads locked in chain order.
+
+Locking the heads makes two replicas on the same chains wait for each other instead of forking. An error fails every
+caller of the batch: they fail closed, and retry with the same key.
+"""
+
+import asyncio
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import asyncpg
+import structlog
+
+from libs.chain import GENESIS
+from libs.errors import AuditUnavailable, PlexError
+from libs.pg import transaction
+from services.audit.entry import link
+from services.audit.model import Draft, Head, Row
+
+LARGEST_BATCH = 512
+LONGEST_QUEUE = 4096
+
+log = structlog.get_logger()
+
+# In chain order, so that two replicas never wait for each other in a circle.
+TAKE_HEADS = """
+INSERT INTO audit.chains (chain, seq, entry_hash) SELECT c, 0, $2 FROM unnest($1::text[]) c ORDER BY c
+ON CONFLICT (chain) DO NOTHING
+"""
+LOCK_HEADS = "SELECT chain, seq, entry_hash FROM audit.chains WHERE chain = ANY ($1::text[]) ORDER BY chain FOR UPDATE"
+KNOWN_KEYS = "SELECT key, seq FROM audit.idempotency WHERE key = ANY ($1::uuid[])"
+WRITE = """
+WITH entry AS (
+    INSERT INTO audit.entries (chain, seq, prev_hash, entry_hash, canonical, occurred_at, pseudonym, relation,
+                               object_type, object_id, reason, correlation_id, context)
+    SELECT * FROM unnest($1::text[], $2::bigint[], $3::bytea[], $4::bytea[], $5::bytea[], $6::timestamptz[],
+                         $7::text[], $8::text[], $9::text[], $10::text[], $11::text[], $12::text[], $13::jsonb[])
+), idempotent AS (
+    INSERT INTO audit.idempotency (key, chain, seq) SELECT * FROM unnest($14::uuid[], $1::text[], $2::bigint[])
+), person AS (
+    INSERT INTO audit.personal (chain, seq, pseudonym, salt, subject_id, subject_kind, client_ip, user_agent)
+    SELECT * FROM unnest($1::text[], $2::bigint[], $7::text[], $15::bytea[], $16::text[], $17::text[], $18::text[],
+                         $19::text[])
+)
+UPDATE audit.chains SET seq = h.seq, entry_hash = h.entry_hash
+FROM unnest($20::text[], $21::bigint[], $22::bytea[]) AS h (chain, seq, entry_hash)
+WHERE chains.chain = h.chain
+"""
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A caller in the queue."""
+
+    entry: Draft
+    answer: "asyncio.Future[int]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def settle(self, seq: int) -> None:
+        """Give the caller its sequence, unless it went away."""
+        if not self.answer.done():
+            self.answer.set_result(seq)
+
+    def fail(self, error: Exception) -> None:
+        """Fail the caller, unless it went away."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class GroupWriter:
+    """Appends for all callers of this process."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self._queue: asyncio.Queue[Waiting] = asyncio.Queue(LONGEST_QUEUE)
+
+    async def append(self, entry: Draft) -> int:
+        """Return the entry's sequence once it is durable; raises AuditUnavailable at once when the queue is full."""
+        waiting = Waiting(entry)
+        try:
+            self._queue.put_nowait(waiting)
+        except asyncio.QueueFull:
+            raise AuditUnavailable("the queue is full") from None
+        return await waiting.answer
+
+    async def run(self) -> None:
+        """Write batches for as long as the process lives."""
+        while True:
+            batch = [await self._queue.get()]
+            while len(batch) < LARGEST_BATCH and not self._queue.empty():
+                batch.append(self._queue.get_nowait())
+            try:
+                await self._write(batch)
+            except Exception as error:  # noqa: BLE001 — every caller must hear of it, and the writer must go on
+                log.warning("audit.batch_failed", size=len(batch), exc_info=error)
+                reason = error if isinstance(error, PlexError) else AuditUnavailable(type(error).__name__)
+                for waiting in batch:
+                    waiting.fail(reason)
+
+    async def _write(self, batch: list[Waiting]) -> None:
+        by_key: dict[UUID, list[Waiting]] = defaultdict(list)
+        for waiting in batch:
+            by_key[waiting.entry.decision.idempotency_key].append(waiting)
+        written: dict[UUID, int] = {}
+        async with transaction(self._pool, "append") as connection:
+            chains = sorted({waiting.entry.decision.chain for waiting in batch})
+            heads = await self._heads(connection, chains)
+            for row in await connection.fetch(KNOWN_KEYS, list(by_key)):
+                written[row["key"]] = row["seq"]
+            fresh: dict[str, list[Draft]] = defaultdict(list)
+            for key, callers in by_key.items():
+                if key not in written:
+                    fresh[callers[0].entry.decision.chain].append(callers[0].entry)
+            rows = [row for chain, drafts in fresh.items() for row in link(drafts, heads[chain])]
+            if rows:
+                await connection.execute(WRITE, *columns(rows))
+            written |= {row.draft.decision.idempotency_key: row.seq for row in rows}
+        for key, callers in by_key.items():
+            for waiting in callers:
+                waiting.settle(written[key])
+
+    async def _heads(self, connection: asyncpg.Connection, chains: list[str]) -> dict[str, Head]:
+        found = await connection.fetch(LOCK_HEADS, chains)
+        if len(found) < len(chains):
+            await connection.execute(TAKE_HEADS, chains, GENESIS)
+            found = await connection.fetch(LOCK_HEADS, chains)
+        return {row["chain"]: Head(row["seq"], row["entry_hash"]) for row in found}
+
+
+def columns(rows: list[Row]) -> list[object]:
+    """Return the batch column by column, then the new heads."""
+    decisions = [row.draft.decision for row in rows]
+    heads = {row.draft.decision.chain: row for row in rows}
+    return [
+        [decision.chain for decision in decisions],
+        [row.seq for row in rows],
+        [row.prev_hash for row in rows],
+        [row.entry_hash for row in rows],
+        [row.canonical for row in rows],
+        [decision.occurred_at for decision in decisions],
+        [row.draft.pseudonym for row in rows],
+        [decision.relation for decision in decisions],
+        [decision.object_type for decision in decisions],
+        [decision.object_id for decision in decisions],
+        [decision.reason for decision in decisions],
+        [decision.correlation_id for decision in decisions],
+        [json.dumps(decision.context) for decision in decisions],
+        [decision.idempotency_key for decision in decisions],
+        [row.draft.salt for row in rows],
+        [decision.subject_id for decision in decisions],
+        [decision.subject_kind for decision in decisions],
+        [decision.client_ip for decision in decisions],
+        [decision.user_agent for decision in decisions],
+        list(heads),
+        [row.seq for row in heads.values()],
+        [row.entry_hash for row in heads.values()],
+    ]
