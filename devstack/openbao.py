@@ -36,7 +36,15 @@ def configuration(state: State) -> dict[str, Any]:
         "api_addr": f"https://{address}",
         "cluster_addr": f"https://127.0.0.1:{state.port('openbao-cluster')}",
         "log_level": "warn",
-        "storage": {"raft": {"path": str(state / "openbao/raft"), "node_id": "one", "performance_multiplier": 1}},
+        "storage": {
+            "raft": {
+                "path": str(state / "openbao/raft"),
+                "node_id": "one",
+                "performance_multiplier": 1,
+                # A secret of 1 MiB is longer than an entry may be by default.
+                "max_entry_size": 4 * 1024 * 1024,
+            }
+        },
         "listener": {
             "tcp": {
                 "address": address,

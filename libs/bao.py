@@ -7,6 +7,8 @@ logged, and an error carries a status and a path, never a body.
 import asyncio
 import base64
 import contextlib
+import io
+import json
 import time
 from collections.abc import AsyncIterator
 from typing import Any
@@ -134,7 +136,9 @@ class Bao:
         with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False):
             try:
                 http = await self._session()
-                async with http.request(method, url, json=body, headers=headers, timeout=timeout) as answer:
+                # aiohttp warns of long bodies of bytes; values may be 1 MiB.
+                sent = None if body is None else io.BytesIO(json.dumps(body).encode())
+                async with http.request(method, url, data=sent, headers=headers, timeout=timeout) as answer:
                     payload = await answer.read()
                     if answer.status in {BAD, FORBIDDEN, MISSING}:
                         raise BaoRefused(answer.status, path.split("?")[0])

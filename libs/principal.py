@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from joserfc import jws, jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
+from joserfc.jws import JWSRegistry
 
 from libs.clock import Clock
 from libs.errors import Unauthenticated
@@ -30,6 +31,15 @@ ALGORITHM = "Ed25519"
 LIFETIME_S = 60
 SKEW_S = 5
 LONGEST = 8192
+
+
+class Registry(JWSRegistry):
+    """The one algorithm, and room in the header for the signer's certificate."""
+
+    max_header_length = LONGEST
+
+
+REGISTRY = Registry(algorithms=[ALGORITHM])
 
 
 @dataclass(frozen=True)
@@ -105,11 +115,11 @@ class AssertionVerifier:
         if not token or len(token) > LONGEST:
             raise Unauthenticated("no principal assertion" if not token else "the principal assertion is too long")
         try:
-            header = jws.extract_compact(token.encode()).headers()
+            header = jws.extract_compact(token.encode(), registry=REGISTRY).headers()
             if header.get("alg") != ALGORITHM or header.get("typ") != TYPE or "crit" in header:
                 raise Unauthenticated("not a principal assertion")
             key = self._signer(header.get("x5c"))
-            claims = jwt.decode(token, key, algorithms=[ALGORITHM]).claims
+            claims = jwt.decode(token, key, registry=REGISTRY).claims
         except (JoseError, ValueError, TypeError) as error:
             raise Unauthenticated(f"the principal assertion does not verify: {type(error).__name__}") from None
         return self._principal(claims, peer)

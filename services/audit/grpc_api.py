@@ -71,7 +71,9 @@ class ReadApi(audit_pb2_grpc.AuditReadServiceServicer):
     def __init__(self, audit: Audit) -> None:
         self._audit = audit
 
-    async def ListEntries(self, request: audit_pb2.ListEntriesRequest, context: Context) -> audit_pb2.ListEntriesResponse:  # noqa: N802
+    async def ListEntries(
+        self, request: audit_pb2.ListEntriesRequest, context: Context
+    ) -> audit_pb2.ListEntriesResponse:  # noqa: N802
         """List entries."""
         wanted = Filter(
             subject=request.subject,
@@ -92,7 +94,9 @@ class ReadApi(audit_pb2_grpc.AuditReadServiceServicer):
         row = await self._audit.get(request_of(), chain_of(request.domain_id), request.seq)
         return audit_pb2.GetEntryResponse(entry=entry(row), canonical_bytes=row.canonical)
 
-    async def VerifyChain(self, request: audit_pb2.VerifyChainRequest, context: Context) -> audit_pb2.VerifyChainResponse:  # noqa: N802
+    async def VerifyChain(
+        self, request: audit_pb2.VerifyChainRequest, context: Context
+    ) -> audit_pb2.VerifyChainResponse:  # noqa: N802
         """Recompute a segment."""
         chain = chain_of(request.domain_id)
         verdict = await self._audit.verify(request_of(), chain, request.from_seq, request.to_seq)
@@ -106,7 +110,9 @@ class ReadApi(audit_pb2_grpc.AuditReadServiceServicer):
             segment_to=verdict.segment_to,
         )
 
-    async def EraseIdentity(self, request: audit_pb2.EraseIdentityRequest, context: Context) -> audit_pb2.EraseIdentityResponse:  # noqa: N802
+    async def EraseIdentity(
+        self, request: audit_pb2.EraseIdentityRequest, context: Context
+    ) -> audit_pb2.EraseIdentityResponse:  # noqa: N802
         """Erase an identity's personal data."""
         chain = chain_of(request.domain_id)
         name, erased_at = await self._audit.erase(request_of(), chain, UUID(request.identity_id))

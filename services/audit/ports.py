@@ -50,5 +50,3 @@ class Relations(Protocol):
 
     async def check(self, subject: str, permission: str, resource: str) -> Verdict:
         """Answer one check; raises AuthzUnavailable for anything but an answer."""
-
-

@@ -96,9 +96,7 @@ class Audit:
         row = await self.store.get(chain, first - 1)
         return row.entry_hash if row else GENESIS
 
-    async def _walk(
-        self, rows: AsyncIterator[Stored], first: int, last: int, before: bytes, head_seq: int
-    ) -> Verdict:
+    async def _walk(self, rows: AsyncIterator[Stored], first: int, last: int, before: bytes, head_seq: int) -> Verdict:
         expected = first
         async for row in rows:
             own = entry_hash(before, hashlib.sha256(row.canonical).digest())

@@ -26,6 +26,8 @@ class SigningKeys:
             await self.audit.record_creation(domain_id)
             half = await self.vault.create(domain_id)
         key = await self.store.remember(domain_id, half)
-        if key.domain_id != domain_id or not hmac.compare_digest(key.public_key, half.public_key):
+        if (key.domain_id, key.kid) != (domain_id, half.kid) or not hmac.compare_digest(
+            key.public_key, half.public_key
+        ):
             raise SigningUnavailable("the recorded public half is not the key's")
         return key

@@ -5,10 +5,11 @@ from uuid import UUID
 
 import asyncpg
 
+from libs.errors import DatastoreUnavailable
 from libs.pg import connection
 from services.mesh.model import PublicHalf, SigningKey
 
-# One statement: the row that is there wins, and comes back like a new one.
+# One statement: the row that is there wins, and comes back like a new one; the rules compare what it says.
 REMEMBER = """
 WITH made AS (
     INSERT INTO mesh.signing_keys (kid, domain_id, public_key, version) VALUES ($1, $2, $3, $4)
@@ -18,7 +19,7 @@ WITH made AS (
 SELECT kid, domain_id, public_key, version, created_at, expires_at FROM made
 UNION ALL
 SELECT kid, domain_id, public_key, version, created_at, expires_at FROM mesh.signing_keys
-WHERE domain_id = $2 AND version = $4
+WHERE kid = $1 OR (domain_id = $2 AND version = $4)
 LIMIT 1
 """
 ATTEMPTS = 2
@@ -38,4 +39,4 @@ class PgStore:
                 if row is not None:
                     return SigningKey(**row)
                 # Somebody committed the row after this statement had taken its snapshot; the next one sees it.
-        raise LookupError("a signing key of another Domain has this id")
+        raise DatastoreUnavailable("the row of a signing key went away")

@@ -1,6 +1,7 @@
 """The secrets process: its parts, and how they fit."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -24,22 +25,24 @@ from services.secrets.limits import PgLimiter
 from services.secrets.service import Secrets
 from services.secrets.settings import SecretsSettings
 from services.secrets.store import PgStore
+from services.secrets.tally import Tally
 from services.secrets.vault import BaoVault
 
 FINISH_EVERY_S = 15.0
+REPORT_EVERY_S = 60.0
 
 log = structlog.get_logger()
 
 
-async def finish_left_behind(rules: SecretsAdmin) -> None:
-    """Finish, for ever, what crashes left behind."""
+async def every(seconds: float, name: str, step: Callable[[], Awaitable[int]]) -> None:
+    """Repeat a step for ever; a refusal is logged, and the next turn tries again."""
     while True:
-        await asyncio.sleep(FINISH_EVERY_S)
+        await asyncio.sleep(seconds)
         try:
-            if count := await rules.finish_left_behind():
-                log.info("secrets.finished", count=count)
+            if count := await step():
+                log.info(name, count=count)
         except PlexError as error:
-            log.warning("secrets.finish_failed", code=error.code)
+            log.warning(name, code=error.code)
 
 
 async def run(settings: SecretsSettings) -> None:
@@ -53,7 +56,7 @@ async def run(settings: SecretsSettings) -> None:
         await guard_columns(pool, "secrets", COLUMNS)
         store, vault, relations = PgStore(pool), BaoVault(bao), IdentityRelations(identity)
         chain, cursors = AuditChain(AuditClient(audit)), Cursors(read_secret_file(settings.cursor_key_file))
-        reads = Secrets(PgLimiter(pool, settings.limits), store, relations, chain, vault)
+        reads = Secrets(PgLimiter(pool, settings.limits), store, relations, chain, vault, Tally())
         admin = SecretsAdmin(IdentityFleet(identity), store, relations, chain, vault, cursors)
         package = "plexsphere.secrets.v1"
         await serve(
@@ -73,7 +76,10 @@ async def run(settings: SecretsSettings) -> None:
                 ),
             ],
             readiness={"postgres": lambda: ping(pool), "openbao": bao.ping},
-            background=[finish_left_behind(admin)],
+            background=[
+                every(FINISH_EVERY_S, "secrets.finish_left_behind", admin.finish_left_behind),
+                every(REPORT_EVERY_S, "secrets.report_limited", reads.report_limited),
+            ],
         )
 
 

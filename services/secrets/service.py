@@ -5,11 +5,20 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from libs.custody import Secret
-from libs.errors import Forbidden, NodeIdMismatch, NodeUnauthorized, NskInvalid, SecretNotFound
+from libs.errors import (
+    AuditUnavailable,
+    Forbidden,
+    NodeIdMismatch,
+    NodeUnauthorized,
+    NskInvalid,
+    SecretNotFound,
+    TooMany,
+)
 from libs.principal import Principal
 from libs.seal import seal
 from services.secrets.model import CAVEAT_VIOLATION, GRANTED, INSUFFICIENT_RELATION, Decided, Sealed, SecretRow, is_name
 from services.secrets.ports import Audit, Limiter, Relations, Store, Vault
+from services.secrets.tally import Tally
 
 NODE = "node"
 NODE_KEY = "node_key"
@@ -25,13 +34,18 @@ class Secrets:
     relations: Relations
     audit: Audit
     vault: Vault
+    tally: Tally
 
     async def fetch(self, caller: Principal, node_id: UUID, name: str, version: int, key: Secret) -> Sealed:
         """Return one version of a secret (0 for the current one) under the node's own key."""
         recognise(caller, node_id, key)
         project_id, domain_id = UUID(caller.project_id), UUID(caller.domain_id)
         # Limits come first: probing for names must cost as much as reading.
-        await self.limits.spend(node_id, domain_id)
+        try:
+            await self.limits.spend(node_id, domain_id)
+        except TooMany as refused:
+            self.tally.add(domain_id, refused.code)
+            raise
         # A bad name runs the same query as a good one, so that nothing tells them apart.
         found = await self.store.find(project_id, name if is_name(name) else NO_NAME)
         if found is None or not found.visible or found.domain_id != domain_id:
@@ -46,6 +60,19 @@ class Secrets:
             raise Forbidden(reason=reason, relation_path=[])
         with await self.vault.read(found, wanted) as value:
             return Sealed(seal(key, value.reveal()), wanted, caller.nsk_kid)
+
+    async def report_limited(self) -> int:
+        """Append one row for each Domain and limit that refused reads since the last time; return how many rows."""
+        counted = self.tally.take()
+        for done, (domain_id, code, times) in enumerate(counted):
+            try:
+                await self.audit.record(limited(domain_id, code, times))
+            except AuditUnavailable:
+                # Nothing was let out that waits for these rows; they come with the next report.
+                for left in counted[done:]:
+                    self.tally.add(*left)
+                raise
+        return len(counted)
 
 
 def recognise(caller: Principal, node_id: UUID, key: Secret) -> None:
@@ -72,4 +99,19 @@ def decided(caller: Principal, secret: SecretRow, version: int, reason: str) -> 
         subject_id=caller.subject,
         subject_kind=caller.kind,
         context={"version": [str(version)], "kid": [caller.nsk_kid], "limiter": ["within_limits"]},
+    )
+
+
+def limited(domain_id: UUID, code: str, times: int) -> Decided:
+    """Return the row of reads that a limit refused, all of one Domain's together."""
+    return Decided(
+        domain_id=str(domain_id),
+        action="secret.read_limited",
+        relation="read",
+        object_type="domain",
+        object_id=str(domain_id),
+        reason=CAVEAT_VIOLATION,
+        subject_id="",
+        subject_kind="anonymous",
+        context={"limiter": [code], "times": [str(times)]},
     )

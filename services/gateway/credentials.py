@@ -1,0 +1,153 @@
+"""Who is calling: the credential is taken from the request, verified by identity, and its assertion kept briefly."""
+
+import base64
+import hashlib
+import json
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from aiohttp import web
+
+from libs import nsk
+from libs.errors import Unauthenticated
+from libs.rpc.channel import Peer
+from plexsphere.identity.v1 import sign_in_pb2 as pb
+from plexsphere.identity.v1 import sign_in_pb2_grpc as stubs
+from services.gateway.document import Operation
+from services.gateway.limits import AddressLimit
+
+SESSION_COOKIE = "plexsphere_session"
+CSRF_COOKIE = "plexsphere_csrf"
+TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")
+KEPT_S = 5.0
+FEED_SILENT_S = 3.0
+MOST_KEPT = 20_000
+# The published contract has no security of their own for these two, but their caller is the node.
+NODE_OPERATIONS = frozenset({"GetNodeEvents", "GetNodeState"})
+
+
+@dataclass(frozen=True)
+class Credential:
+    """What was presented; the value is never in a repr."""
+
+    kind: pb.CredentialKind
+    value: str = field(repr=False)
+    node: nsk.NodeBearer | None = None
+
+    @property
+    def by_cookie(self) -> bool:
+        """Whether a browser sent it by itself."""
+        return self.kind == pb.CREDENTIAL_KIND_SESSION_COOKIE
+
+
+def present(operation: Operation, request: web.Request) -> Credential:
+    """Return the credential of a kind that the operation accepts; raises Unauthenticated where there is none."""
+    header = request.headers.get("Authorization", "")
+    if operation.security == ("nskBearer",) or operation.id in NODE_OPERATIONS:
+        # Parsing the header is what tells a node bearer; identity says whether it is one of ours.
+        node = nsk.parse_header(header)
+        return Credential(pb.CREDENTIAL_KIND_NODE_BEARER, header.partition(" ")[2], node)
+    if header and "operatorBearer" in operation.security:
+        scheme, _, token = header.partition(" ")
+        if scheme.lower() != "bearer" or not TOKEN.fullmatch(token) or token.startswith("nsk_"):
+            raise Unauthenticated("an operator's bearer is needed")
+        return Credential(pb.CREDENTIAL_KIND_OPERATOR_BEARER, token)
+    cookie = request.cookies.get(SESSION_COOKIE, "")
+    if "sessionCookie" in operation.security and TOKEN.fullmatch(cookie):
+        return Credential(pb.CREDENTIAL_KIND_SESSION_COOKIE, cookie)
+    raise Unauthenticated
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An assertion, whom it is about, and until when it may be used again (monotonic seconds)."""
+
+    assertion: str = field(repr=False)
+    digest: str
+    subjects: frozenset[str]
+    until: float
+
+
+@dataclass
+class AssertionCache:
+    """Assertions of the last five seconds; empty and closed while the revocation feed is silent."""
+
+    clock: Callable[[], float] = time.monotonic
+    generation: int = 0
+    _heard: float = float("-inf")
+    _kept: OrderedDict[tuple[str, str], Kept] = field(default_factory=OrderedDict)
+
+    @property
+    def open(self) -> bool:
+        """Whether the feed was heard within the last seconds."""
+        return self.clock() - self._heard <= FEED_SILENT_S
+
+    def heard(self) -> None:
+        """Note that the feed is alive."""
+        self._heard = self.clock()
+
+    def close(self) -> None:
+        """Forget everything; a lost feed may have had a revocation in it."""
+        self._heard = float("-inf")
+        self.forget(lambda _: True)
+
+    def get(self, digest: str, audience: str) -> str | None:
+        """Return a kept assertion that may be used again."""
+        kept = self._kept.get((digest, audience))
+        return kept.assertion if kept and self.open and self.clock() < kept.until else None
+
+    def put(self, digest: str, audience: str, assertion: str, generation: int) -> None:
+        """Keep an assertion, unless something was revoked since `generation`: it may have been this credential."""
+        if not self.open or generation != self.generation:
+            return
+        kept = Kept(assertion, digest, subjects_of(assertion), self.clock() + KEPT_S)
+        self._kept[digest, audience] = kept
+        self._kept.move_to_end((digest, audience))
+        while len(self._kept) > MOST_KEPT:
+            self._kept.popitem(last=False)
+
+    def forget(self, matches: Callable[[Kept], bool]) -> None:
+        """Forget what matches, and what is being fetched right now."""
+        self.generation += 1
+        for key in [key for key, kept in self._kept.items() if matches(kept)]:
+            del self._kept[key]
+
+
+def digest_of(value: str) -> str:
+    """Return the SHA-256 of a credential in hex, as the revocation feed names it."""
+    return hashlib.sha256(value.encode()).hexdigest()
+
+
+def subjects_of(assertion: str) -> frozenset[str]:
+    """Return whom an assertion of identity is about; only to forget it earlier, so it needs no verification here."""
+    part = assertion.split(".")[1]
+    claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    return frozenset(str(claims[name]) for name in ("sub", "node_id") if claims.get(name))
+
+
+class Authenticator:
+    """Turns credentials into assertions for one service."""
+
+    def __init__(self, identity: Peer, cache: AssertionCache, bad_bearers: AddressLimit) -> None:
+        self._stub = stubs.AuthenticationServiceStub(identity)
+        self._cache = cache
+        self._bad_bearers = bad_bearers
+
+    async def assertion(self, credential: Credential, audience: str, address: str) -> str:
+        """Return the principal assertion; raises Unauthenticated, or TooMany for an address that guesses."""
+        digest = digest_of(credential.value)
+        if kept := self._cache.get(digest, audience):
+            return kept
+        self._bad_bearers.check(address)
+        generation = self._cache.generation
+        request = pb.AuthenticateRequest(kind=credential.kind, credential=credential.value, audience=audience)
+        try:
+            answer = await self._stub.Authenticate(request)
+        except Unauthenticated:
+            self._bad_bearers.spend(address)
+            raise
+        self._cache.put(digest, audience, answer.assertion, generation)
+        return str(answer.assertion)

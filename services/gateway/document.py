@@ -1,0 +1,144 @@
+"""The OpenAPI document: the published contract, our extensions, and every status code that can occur, merged at start.
+
+Responses only narrow and requests only widen against the published contract; a test compares the two.
+"""
+
+import copy
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+JSON = dict[str, Any]
+
+FOLDER = Path(__file__).parent / "openapi"
+METHODS = ("get", "put", "post", "delete", "patch")
+SAFE = frozenset({"get"})
+# Sign-out always succeeds for the caller, so it never answers 401 or 403 and is open to whoever asks.
+SIGN_OUT = "DeleteAuthSession"
+# Answered from memory: no service behind them can be unavailable.
+STATIC = frozenset({"GetVersion", "GetOpenAPI", "GetDocs"})
+LIMITED = frozenset({"PostRegister", "PostAuthSignIn", "PostAuthDeviceCode"})
+
+
+@dataclass(frozen=True)
+class Operation:
+    """One operation of the document, with references resolved."""
+
+    id: str
+    method: str
+    path: str
+    security: tuple[str, ...]
+    parameters: tuple[JSON, ...]
+    body: JSON | None
+    body_required: bool
+    statuses: frozenset[int]
+
+    @property
+    def takes_json(self) -> bool:
+        """Whether the body is JSON."""
+        return self.body is not None and "application/json" in self.body
+
+
+def load(public_url: str, provisioned: Collection[str], version: str) -> JSON:
+    """Return the served document; operations that are not provisioned declare 501."""
+    published: JSON = json.loads((FOLDER / "published.json").read_text())
+    extensions: JSON = json.loads((FOLDER / "extensions.json").read_text())
+    document = merge(published, extensions, provisioned)
+    document["info"] = {**published["info"], "title": "plexsphere security core", "x-build": version}
+    document["servers"] = [{"url": public_url}]
+    return document
+
+
+def merge(published: Mapping[str, Any], extensions: Mapping[str, Any], provisioned: Collection[str]) -> JSON:
+    """Return the published document with the extensions and all statuses in it."""
+    document: JSON = copy.deepcopy(dict(published))
+    schemas = document["components"]["schemas"]
+    schemas.update(copy.deepcopy(extensions["schemas"]))
+    for name, properties in extensions["schema_properties"].items():
+        schemas[name]["properties"].update(copy.deepcopy(properties))
+    for name, members in extensions["schema_required"].items():
+        schemas[name]["required"] = [*schemas[name]["required"], *members]
+    for path, methods in extensions["paths"].items():
+        document["paths"].setdefault(path, {}).update(copy.deepcopy(methods))
+    for path in document["paths"].values():
+        for method in METHODS:
+            if method in path:
+                _complete(document, method, path[method], extensions, provisioned)
+    return document
+
+
+def _complete(
+    document: JSON, method: str, operation: JSON, extensions: Mapping[str, Any], provisioned: Collection[str]
+) -> None:
+    name = operation["operationId"]
+    if name in extensions["security"]:
+        operation["security"] = extensions["security"][name]
+    if name in extensions["parameters"]:
+        operation["parameters"] = copy.deepcopy(extensions["parameters"][name])
+    security = _schemes(operation.get("security", document["security"]))
+    wanted = set(extensions["statuses"].get(name, ())) | {"500"}
+    if operation.get("parameters") or "requestBody" in operation:
+        wanted.add("400")
+    if "requestBody" in operation:
+        wanted.add("413")
+    if security and name != SIGN_OUT:
+        wanted |= {"401", "429"}
+        if "sessionCookie" in security and method not in SAFE:
+            wanted.add("403")
+    if name in LIMITED:
+        wanted.add("429")
+    if name not in STATIC:
+        wanted.add("503")
+    if name not in provisioned:
+        wanted.add("501")
+    responses = operation["responses"]
+    for status in sorted(wanted - set(responses)):
+        schema = "PermissionDenied" if status == "403" else "Problem"
+        responses[status] = {
+            "description": HTTPStatus(int(status)).phrase,
+            "content": {"application/problem+json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}},
+        }
+    for status, header in (("401", "WWW-Authenticate"), ("429", "Retry-After"), ("503", "Retry-After")):
+        if status in responses:
+            responses[status].setdefault("headers", {}).setdefault(header, {"schema": {"type": "string"}})
+
+
+def operations(document: JSON) -> list[Operation]:
+    """Return all operations of the document."""
+    found = []
+    for path, methods in document["paths"].items():
+        for method in METHODS:
+            if method not in methods:
+                continue
+            raw = methods[method]
+            body = raw.get("requestBody")
+            found.append(
+                Operation(
+                    id=raw["operationId"],
+                    method=method.upper(),
+                    path=path,
+                    security=_schemes(raw.get("security", document["security"])),
+                    parameters=tuple(_resolve(document, parameter) for parameter in raw.get("parameters", ())),
+                    body=body["content"] if body else None,
+                    body_required=bool(body and body.get("required")),
+                    statuses=frozenset(int(status) for status in raw["responses"]),
+                )
+            )
+    return found
+
+
+def _schemes(security: list[JSON]) -> tuple[str, ...]:
+    return tuple(name for alternative in security for name in alternative)
+
+
+def _resolve(document: JSON, parameter: JSON) -> JSON:
+    if "$ref" not in parameter:
+        return parameter
+    value: Any = document
+    for part in parameter["$ref"].removeprefix("#/").split("/"):
+        value = value[part]
+    resolved: JSON = value
+    return resolved

@@ -1,0 +1,229 @@
+"""The way of a request through the edge, the same for every operation: who, may the browser, what, then its handler."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from aiohttp import web
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+
+from libs import errors
+from libs.errors import PlexError
+from libs.ids import uuid7
+from libs.rpc import context
+from libs.telemetry import CALLS, LATENCY
+from services.gateway import bodies, problems
+from services.gateway.credentials import CSRF_COOKIE, Authenticator, Credential, present
+from services.gateway.csrf import require_same_site
+from services.gateway.document import SIGN_OUT, Operation
+from services.gateway.limits import AddressLimit
+from services.gateway.validation import Rules, body_error
+
+CORRELATION = web.RequestKey("correlation", str)
+OPERATION = web.RequestKey("operation", str)
+LONGEST_USER_AGENT = 512
+LONGEST_CORRELATION = 64
+OCTETS = "application/octet-stream"
+
+log = structlog.get_logger()
+tracer = trace.get_tracer("services.gateway")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request as its handler sees it: checked, and with the assertion of its caller as call metadata."""
+
+    http: web.Request
+    path: Mapping[str, Any]
+    query: Mapping[str, Any]
+    body: Any
+    credential: Credential | None
+    metadata: tuple[tuple[str, str], ...]
+
+
+Handler = Callable[[Asked], Awaitable[web.StreamResponse]]
+
+
+@dataclass(frozen=True)
+class Route:
+    """A handler, and the service that its assertion is for."""
+
+    handler: Handler
+    audience: str = "identity"
+
+
+async def not_provisioned(_: Asked) -> web.StreamResponse:
+    """Refuse an operation that this deployment does not provide."""
+    raise errors.NotProvisioned
+
+
+@dataclass(frozen=True)
+class Edge:
+    """Takes requests to handlers."""
+
+    authenticator: Authenticator
+    limits: Mapping[str, AddressLimit]
+    allowed_origins: frozenset[str]
+    timeout_s: float
+
+    def endpoint(self, rules: Rules, route: Route | None) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+        """Return the aiohttp handler of one operation."""
+        operation = rules.operation
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            request[OPERATION] = operation.id
+            address = request.remote or ""
+            if limit := self.limits.get(operation.id):
+                limit.take(address)
+            credential, metadata = await self._authenticate(operation, request, route, address)
+            if route is None:
+                # Before anything else is looked at: what is not here has no opinion about bodies.
+                return await not_provisioned(Asked(request, {}, {}, None, credential, metadata))
+            path = rules.path(request.match_info)
+            query = rules.query(request.query.items())
+            body = await self._body(rules, request)
+            return await route.handler(Asked(request, path, query, body, credential, metadata))
+
+        return handle
+
+    async def _authenticate(
+        self, operation: Operation, request: web.Request, route: Route | None, address: str
+    ) -> tuple[Credential | None, tuple[tuple[str, str], ...]]:
+        if not operation.security:
+            return None, ()
+        audience = route.audience if route else "identity"
+        try:
+            credential = present(operation, request)
+            assertion = await self.authenticator.assertion(credential, audience, address)
+        except errors.Unauthenticated:
+            if operation.id == SIGN_OUT:
+                return None, ()
+            raise
+        if credential.by_cookie and operation.id != SIGN_OUT:
+            require_same_site(
+                operation.method,
+                header=request.headers.get("X-Plexsphere-CSRF", ""),
+                cookie=request.cookies.get(CSRF_COOKIE, ""),
+                origin=request.headers.get("Origin", ""),
+                fetch_site=request.headers.get("Sec-Fetch-Site", ""),
+                allowed_origins=self.allowed_origins,
+            )
+        if credential.node and "id" in request.match_info and request.match_info["id"] != str(credential.node.node_id):
+            raise errors.NskNodeMismatch if operation.id == "PostNodeSessionCallback" else errors.NodeIdMismatch
+        return credential, ((context.PRINCIPAL_KEY, assertion),)
+
+    async def _body(self, rules: Rules, request: web.Request) -> Any:
+        operation = rules.operation
+        if operation.body is None:
+            return None
+        if not request.body_exists and not operation.body_required:
+            return {}
+        expected = "application/json" if operation.takes_json else OCTETS
+        if request.content_type != expected or "Content-Type" not in request.headers:
+            raise body_error(operation.id)(f"Content-Type must be {expected}")
+        raw = await bodies.read(request, operation.id, bodies.limit_of(operation.id, operation.path))
+        if not operation.takes_json:
+            return raw
+        try:
+            value = bodies.parse(raw)
+        except errors.InvalidRequest as error:
+            raise body_error(operation.id)(error.detail) from None
+        rules.check_body(value)
+        return value
+
+
+def middleware(timeout_s: float) -> Any:
+    """Return the outermost middleware: correlation id, root span, deadline, and problems for whatever is raised."""
+
+    @web.middleware
+    async def outermost(request: web.Request, handler: Callable[..., Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+        correlation_id = str(uuid7())
+        request[CORRELATION] = correlation_id
+        started = time.monotonic()
+        call = context.Call(
+            correlation_id=correlation_id,
+            client_ip=request.remote or "",
+            user_agent=plain(request.headers.get("User-Agent", ""), LONGEST_USER_AGENT),
+            deadline=started + timeout_s,
+        )
+        code = "ok"
+        # A client's traceparent is not believed: the edge's span is the root.
+        with (
+            context.bind(call),
+            structlog.contextvars.bound_contextvars(correlation_id=correlation_id),
+            tracer.start_as_current_span(
+                "edge", context=otel_context.Context(), kind=trace.SpanKind.SERVER, record_exception=False
+            ) as span,
+        ):
+            try:
+                async with asyncio.timeout(timeout_s):
+                    response = await handler(request)
+            except Exception as raised:  # noqa: BLE001 — the edge answers with a problem whatever happens
+                error = refusal_of(raised)
+                code = error.code
+                operation = request.get(OPERATION, "")
+                response = problems.answer(error, request.path, correlation_id, operation)
+                if isinstance(raised, web.HTTPMethodNotAllowed):
+                    response.headers["Allow"] = raised.headers["Allow"]
+            operation = request.get(OPERATION, "none")
+            span.update_name(operation)
+            span.set_attribute("http.response.status_code", response.status)
+            CALLS.labels(operation, code).inc()
+            LATENCY.labels(operation).observe(time.monotonic() - started)
+            log.info(
+                "edge.answered",
+                operation=operation,
+                status=response.status,
+                code=code,
+                client_correlation=plain(request.headers.get("X-Correlation-Id", ""), LONGEST_CORRELATION),
+                seconds=round(time.monotonic() - started, 4),
+            )
+        return response
+
+    return outermost
+
+
+def refusal_of(raised: Exception) -> PlexError:
+    """Return what was raised as an error of the table; a bug is logged and told nothing of."""
+    if isinstance(raised, PlexError):
+        return raised
+    if isinstance(raised, web.HTTPException):
+        return problems.from_http(raised)
+    if isinstance(raised, TimeoutError):
+        return errors.Unavailable()
+    log.error("edge.bug", exc_info=raised)
+    return errors.Internal()
+
+
+def plain(text: str, longest: int) -> str:
+    """Return printable ASCII, which is all that call metadata and log lines take."""
+    return "".join(character if " " <= character <= "~" else "?" for character in text[:longest])
+
+
+async def dress(request: web.Request, response: web.StreamResponse) -> None:
+    """Give every answer the headers that all have."""
+    problems.dress(response.headers, request.get(CORRELATION, ""))
+
+
+async def expect(request: web.Request) -> None:
+    """Tell a client that waits for it to send its body; any other expectation is ignored (RFC 9110, 10.1.1)."""
+    if request.headers.get("Expect", "").lower() == "100-continue":
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+
+def build(edge: Edge, rules: list[Rules], routes: Mapping[str, Route]) -> web.Application:
+    """Return the application: one route for each operation of the document."""
+    unknown = set(routes) - {one.operation.id for one in rules}
+    if unknown:
+        raise LookupError(f"handlers of operations that the document does not have: {sorted(unknown)}")
+    app = web.Application(middlewares=[middleware(edge.timeout_s)])
+    for one in rules:
+        operation = one.operation
+        endpoint = edge.endpoint(one, routes.get(operation.id))
+        app.router.add_route(operation.method, operation.path, endpoint, expect_handler=expect)
+    app.on_response_prepare.append(dress)
+    return app

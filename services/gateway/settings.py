@@ -1,0 +1,63 @@
+"""Settings of the gateway."""
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from libs.settings import Peer, Runtime, Seconds, Settings
+
+Count = Annotated[int, Field(ge=1, le=1_000_000)]
+Url = Annotated[str, Field(pattern=r"^https://[^/\s]+$")]
+
+
+class Peers(Settings):
+    """The processes that this one calls."""
+
+    identity: Peer
+    access: Peer
+    secrets: Peer
+    mesh: Peer
+    audit: Peer
+
+
+class Certificate(Settings):
+    """What clients see, in PEM; read again when it changes."""
+
+    certificate_file: Path
+    key_file: Path
+
+
+class Rate(Settings):
+    """How often one client address may do something."""
+
+    per_minute: Count
+    burst: Count
+
+
+class Limits(Settings):
+    """What is limited per client address."""
+
+    registration: Rate
+    sign_in: Rate
+    device_code: Rate
+    bad_bearer: Rate
+
+
+class Build(Settings):
+    """What `/v1/version` says."""
+
+    commit: str
+    date: str
+
+
+class GatewaySettings(Runtime):
+    """All of them."""
+
+    public_url: Url
+    allowed_origins: list[Url]
+    request_timeout_s: Seconds
+    certificate: Certificate
+    peers: Peers
+    limits: Limits
+    build: Build

@@ -1,0 +1,141 @@
+"""The identity process."""
+
+import contextlib
+import functools
+from uuid import UUID
+
+from libs.audit import AuditClient
+from libs.bao import open_bao
+from libs.clock import Clock, SystemClock
+from libs.columns import guard_columns
+from libs.cursor import Cursors
+from libs.custody import read_secret_file
+from libs.errors import BindingConflict
+from libs.ids import uuid7
+from libs.pg import check_durable, create_pool, ping
+from libs.principal import AssertionSigner
+from libs.process import main
+from libs.rpc.channel import connect
+from libs.rpc.server import Registration, serve
+from plexsphere.identity.v1 import directory_pb2_grpc, enrolment_pb2_grpc, relations_pb2_grpc, sign_in_pb2_grpc
+from services.identity.authentication import Authentication
+from services.identity.authority import Gate
+from services.identity.bindings import Bindings
+from services.identity.columns import COLUMNS
+from services.identity.devices import Devices
+from services.identity.enrolment import Enrolment
+from services.identity.enrolment_store import PgEnrolmentStore
+from services.identity.grpc_directory import DirectoryApi
+from services.identity.grpc_fleet import EnrolmentApi, FleetApi, NodeApi, RelationsApi
+from services.identity.grpc_sign_in import AuthenticationApi, SessionApi, SignInApi
+from services.identity.mesh import MeshKeys
+from services.identity.model import Tuple
+from services.identity.oidc import HttpProvider
+from services.identity.relation_store import PgTupleStore, follow
+from services.identity.relations import Feed, Relations
+from services.identity.service import PLATFORM, Identity
+from services.identity.settings import Bootstrap, IdentitySettings
+from services.identity.sign_in import SignIn
+from services.identity.sign_in_model import Binding
+from services.identity.sign_in_store import PgSignInStore
+from services.identity.spicedb import SENTINEL, SpiceDb
+from services.identity.store import PgStore
+from services.identity.vault import BaoVault
+
+PACKAGE = "plexsphere.identity.v1."
+
+
+class PlatformAdmins:
+    """Makes a person an administrator of the platform."""
+
+    def __init__(self, relations: Relations) -> None:
+        self._relations = relations
+
+    async def grant_platform_admin(self, person_id: UUID) -> None:
+        """Grant; idempotent."""
+        await self._relations.grant(Tuple(PLATFORM, "admin", f"user:{person_id}"))
+
+
+async def ensure_platform_binding(store: PgSignInStore, bootstrap: Bootstrap, clock: Clock) -> None:
+    """Create the platform's own binding when it is not there."""
+    now = clock.now()
+    binding = Binding(
+        id=uuid7(), domain_id=None, issuer=bootstrap.issuer, client_id=bootstrap.client_id,
+        client_secret_ref=bootstrap.client_secret_ref, discovery_url=bootstrap.discovery_url, claim_mappings={},
+        required_acr=(), required_amr=(), jit_policy="allow", status="active", alias="platform", primary=True,
+        created_at=now, updated_at=now,
+    )  # fmt: skip
+    with contextlib.suppress(BindingConflict):
+        await store.add_binding(binding)
+
+
+async def run(settings: IdentitySettings) -> None:
+    """Connect, check what must hold, wire, serve."""
+    async with (
+        create_pool(settings.postgres, settings.tls) as pool,
+        open_bao(settings.openbao, settings.tls) as bao,
+        connect(settings.peers.audit, settings.tls) as audit_peer,
+        connect(settings.peers.mesh, settings.tls) as mesh_peer,
+    ):
+        await check_durable(pool)
+        await guard_columns(pool, "identity", COLUMNS)
+        clock = SystemClock()
+        audit = AuditClient(audit_peer, clock)
+        spicedb = SpiceDb(
+            settings.spicedb.address, settings.spicedb.name, settings.spicedb.key_file, settings.tls.ca_file
+        )
+        relations = Relations(spicedb, PgTupleStore(pool), SENTINEL)
+        feed = Feed()
+        gate = Gate(relations, audit)
+        store, sign_in_store, vault, mesh = PgStore(pool), PgSignInStore(pool), BaoVault(bao), MeshKeys(mesh_peer)
+        await ensure_platform_binding(sign_in_store, settings.bootstrap, clock)
+        identity = Identity(store, gate, mesh, Cursors(read_secret_file(settings.cursor_key_file)), clock)
+        enrolment = Enrolment(PgEnrolmentStore(pool), gate, mesh, vault, clock)
+        provider = HttpProvider(settings.sign_in.provider_ca_file)
+        sign_in = SignIn(
+            store=sign_in_store,
+            provider=provider,
+            secrets=vault,
+            audit=audit,
+            admins=PlatformAdmins(relations),
+            clock=clock,
+            pkce_key=read_secret_file(settings.sign_in.pkce_key_file),
+            csrf_key=read_secret_file(settings.sign_in.csrf_key_file),
+            redirect_uri=f"{settings.sign_in.edge_url}/v1/auth/callback",
+            platform_admins=tuple(settings.bootstrap.platform_admins),
+        )
+        devices = Devices(sign_in_store, audit, clock, settings.environment)
+        signer = AssertionSigner(settings.assertion.certificate_file, settings.assertion.key_file, clock)
+        authentication = Authentication(sign_in_store, signer, clock)
+        bindings = Bindings(sign_in_store, gate, clock)
+        servicers = [
+            ("AuthenticationService", AuthenticationApi(authentication), sign_in_pb2_grpc, False),
+            ("SignInService", SignInApi(sign_in, devices), sign_in_pb2_grpc, False),
+            ("SessionService", SessionApi(sign_in, devices), sign_in_pb2_grpc, True),
+            ("DirectoryService", DirectoryApi(identity, bindings), directory_pb2_grpc, True),
+            ("EnrolmentService", EnrolmentApi(enrolment), enrolment_pb2_grpc, False),
+            ("NodeService", NodeApi(enrolment), enrolment_pb2_grpc, True),
+            ("RelationsService", RelationsApi(relations, feed, clock), relations_pb2_grpc, False),
+            ("FleetService", FleetApi(store), relations_pb2_grpc, False),
+        ]
+        registrations = [
+            Registration(PACKAGE + name, servicer, getattr(module, f"add_{name}Servicer_to_server"), principal)
+            for name, servicer, module, principal in servicers
+        ]
+        try:
+            await serve(
+                settings,
+                registrations,
+                readiness={
+                    "postgres": functools.partial(ping, pool),
+                    "openbao": bao.ping,
+                    "spicedb": relations.ready,
+                },
+                background=[relations.run(), follow(pool, feed)],
+            )
+        finally:
+            await provider.close()
+
+
+if __name__ == "__main__":
+    main(IdentitySettings, run)

@@ -1,0 +1,82 @@
+"""Who a credential belongs to: the one place where cookies, tokens and node bearers are believed."""
+
+import datetime
+import hashlib
+import hmac
+import re
+from dataclasses import dataclass
+
+from libs import nsk
+from libs.clock import Clock
+from libs.errors import NskInvalid, NskRevoked, Unauthenticated
+from libs.principal import AssertionSigner, Principal
+from services.identity.sign_in_model import Session, digest
+from services.identity.sign_in_ports import SignInStore
+
+IDLE_FOR = datetime.timedelta(minutes=30)
+ACCESS_TOKEN = re.compile(r"pat_(dev|stage|prod)_[A-Za-z0-9_-]{43}")
+COOKIE = re.compile(r"[A-Za-z0-9_-]{43}")
+
+
+def person_principal(session: Session, credential: str) -> Principal:
+    """Return the principal behind a session or access token."""
+    return Principal(
+        subject=str(session.person.id),
+        kind="user",
+        credential=credential,
+        domain_id=str(session.person.domain_id or ""),
+        acr=session.login.acr,
+        amr=session.login.amr,
+        auth_time=session.login.auth_time,
+        session_id=str(session.id),
+    )
+
+
+@dataclass(frozen=True)
+class Authentication:
+    """Turns credentials into assertions, in one round trip to the database each."""
+
+    store: SignInStore
+    signer: AssertionSigner
+    clock: Clock
+
+    async def session_cookie(self, value: str, audience: str) -> tuple[str, datetime.datetime]:
+        """Return an assertion for whoever holds a session."""
+        now = self.clock.now()
+        session = None
+        if COOKIE.fullmatch(value):
+            session = await self.store.use_session(digest(value), now, now - IDLE_FOR)
+        if session is None:
+            raise Unauthenticated
+        return self.signer.sign(person_principal(session, "session"), audience)
+
+    async def operator_bearer(self, value: str, audience: str) -> tuple[str, datetime.datetime]:
+        """Return an assertion for whoever holds an access token."""
+        session = None
+        if ACCESS_TOKEN.fullmatch(value):
+            session = await self.store.use_token(digest(value), self.clock.now())
+        if session is None:
+            raise Unauthenticated
+        return self.signer.sign(person_principal(session, "access_token"), audience)
+
+    async def node_bearer(self, value: str, audience: str) -> tuple[str, datetime.datetime]:
+        """Return an assertion for a node; the key is compared by its SHA-256, in constant time."""
+        bearer = nsk.parse(value)
+        with bearer.key:
+            fingerprint = hashlib.sha256(bearer.key.reveal()).digest()
+        known = await self.store.node_key(bearer.node_id, fingerprint)
+        if known is None or not hmac.compare_digest(known.fingerprint, fingerprint):
+            raise NskInvalid
+        if not known.live or known.project_id is None:
+            raise NskRevoked
+        principal = Principal(
+            subject=str(known.node_id),
+            kind="node",
+            credential="node_key",
+            domain_id=str(known.domain_id),
+            node_id=str(known.node_id),
+            project_id=str(known.project_id),
+            nsk_kid=known.kid,
+            nsk_digest=fingerprint.hex(),
+        )
+        return self.signer.sign(principal, audience)

@@ -1,0 +1,53 @@
+"""How every rule of identity asks and records: relation first, audit before effect."""
+
+from dataclasses import dataclass, field
+
+from libs.audit import GRANTED, Record
+from services.identity.model import Caller
+from services.identity.ports import Authority, Recorder
+
+
+@dataclass(frozen=True)
+class Gate:
+    """Asks for a permission and records the decision before its effect."""
+
+    authority: Authority
+    audit: Recorder
+
+    async def read(self, caller: Caller, permission: str, resource: str) -> None:
+        """Raise Forbidden unless the caller has the permission; reads leave no row when they are allowed."""
+        decision = await self.authority.decide(caller.reference, permission, resource)
+        decision.require()
+
+    async def write(self, caller: Caller, permission: str, resource: str, act: "Act") -> None:
+        """Record the decision, granted or not, and raise Forbidden unless the caller has the permission."""
+        decision = await self.authority.decide(caller.reference, permission, resource)
+        await self.record(caller, permission, act, decision.reason)
+        decision.require()
+
+    async def record(self, caller: Caller, permission: str, act: "Act", reason: str = GRANTED) -> None:
+        """Record one decision."""
+        kind, _, identifier = act.target.partition(":")
+        await self.audit.record(
+            Record(
+                domain_id=act.domain_id,
+                action=act.action,
+                relation=permission,
+                object_type=kind,
+                object_id=identifier,
+                reason=reason,
+                subject_id=caller.subject,
+                subject_kind=caller.kind,
+                context=act.context,
+            )
+        )
+
+
+@dataclass(frozen=True)
+class Act:
+    """What is about to be done: its verb, its object as `<type>:<id>`, and whose chain records it."""
+
+    action: str
+    target: str
+    domain_id: str = ""
+    context: dict[str, list[str]] = field(default_factory=dict)

@@ -1,0 +1,105 @@
+"""The rules of the device authorization grant (RFC 8628) and of access tokens."""
+
+import base64
+import datetime
+import os
+from dataclasses import dataclass
+from uuid import UUID
+
+from libs.audit import Record
+from libs.clock import Clock
+from libs.errors import (
+    AuthorizationPending,
+    DeviceCodeAlreadyApproved,
+    DeviceCodeExpired,
+    DeviceCodeNotFound,
+    ExpiredToken,
+    InvalidGrant,
+    SlowDown,
+    StepUpRequired,
+)
+from libs.ids import uuid7
+from services.identity.ports import Recorder
+from services.identity.sign_in import random_text
+from services.identity.sign_in_model import Device, Login, Session, Wanted, digest
+from services.identity.sign_in_ports import SignInStore
+
+CODE_FOR = datetime.timedelta(minutes=10)
+TOKEN_FOR = datetime.timedelta(minutes=15)
+INTERVAL_S = 1
+
+
+def user_code_digest(text: str) -> bytes:
+    """Return the digest of a user code, however it was typed."""
+    return digest("user-code:" + text.replace("-", "").upper())
+
+
+def satisfies(login: Login, wanted: Wanted, now: datetime.datetime) -> bool:
+    """Whether a login is what a step-up asked for."""
+    if wanted.acr_values and login.acr not in wanted.acr_values:
+        return False
+    if wanted.max_age_s is None:
+        return True
+    return login.auth_time is not None and now.timestamp() - login.auth_time <= wanted.max_age_s
+
+
+@dataclass(frozen=True)
+class Devices:
+    """Lets a signed-in person hand the login to a device without a browser."""
+
+    store: SignInStore
+    audit: Recorder
+    clock: Clock
+    environment: str
+
+    async def start(self, domain_id: UUID | None, client_id: str, wanted: Wanted) -> tuple[Device, str, str]:
+        """Return a device authorization, its device code and its user code."""
+        device_code = random_text()
+        letters = base64.b32encode(os.urandom(5)).decode()
+        user_code = f"{letters[:4]}-{letters[4:]}"
+        device = Device(uuid7(), client_id, domain_id, wanted, INTERVAL_S, self.clock.now() + CODE_FOR)
+        await self.store.start_device(device, digest(device_code), user_code_digest(user_code))
+        return device, device_code, user_code
+
+    async def approve(self, session: Session, user_code: str) -> None:
+        """Give the device the login behind a session; it never becomes fresher by that."""
+        device = await self.store.device_by_user_code(user_code_digest(user_code))
+        if device is None or (device.domain_id is not None and device.domain_id != session.person.domain_id):
+            raise DeviceCodeNotFound
+        now = self.clock.now()
+        if now >= device.expires_at:
+            raise DeviceCodeExpired
+        if device.person_id is not None:
+            raise DeviceCodeAlreadyApproved
+        if not satisfies(session.login, device.wanted, now):
+            raise StepUpRequired(acr_values=list(device.wanted.acr_values), max_age_s=device.wanted.max_age_s)
+        await self.audit.record(
+            Record(
+                domain_id=str(session.person.domain_id or ""),
+                action="device.approve",
+                relation="approve",
+                object_type="device",
+                object_id=str(device.id),
+                subject_id=str(session.person.id),
+                subject_kind="user",
+            )
+        )
+        if not await self.store.approve_device(device.id, session):
+            raise DeviceCodeAlreadyApproved
+
+    async def poll(self, device_code: str, client_id: str) -> tuple[str, int]:
+        """Return an access token and its lifetime in seconds, once; raises the codes of RFC 8628, 3.5."""
+        now = self.clock.now()
+        device = await self.store.poll_device(digest(device_code), client_id, now)
+        if device is None:
+            raise InvalidGrant
+        if now >= device.expires_at:
+            raise ExpiredToken
+        if device.polled_at is not None and now - device.polled_at < datetime.timedelta(seconds=device.interval_s):
+            raise SlowDown
+        if device.person_id is None:
+            raise AuthorizationPending
+        token = f"pat_{self.environment}_{random_text()}"
+        if not await self.store.issue_token(device, digest(token), now, now + TOKEN_FOR):
+            raise InvalidGrant
+        return token, int(TOKEN_FOR.total_seconds())

@@ -1,0 +1,202 @@
+"""The rules of registration and heartbeats.
+
+The key is checked before the token is touched; the token is consumed in the same transaction as the node, its address,
+its key and the event, and only then.
+"""
+
+import datetime
+import hashlib
+import hmac
+import os
+import re
+from dataclasses import dataclass
+from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+
+from libs.audit import ANONYMOUS
+from libs.clock import Clock
+from libs.custody import Secret
+from libs.errors import (
+    BinaryChecksumEmpty,
+    BinaryVersionEmpty,
+    ClockSkew,
+    Forbidden,
+    KindMismatch,
+    NodeIdMismatch,
+    NonceCollision,
+    PlexError,
+    ProjectMismatch,
+    PublicKeyInvalid,
+    ResourceNotFound,
+    TokenConsumed,
+    TokenExpired,
+    TokenRevoked,
+    TokenUnknown,
+    Unprocessable,
+)
+from libs.ids import parse_uuid, uuid7
+from libs.principal import Principal
+from services.identity.authority import Act, Gate
+from services.identity.model import BootstrapToken, Caller, Candidate, Registered, Resource, SigningKey, WrappedKey
+from services.identity.ports import EnrolmentStore, KeyWrapper, SigningKeys
+
+TOKEN = re.compile(r"psb_[a-z]+_([a-z2-7]+)_(node|bridge)_([a-z2-7]{20,})")
+RETRY_WITHIN = datetime.timedelta(minutes=10)
+SKEW = datetime.timedelta(seconds=60)
+KEY_BYTES = 32
+NODE = "node"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a machine sends to become a node."""
+
+    project_id: str
+    resource_handle: str
+    bootstrap_token: str
+    nonce: str
+    public_key: bytes
+    requested_resource_id: str = ""
+
+
+@dataclass(frozen=True)
+class Enrolled:
+    """What a node gets, its key once."""
+
+    node: Registered
+    signing_key: SigningKey
+    key: Secret
+
+
+def check_public_key(key: bytes) -> None:
+    """Raise PublicKeyInvalid for a key that is not 32 bytes or of low order (RFC 7748, 6.1)."""
+    if len(key) != KEY_BYTES or not any(key):
+        raise PublicKeyInvalid
+    try:
+        X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(key))
+    except ValueError:
+        raise PublicKeyInvalid from None
+
+
+def check_nonce(text: str) -> UUID:
+    """Return the nonce; raises Unprocessable unless it is a UUIDv4."""
+    try:
+        nonce = parse_uuid(text.lower())
+    except ValueError:
+        raise Unprocessable("nonce must be a UUIDv4") from None
+    if nonce.version != 4:  # noqa: PLR2004 — UUIDv4
+        raise Unprocessable("nonce must be a UUIDv4")
+    return nonce
+
+
+@dataclass(frozen=True)
+class Enrolment:
+    """Registers nodes and takes their heartbeats."""
+
+    store: EnrolmentStore
+    gate: Gate
+    keys: SigningKeys
+    wrapper: KeyWrapper
+    clock: Clock
+
+    async def register(self, wish: Wish) -> Enrolled:
+        """Turn a bootstrap token into a node; an identical retry within ten minutes gets a fresh key."""
+        check_public_key(wish.public_key)
+        nonce = check_nonce(wish.nonce)
+        try:
+            project_id = parse_uuid(wish.project_id.lower())
+        except ValueError:
+            raise Unprocessable("project_id must be a UUID") from None
+        token = await self._token(wish.bootstrap_token)
+        retry = token.consumed_at is not None and self._is_retry(token, nonce, wish.public_key)
+        resource = await self._decided(wish, token, project_id, retry=retry)
+        node_id = token.node_id if retry and token.node_id else uuid7()
+        key = Secret(os.urandom(KEY_BYTES))
+        wrapped = WrappedKey(
+            kid=f"nsk_{uuid7().hex}",
+            wrapped=await self.wrapper.wrap(resource.domain_id, node_id, key),
+            fingerprint=hashlib.sha256(key.reveal()).digest(),
+        )
+        signing_key = await self.keys.ensure(resource.domain_id)
+        act = Act("node.register", f"node:{node_id}", str(resource.domain_id), {"token": [str(token.id)]})
+        await self.gate.record(Caller(NODE, str(node_id)), "register", act)
+        now = self.clock.now()
+        if retry:
+            return Enrolled(await self.store.replace_key(token, wrapped, now), signing_key, key)
+        candidate = Candidate(node_id, wish.public_key, nonce, wrapped)
+        node = await self.store.register(token, resource, candidate, now)
+        await self.gate.authority.deliver()
+        return Enrolled(node, signing_key, key)
+
+    async def _token(self, text: str) -> BootstrapToken:
+        match = TOKEN.fullmatch(text)
+        token = await self.store.find_token(match[1]) if match else None
+        digest = hashlib.sha256((match[3] if match else "").encode()).digest()
+        if token is None or match is None or not hmac.compare_digest(digest, token.digest) or match[2] != token.kind:
+            # Unknown tokens are counted at the edge: an attacker must not fill the chain.
+            raise TokenUnknown
+        return token
+
+    async def _decided(self, wish: Wish, token: BootstrapToken, project_id: UUID, *, retry: bool) -> Resource:
+        resource = None
+        try:
+            if not retry:
+                self._check(token)
+            if token.project_id != project_id:
+                raise ProjectMismatch
+            resource = await self.store.find_resource(project_id, wish.resource_handle)
+            wanted = wish.requested_resource_id
+            if resource is None or (wanted and wanted != str(resource.id)):
+                raise ResourceNotFound
+            if token.kind != NODE:
+                raise KindMismatch
+        except PlexError as refusal:
+            act = Act(
+                "node.register", f"bootstrap_token:{token.id}", await self._domain(token), {"register": [refusal.code]}
+            )
+            await self.gate.record(Caller(ANONYMOUS, ""), "register", act, "insufficient_relation")
+            raise
+        return resource
+
+    async def _domain(self, token: BootstrapToken) -> str:
+        return str(await self.store.domain_of(token.project_id) or "")
+
+    def _is_retry(self, token: BootstrapToken, nonce: UUID, public_key: bytes) -> bool:
+        if token.nonce != nonce:
+            return False
+        recent = token.consumed_at is not None and self.clock.now() - token.consumed_at <= RETRY_WITHIN
+        if not recent or token.public_key != public_key:
+            raise NonceCollision
+        return True
+
+    def _check(self, token: BootstrapToken) -> None:
+        if token.consumed_at is not None:
+            raise TokenConsumed
+        if token.revoked_at is not None:
+            raise TokenRevoked
+        if self.clock.now() >= token.expires_at:
+            raise TokenExpired
+
+    async def heartbeat(
+        self,
+        principal: Principal,
+        node_id: str,
+        client_now: datetime.datetime,
+        checksum: bytes,
+        version: str,
+        nat_summary: str,
+    ) -> datetime.datetime:
+        """Take a sign of life; returns when."""
+        if principal.node_id != node_id:
+            raise NodeIdMismatch
+        now = self.clock.now()
+        if abs(now - client_now) > SKEW:
+            raise ClockSkew
+        if len(checksum) != hashlib.sha256().digest_size:
+            raise BinaryChecksumEmpty
+        if not version:
+            raise BinaryVersionEmpty
+        if not await self.store.heartbeat(UUID(node_id), checksum, version, nat_summary or "{}", now):
+            raise Forbidden("the node is not registered any more")
+        return now

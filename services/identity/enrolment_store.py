@@ -1,0 +1,182 @@
+"""Registration in one transaction: token, node, address, key, tuples, event; or nothing."""
+
+import base64
+import datetime
+import ipaddress
+from dataclasses import dataclass
+from uuid import UUID
+
+import asyncpg
+
+from libs.errors import (
+    AllocatorContention,
+    NonceCollision,
+    PoolExhausted,
+    ResourceNotFound,
+    SubrangeExhausted,
+    TokenConsumed,
+)
+from libs.pg import connection, transaction
+from services.identity.model import BootstrapToken, Candidate, Peer, Registered, Resource, Tuple, WrappedKey
+from services.identity.relation_store import add_tuples, notify
+from services.identity.relations import Revocation
+from services.identity.store import RESOURCE, TOKEN, add_event
+
+CONSUME = """
+UPDATE identity.bootstrap_tokens SET consumed_at = $2, nonce = $3, public_key = $4, node_id = $5
+WHERE id = $1 AND consumed_at IS NULL AND revoked_at IS NULL AND expires_at > $2 RETURNING true
+"""
+RANGES = """
+SELECT d.mesh_cidr, p.sub_range_cidr FROM identity.projects p JOIN identity.domains d ON d.id = p.domain_id
+WHERE p.id = $1
+"""
+# The lowest free host address: the first one, or the one after a taken one whose successor is free.
+LOWEST_FREE = """
+WITH bounds AS (SELECT host(network($2::cidr))::inet + 1 AS low, host(broadcast($2::cidr))::inet - 1 AS high)
+SELECT candidate FROM (
+    SELECT low AS candidate FROM bounds
+    UNION ALL
+    SELECT n.mesh_ip + 1 FROM identity.nodes n, bounds WHERE n.domain_id = $1 AND n.mesh_ip BETWEEN low AND high
+) free, bounds
+WHERE candidate BETWEEN low AND high
+  AND NOT EXISTS (SELECT FROM identity.nodes n WHERE n.domain_id = $1 AND n.mesh_ip = candidate)
+ORDER BY candidate LIMIT 1
+"""
+PEERS = "SELECT id, mesh_ip, public_key FROM identity.nodes WHERE domain_id = $1 AND id <> $2 ORDER BY id"
+
+
+@dataclass(frozen=True)
+class PgEnrolmentStore:
+    """Registration and heartbeats in PostgreSQL."""
+
+    pool: asyncpg.Pool
+
+    async def find_token(self, selector: str) -> BootstrapToken | None:
+        """Return a token by its selector."""
+        async with connection(self.pool, "find_token") as lent:
+            row = await lent.fetchrow(f"SELECT {TOKEN} FROM identity.bootstrap_tokens WHERE selector = $1", selector)
+        return BootstrapToken(**row) if row else None
+
+    async def domain_of(self, project_id: UUID) -> UUID | None:
+        """Return the Domain of a project."""
+        async with connection(self.pool, "domain_of") as lent:
+            domain: UUID | None = await lent.fetchval(
+                "SELECT domain_id FROM identity.projects WHERE id = $1", project_id
+            )
+        return domain
+
+    async def find_resource(self, project_id: UUID, handle: str) -> Resource | None:
+        """Return a project's resource by id or by its name elsewhere."""
+        sql = f"""
+        SELECT {RESOURCE} FROM identity.resources
+        WHERE project_id = $1 AND (id::text = $2 OR external_ref = $2) ORDER BY id::text = $2 DESC LIMIT 1
+        """
+        async with connection(self.pool, "find_resource") as lent:
+            row = await lent.fetchrow(sql, project_id, handle)
+        return Resource(**row) if row else None
+
+    async def register(
+        self, token: BootstrapToken, resource: Resource, node: Candidate, at: datetime.datetime
+    ) -> Registered:
+        """Consume the token and create all that a node is, in one transaction, or nothing."""
+        try:
+            async with transaction(self.pool, "register") as lent:
+                if not await lent.fetchval(CONSUME, token.id, at, node.nonce, node.public_key, node.node_id):
+                    raise TokenConsumed
+                # One allocation of a Domain at a time; the UNIQUE constraint stays the judge.
+                await lent.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"mesh:{resource.domain_id}")
+                mesh_ip, mesh_cidr = await self._allocate(lent, resource)
+                await lent.execute(
+                    "INSERT INTO identity.nodes (id, resource_id, project_id, domain_id, mesh_ip, public_key, created_at) "
+                    "VALUES ($1, $2, $3, $4, $5, $6, $7)",
+                    node.node_id, resource.id, resource.project_id, resource.domain_id, mesh_ip, node.public_key, at,
+                )  # fmt: skip
+                await self._add_key(lent, node.node_id, resource.domain_id, node.key, at)
+                this, project = f"node:{node.node_id}", f"project:{resource.project_id}"
+                await add_tuples(
+                    lent,
+                    [
+                        Tuple(this, "project", project),
+                        Tuple(this, "agent", this),
+                        Tuple(project, "agent", this),
+                        Tuple(f"resource:{resource.id}", "agent", this),
+                    ],
+                )
+                peer = {
+                    "node_id": str(node.node_id),
+                    "mesh_ip": str(mesh_ip),
+                    "public_key": base64.b64encode(node.public_key).decode(),
+                }
+                domain = f"domain:{resource.domain_id}"
+                await add_event(lent, resource.domain_id, "peer_added", domain, {"peer": peer}, at)
+                peers = await self._peers(lent, resource.domain_id, node.node_id)
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name == "nonce_once":
+                raise NonceCollision from None
+            if error.constraint_name == "nodes_resource_id_key":
+                raise ResourceNotFound("the resource is registered already") from None
+            raise AllocatorContention from None
+        except asyncpg.ForeignKeyViolationError:
+            raise ResourceNotFound from None
+        return Registered(node.node_id, str(mesh_ip), peers, str(mesh_cidr))
+
+    async def _allocate(
+        self, lent: asyncpg.Connection, resource: Resource
+    ) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ipaddress.IPv4Network | ipaddress.IPv6Network]:
+        ranges = await lent.fetchrow(RANGES, resource.project_id)
+        if ranges is None:
+            raise ResourceNotFound
+        within = ranges["sub_range_cidr"] or ranges["mesh_cidr"]
+        address = await lent.fetchval(LOWEST_FREE, resource.domain_id, within)
+        if address is None:
+            raise SubrangeExhausted if ranges["sub_range_cidr"] else PoolExhausted
+        return getattr(address, "ip", address), ranges["mesh_cidr"]
+
+    async def _add_key(
+        self, lent: asyncpg.Connection, node_id: UUID, domain_id: UUID, key: WrappedKey, at: datetime.datetime
+    ) -> None:
+        sql = """
+        INSERT INTO identity.node_secret_keys (kid, node_id, domain_id, wrapped, fingerprint, created_at)
+        VALUES ($1, $2, $3, $4, $5, $6)
+        """
+        await lent.execute(sql, key.kid, node_id, domain_id, key.wrapped, key.fingerprint, at)
+
+    async def _peers(self, lent: asyncpg.Connection, domain_id: UUID, node_id: UUID) -> list[Peer]:
+        rows = await lent.fetch(PEERS, domain_id, node_id)
+        return [Peer(row["id"], str(getattr(row["mesh_ip"], "ip", row["mesh_ip"])), row["public_key"]) for row in rows]
+
+    async def replace_key(self, token: BootstrapToken, key: WrappedKey, at: datetime.datetime) -> Registered:
+        """Give the token's node a fresh key; the earlier one is revoked in the same transaction."""
+        sql = """
+        SELECT n.id, n.domain_id, n.mesh_ip, d.mesh_cidr FROM identity.nodes n
+        JOIN identity.domains d ON d.id = n.domain_id WHERE n.id = $1 FOR UPDATE OF n
+        """
+        async with transaction(self.pool, "replace_key") as lent:
+            node = await lent.fetchrow(sql, token.node_id)
+            if node is None:
+                raise ResourceNotFound
+            await lent.execute(
+                "UPDATE identity.node_secret_keys SET revoked_at = $2 WHERE node_id = $1 AND revoked_at IS NULL",
+                node["id"], at,
+            )  # fmt: skip
+            await self._add_key(lent, node["id"], node["domain_id"], key, at)
+            await notify(lent, Revocation("node", str(node["id"])))
+            peers = await self._peers(lent, node["domain_id"], node["id"])
+        mesh_ip = getattr(node["mesh_ip"], "ip", node["mesh_ip"])
+        return Registered(node["id"], str(mesh_ip), peers, str(node["mesh_cidr"]))
+
+    async def heartbeat(
+        self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime.datetime
+    ) -> bool:
+        """Take a sign of life; False when there is no such node."""
+        sql = """
+        INSERT INTO identity.heartbeats (node_id, accepted_at, binary_checksum, binary_version, nat_summary)
+        VALUES ($1, $2, $3, $4, $5)
+        ON CONFLICT (node_id) DO UPDATE SET accepted_at = $2, binary_checksum = $3, binary_version = $4, nat_summary = $5
+        """
+        try:
+            async with transaction(self.pool, "heartbeat") as lent:
+                await lent.execute(sql, node_id, at, checksum, version, nat_summary)
+        except asyncpg.ForeignKeyViolationError:
+            return False
+        return True

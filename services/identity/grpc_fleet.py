@@ -1,0 +1,146 @@
+"""identity.EnrolmentService, NodeService, RelationsService and FleetService: unpack, call the rule, pack."""
+
+import datetime
+from collections.abc import AsyncIterator
+from uuid import UUID
+
+import grpc
+
+from libs.clock import Clock
+from libs.errors import NotFound
+from libs.rpc.context import current_principal
+from plexsphere.identity.v1 import enrolment_pb2 as enrol
+from plexsphere.identity.v1 import enrolment_pb2_grpc, relations_pb2_grpc
+from plexsphere.identity.v1 import relations_pb2 as rel
+from services.identity import pack
+from services.identity.enrolment import Enrolment, Wish
+from services.identity.model import Tuple
+from services.identity.ports import DirectoryStore
+from services.identity.relations import Feed, Relations, Revocation
+
+Context = grpc.aio.ServicerContext
+VERDICTS = {
+    "granted": rel.VERDICT_GRANTED,
+    "out_of_scope": rel.VERDICT_OUT_OF_SCOPE,
+    "insufficient_relation": rel.VERDICT_INSUFFICIENT_RELATION,
+}
+
+
+class EnrolmentApi(enrolment_pb2_grpc.EnrolmentServiceServicer):
+    """Turns a bootstrap token into a node."""
+
+    def __init__(self, enrolment: Enrolment) -> None:
+        self._enrolment = enrolment
+
+    async def Register(self, request: enrol.RegisterRequest, context: Context) -> enrol.RegisterResponse:
+        wish = Wish(
+            project_id=request.project_id,
+            resource_handle=request.resource_handle,
+            bootstrap_token=request.bootstrap_token,
+            nonce=request.nonce,
+            public_key=request.public_key,
+            requested_resource_id=request.requested_resource_id,
+        )
+        enrolled = await self._enrolment.register(wish)
+        node = enrolled.node
+        with enrolled.key as key:
+            return enrol.RegisterResponse(
+                node_id=str(node.node_id),
+                mesh_ip=node.mesh_ip,
+                signing_public_key=enrolled.signing_key.public_key,
+                signing_key_id=enrolled.signing_key.kid,
+                nsk=bytes(key.reveal()),
+                peers=[
+                    enrol.Peer(node_id=str(peer.node_id), mesh_ip=peer.mesh_ip, public_key=peer.public_key)
+                    for peer in node.peers
+                ],
+                domain_mesh_cidr=node.mesh_cidr,
+            )
+
+
+class NodeApi(enrolment_pb2_grpc.NodeServiceServicer):
+    """What registered nodes tell."""
+
+    def __init__(self, enrolment: Enrolment) -> None:
+        self._enrolment = enrolment
+
+    async def Heartbeat(self, request: enrol.HeartbeatRequest, context: Context) -> enrol.HeartbeatResponse:
+        accepted_at = await self._enrolment.heartbeat(
+            current_principal(), request.node_id, request.client_now.ToDatetime(datetime.UTC),
+            request.binary_checksum, request.binary_version, request.nat_summary_json,
+        )  # fmt: skip
+        return enrol.HeartbeatResponse(accepted_at=pack.timestamp(accepted_at), reconcile=False, rotate_keys=False)
+
+
+class RelationsApi(relations_pb2_grpc.RelationsServiceServicer):
+    """Answers the other services' checks."""
+
+    def __init__(self, relations: Relations, feed: Feed, clock: Clock) -> None:
+        self._relations = relations
+        self._feed = feed
+        self._clock = clock
+
+    async def Check(self, request: rel.CheckRequest, context: Context) -> rel.CheckResponse:
+        decision = await self._relations.decide(request.subject, request.permission, request.resource)
+        return rel.CheckResponse(verdict=VERDICTS[decision.reason])
+
+    async def BulkCheck(self, request: rel.BulkCheckRequest, context: Context) -> rel.BulkCheckResponse:
+        decisions = [
+            await self._relations.decide(one.subject, one.permission, one.resource) for one in request.checks
+        ]
+        return rel.BulkCheckResponse(
+            results=[rel.CheckResponse(verdict=VERDICTS[decision.reason]) for decision in decisions]
+        )
+
+    async def WriteRelation(self, request: rel.WriteRelationRequest, context: Context) -> rel.WriteRelationResponse:
+        await self._relations.grant(Tuple(request.resource, request.relation, request.subject))
+        return rel.WriteRelationResponse()
+
+    async def DeleteRelation(self, request: rel.DeleteRelationRequest, context: Context) -> rel.DeleteRelationResponse:
+        removed = await self._relations.remove(request.resource, request.relation, request.subject)
+        return rel.DeleteRelationResponse(removed=removed)
+
+    async def WatchRevocations(
+        self, request: rel.WatchRevocationsRequest, context: Context
+    ) -> AsyncIterator[rel.WatchRevocationsResponse]:
+        async for revocation in self._feed.listen():
+            yield self._packed(revocation)
+
+    def _packed(self, revocation: Revocation) -> rel.WatchRevocationsResponse:
+        answer = rel.WatchRevocationsResponse(at=pack.timestamp(self._clock.now()))
+        match revocation:
+            case Revocation(kind="relation", relation=Tuple() as row):
+                answer.relation.CopyFrom(
+                    rel.RevokedRelation(subject=row.subject, relation=row.relation, resource=row.resource)
+                )
+            case Revocation(kind="node"):
+                answer.node_id = revocation.value
+            case Revocation(kind="credential"):
+                answer.credential_digest = revocation.value
+            case Revocation(kind="identity"):
+                answer.identity_id = revocation.value
+        return answer
+
+
+class FleetApi(relations_pb2_grpc.FleetServiceServicer):
+    """Tells the other services where things stand."""
+
+    def __init__(self, store: DirectoryStore) -> None:
+        self._store = store
+
+    async def LocateNode(self, request: rel.LocateNodeRequest, context: Context) -> rel.LocateNodeResponse:
+        place = await self._store.place(UUID(request.node_id))
+        if place is None:
+            raise NotFound
+        return rel.LocateNodeResponse(
+            node_id=str(place.node_id),
+            project_id=str(place.project_id),
+            domain_id=str(place.domain_id),
+            nsk_kid=place.kid,
+        )
+
+    async def LocateProject(self, request: rel.LocateProjectRequest, context: Context) -> rel.LocateProjectResponse:
+        project = await self._store.project(UUID(request.project_id))
+        if project is None:
+            raise NotFound
+        return rel.LocateProjectResponse(project_id=str(project.id), domain_id=str(project.domain_id))

@@ -1,0 +1,170 @@
+"""What identity knows of Domains and what is in them; keys and tokens only as hashes and ciphertext."""
+
+import datetime
+from dataclasses import dataclass
+from uuid import UUID
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who asks for something, as `<kind>:<id>` and its parts."""
+
+    kind: str
+    subject: str
+
+    @property
+    def reference(self) -> str:
+        """The caller as relations name it."""
+        return f"{self.kind}:{self.subject}"
+
+
+@dataclass(frozen=True)
+class Reachability:
+    """When a silent node counts as stale or unreachable, in seconds."""
+
+    heartbeat_interval_s: float = 30.0
+    stale_after_s: float = 90.0
+    unreachable_after_s: float = 300.0
+
+    def valid(self) -> bool:
+        """Whether each bound is beyond the one before it."""
+        return 0 < self.heartbeat_interval_s < self.stale_after_s < self.unreachable_after_s
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A tenant."""
+
+    id: UUID
+    name: str
+    slug: str
+    description: str
+    region: str
+    mesh_cidr: str
+    reachability: Reachability
+    created_at: datetime.datetime
+    updated_at: datetime.datetime
+
+
+@dataclass(frozen=True)
+class Project:
+    """A project in a Domain."""
+
+    id: UUID
+    domain_id: UUID
+    name: str
+    slug: str
+    description: str
+    sub_range_cidr: str
+    created_at: datetime.datetime
+    updated_at: datetime.datetime
+
+
+@dataclass(frozen=True)
+class Resource:
+    """An adopted resource."""
+
+    id: UUID
+    project_id: UUID
+    domain_id: UUID
+    kind: str
+    external_ref: str
+    origin: str
+    created_at: datetime.datetime
+    updated_at: datetime.datetime
+
+
+@dataclass(frozen=True)
+class NodeSummary:
+    """A node in a list."""
+
+    id: UUID
+    name: str
+    domain_id: UUID
+    kind: str
+    created_at: datetime.datetime
+
+
+@dataclass(frozen=True)
+class NodePlace:
+    """Where a node stands."""
+
+    node_id: UUID
+    project_id: UUID
+    domain_id: UUID
+    kid: str
+
+
+@dataclass(frozen=True)
+class BootstrapToken:
+    """What is known of a bootstrap token; its secret part only as a hash."""
+
+    id: UUID
+    project_id: UUID
+    kind: str
+    env_prefix: str
+    selector: str
+    digest: bytes
+    issued_by: UUID
+    issued_at: datetime.datetime
+    expires_at: datetime.datetime
+    consumed_at: datetime.datetime | None = None
+    revoked_at: datetime.datetime | None = None
+    nonce: UUID | None = None
+    public_key: bytes | None = None
+    node_id: UUID | None = None
+
+
+@dataclass(frozen=True)
+class Peer:
+    """A node as its peers see it."""
+
+    node_id: UUID
+    mesh_ip: str
+    public_key: bytes
+
+
+@dataclass(frozen=True)
+class WrappedKey:
+    """A node key at rest: ciphertext and fingerprint, never the key."""
+
+    kid: str
+    wrapped: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True)
+class Tuple:
+    """A relation: `resource#relation@subject`, each as `<type>:<id>`."""
+
+    resource: str
+    relation: str
+    subject: str
+
+
+@dataclass(frozen=True)
+class SigningKey:
+    """Public half of the key that signs a Domain's events."""
+
+    kid: str
+    public_key: bytes
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A node to be, with its key already wrapped."""
+
+    node_id: UUID
+    public_key: bytes
+    nonce: UUID
+    key: WrappedKey
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A node that is registered."""
+
+    node_id: UUID
+    mesh_ip: str
+    peers: list[Peer]
+    mesh_cidr: str

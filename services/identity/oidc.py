@@ -1,0 +1,109 @@
+"""OpenID providers over HTTPS: discovery, keys, the token endpoint."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from libs import tls
+from libs.custody import Secret
+from libs.errors import ProviderFailed, SignInRefused
+from services.identity.sign_in_model import Binding
+
+TIMEOUT = aiohttp.ClientTimeout(total=8)
+LIFETIME_S = 300.0
+REFRESH_AT_MOST_EVERY_S = 60.0
+LARGEST_ANSWER = 256 * 1024
+OK, CLIENT_ERRORS = 200, range(400, 500)
+JSON = dict[str, Any]
+
+
+@dataclass
+class Cached:
+    """What is kept of a provider; it dies with its lifetime, so that removed keys die too."""
+
+    metadata: JSON
+    keys: list[JSON] = field(default_factory=list)
+    until: float = 0.0
+    refreshed_at: float = 0.0
+
+
+class HttpProvider:
+    """Speaks to providers; trusts one CA file, or the system's store without one."""
+
+    def __init__(self, ca_file: Path | None) -> None:
+        self._ca_file = ca_file
+        self._cached: dict[str, Cached] = {}
+        self._http: aiohttp.ClientSession | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        if self._http is not None:
+            await self._http.close()
+
+    async def metadata(self, binding: Binding) -> JSON:
+        """Return the discovery document, whose issuer is exactly the binding's."""
+        return (await self._known(binding)).metadata
+
+    async def keys(self, binding: Binding, kid: str) -> list[JSON]:
+        """Return the provider's public keys, fetched again at most once a minute for an unknown key id."""
+        known = await self._known(binding)
+        now = time.monotonic()
+        unknown = kid and kid not in {key.get("kid") for key in known.keys}
+        if unknown and now - known.refreshed_at >= REFRESH_AT_MOST_EVERY_S:
+            known.keys = await self._fetch_keys(known.metadata)
+            known.refreshed_at = now
+        return known.keys
+
+    async def _known(self, binding: Binding) -> Cached:
+        name = f"{binding.id}:{binding.discovery_url}"
+        known = self._cached.get(name)
+        if known is None or time.monotonic() >= known.until:
+            document = await self._json("GET", binding.discovery_url)
+            if document.get("issuer") != binding.issuer:
+                raise ProviderFailed("the discovery document names another issuer")
+            for endpoint in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
+                if not str(document.get(endpoint, "")).startswith("https://"):
+                    raise ProviderFailed(f"the discovery document has no {endpoint}")
+            keys = await self._fetch_keys(document)
+            now = time.monotonic()
+            known = self._cached[name] = Cached(document, keys, now + LIFETIME_S, now - REFRESH_AT_MOST_EVERY_S)
+        return known
+
+    async def _fetch_keys(self, document: JSON) -> list[JSON]:
+        keys = (await self._json("GET", document["jwks_uri"])).get("keys")
+        if not isinstance(keys, list):
+            raise ProviderFailed("the provider's keys are not a JWK set")
+        return [key for key in keys if isinstance(key, dict)]
+
+    async def exchange(self, binding: Binding, secret: Secret, form: dict[str, str]) -> JSON:
+        """Exchange a code at the token endpoint (RFC 6749, 4.1.3), with HTTP Basic as 2.3.1 says."""
+        document = await self.metadata(binding)
+        auth = aiohttp.BasicAuth(binding.client_id, secret.reveal().decode())
+        return await self._json("POST", document["token_endpoint"], form, auth)
+
+    async def _json(
+        self, method: str, url: str, form: dict[str, str] | None = None, auth: aiohttp.BasicAuth | None = None
+    ) -> JSON:
+        try:
+            async with self._session().request(
+                method, url, data=form, auth=auth, timeout=TIMEOUT, allow_redirects=False
+            ) as answer:
+                if auth is not None and answer.status in CLIENT_ERRORS:
+                    raise SignInRefused("the provider refused the code")
+                if answer.status != OK or (answer.content_length or 0) > LARGEST_ANSWER:
+                    raise ProviderFailed(f"the provider answered {answer.status}")
+                content = await answer.json(content_type=None)
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+            raise ProviderFailed(type(error).__name__) from error
+        if not isinstance(content, dict):
+            raise ProviderFailed("the provider's answer is not an object")
+        return content
+
+    def _session(self) -> aiohttp.ClientSession:
+        if self._http is None:
+            context = tls.trusting(self._ca_file) if self._ca_file else True
+            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context))
+        return self._http

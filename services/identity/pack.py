@@ -1,0 +1,106 @@
+"""Between the model and protobuf."""
+
+import datetime
+from uuid import UUID
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from libs.rpc.context import current_principal
+from plexsphere.identity.v1 import directory_pb2, enrolment_pb2
+from services.identity.model import BootstrapToken, Caller, Domain, NodeSummary, Project, Reachability, Resource
+from services.identity.sign_in_model import Binding
+
+
+def caller() -> Caller:
+    """Return who is behind the call."""
+    principal = current_principal()
+    return Caller(principal.kind, principal.subject)
+
+
+def optional_id(text: str) -> UUID | None:
+    """Return an id, or nothing for an empty text."""
+    return UUID(text) if text else None
+
+
+def timestamp(at: datetime.datetime | None) -> Timestamp | None:
+    """Return a time as protobuf has it."""
+    if at is None:
+        return None
+    value = Timestamp()
+    value.FromDatetime(at)
+    return value
+
+
+def _duration(seconds: float) -> Duration:
+    value = Duration()
+    value.FromTimedelta(datetime.timedelta(seconds=seconds))
+    return value
+
+
+def reachability(policy: enrolment_pb2.ReachabilityPolicy) -> Reachability:
+    """Return a policy; a part that is absent counts as zero, which no policy may have."""
+    return Reachability(
+        policy.heartbeat_interval.ToTimedelta().total_seconds(),
+        policy.stale_after.ToTimedelta().total_seconds(),
+        policy.unreachable_after.ToTimedelta().total_seconds(),
+    )
+
+
+def domain(row: Domain) -> directory_pb2.Domain:
+    """Pack a Domain."""
+    policy = row.reachability
+    return directory_pb2.Domain(
+        id=str(row.id), name=row.name, slug=row.slug, description=row.description, region=row.region,
+        mesh_cidr=row.mesh_cidr,
+        reachability=enrolment_pb2.ReachabilityPolicy(
+            heartbeat_interval=_duration(policy.heartbeat_interval_s),
+            stale_after=_duration(policy.stale_after_s),
+            unreachable_after=_duration(policy.unreachable_after_s),
+        ),
+        created_at=timestamp(row.created_at), updated_at=timestamp(row.updated_at),
+    )  # fmt: skip
+
+
+def project(row: Project) -> directory_pb2.Project:
+    """Pack a project."""
+    return directory_pb2.Project(
+        id=str(row.id), domain_id=str(row.domain_id), name=row.name, slug=row.slug, description=row.description,
+        sub_range_cidr=row.sub_range_cidr, created_at=timestamp(row.created_at), updated_at=timestamp(row.updated_at),
+    )  # fmt: skip
+
+
+def resource(row: Resource) -> directory_pb2.Resource:
+    """Pack a resource."""
+    return directory_pb2.Resource(
+        id=str(row.id), project_id=str(row.project_id), domain_id=str(row.domain_id), kind=row.kind,
+        external_ref=row.external_ref, origin=row.origin, created_at=timestamp(row.created_at),
+        updated_at=timestamp(row.updated_at),
+    )  # fmt: skip
+
+
+def node(row: NodeSummary) -> directory_pb2.NodeSummary:
+    """Pack a node in a list."""
+    return directory_pb2.NodeSummary(
+        id=str(row.id), name=row.name, domain_id=str(row.domain_id), kind=row.kind, created_at=timestamp(row.created_at)
+    )
+
+
+def token(row: BootstrapToken) -> directory_pb2.BootstrapToken:
+    """Pack what is known of a bootstrap token."""
+    return directory_pb2.BootstrapToken(
+        id=str(row.id), project_id=str(row.project_id), kind=row.kind, env_prefix=row.env_prefix,
+        issued_at=timestamp(row.issued_at), expires_at=timestamp(row.expires_at),
+        consumed_at=timestamp(row.consumed_at), revoked_at=timestamp(row.revoked_at), issued_by=str(row.issued_by),
+    )  # fmt: skip
+
+
+def binding(row: Binding) -> directory_pb2.IdpBinding:
+    """Pack a binding."""
+    return directory_pb2.IdpBinding(
+        id=str(row.id), domain_id=str(row.domain_id or ""), issuer=row.issuer, client_id=row.client_id,
+        client_secret_ref=row.client_secret_ref, discovery_url=row.discovery_url, claim_mappings=row.claim_mappings,
+        required_acr=row.required_acr, required_amr=row.required_amr, jit_policy=row.jit_policy, status=row.status,
+        alias=row.alias, primary=row.primary, created_at=timestamp(row.created_at),
+        updated_at=timestamp(row.updated_at),
+    )  # fmt: skip

@@ -1,0 +1,152 @@
+"""What identity's directory rules need from outside; each docstring is the promise."""
+
+import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from libs.audit import Record
+from libs.custody import Secret
+from libs.relations import Decision
+from services.identity.model import (
+    BootstrapToken,
+    Candidate,
+    Domain,
+    NodePlace,
+    NodeSummary,
+    Project,
+    Registered,
+    Resource,
+    SigningKey,
+    Tuple,
+    WrappedKey,
+)
+
+
+class Authority(Protocol):
+    """Asks who may do what; never answers from memory."""
+
+    async def decide(self, subject: str, permission: str, resource: str) -> Decision:
+        """Answer one check; raises AuthzUnavailable for anything but an answer."""
+
+    async def readable(self, subject: str, permission: str, resources: list[str]) -> list[bool]:
+        """Answer the same permission on many objects, in their order."""
+
+    async def deliver(self) -> None:
+        """Bring what was committed to SpiceDB now; what fails is brought later."""
+
+    async def revoke(self, rows: list[Tuple]) -> None:
+        """Remove tuples that are marked as removing; no check finds them once it has returned."""
+
+
+class Recorder(Protocol):
+    """Records decisions."""
+
+    async def record(self, record: Record) -> int:
+        """Return the row's sequence once it is durable; raises AuditUnavailable, and then nothing may happen."""
+
+
+class SigningKeys(Protocol):
+    """The Domains' event keys."""
+
+    async def ensure(self, domain_id: UUID) -> SigningKey:
+        """Return the current key, made when there is none."""
+
+
+class KeyWrapper(Protocol):
+    """Wraps node keys under the Domain's derivation of a key that never leaves OpenBao."""
+
+    async def wrap(self, domain_id: UUID, node_id: UUID, key: Secret) -> str:
+        """Return ciphertext bound to Domain and node."""
+
+
+class DirectoryStore(Protocol):
+    """Domains, projects, resources, tokens; a method is a transaction, and tuples commit with what they are about."""
+
+    async def create_domain(self, domain: Domain, tuples: list[Tuple]) -> None:
+        """Raise MeshCidrOverlap or SlugTaken when another Domain has the range or the slug."""
+
+    async def domain(self, domain_id: UUID) -> Domain | None:
+        """Return a Domain."""
+
+    async def domains(self, after: UUID, limit: int) -> list[Domain]:
+        """Return Domains by id, beyond `after`."""
+
+    async def update_domain(self, domain_id: UUID, changes: dict[str, Any], at: datetime.datetime) -> Domain | None:
+        """Change a Domain; raises MeshCidrOverlap."""
+
+    async def delete_domain(self, domain_id: UUID) -> list[Tuple] | None:
+        """Delete an empty Domain and mark its tuples as removing; raises DomainNotEmpty with counts."""
+
+    async def create_project(self, project: Project, tuples: list[Tuple]) -> None:
+        """Raise SlugTaken or SubRangeOverlap, Unprocessable for a range outside the Domain's."""
+
+    async def project(self, project_id: UUID) -> Project | None:
+        """Return a project."""
+
+    async def projects(self, domain_id: UUID | None, after: UUID, limit: int) -> list[Project]:
+        """Return projects by id, beyond `after`."""
+
+    async def update_project(self, project_id: UUID, changes: dict[str, Any], at: datetime.datetime) -> Project | None:
+        """Change a project; raises SubRangeOverlap, SubRangeInvalidatesAllocation."""
+
+    async def delete_project(self, project_id: UUID) -> list[Tuple] | None:
+        """Delete an empty project and mark its tuples as removing; raises ProjectNotEmpty with counts."""
+
+    async def create_resource(self, resource: Resource, tuples: list[Tuple]) -> None:
+        """Raise AlreadyExists when the project has a resource of that name."""
+
+    async def resource(self, resource_id: UUID) -> Resource | None:
+        """Return a resource."""
+
+    async def resources(self, project_id: UUID, after: UUID, limit: int) -> list[Resource]:
+        """Return resources by id, beyond `after`."""
+
+    async def delete_resource(self, resource_id: UUID, at: datetime.datetime) -> tuple[list[Tuple], UUID | None]:
+        """Delete a resource, revoke its node's keys and mark all their tuples as removing; returns them and the node."""
+
+    async def nodes(self, domain_id: UUID | None, after: UUID, limit: int) -> list[NodeSummary]:
+        """Return nodes by id, beyond `after`."""
+
+    async def place(self, node_id: UUID) -> NodePlace | None:
+        """Return where a node stands."""
+
+    async def add_token(self, token: BootstrapToken) -> None:
+        """Store a token's hash."""
+
+    async def token(self, project_id: UUID, token_id: UUID) -> BootstrapToken | None:
+        """Return what is known of a token."""
+
+    async def tokens(self, project_id: UUID, after: UUID, limit: int) -> list[BootstrapToken]:
+        """Return tokens by id, beyond `after`."""
+
+    async def revoke_token(self, project_id: UUID, token_id: UUID, at: datetime.datetime) -> bool | None:
+        """Revoke an unused token; False when it was used or revoked, None when there is none."""
+
+
+class EnrolmentStore(Protocol):
+    """What registration and heartbeats write."""
+
+    async def find_token(self, selector: str) -> BootstrapToken | None:
+        """Return a token by its selector."""
+
+    async def domain_of(self, project_id: UUID) -> UUID | None:
+        """Return the Domain of a project."""
+
+    async def find_resource(self, project_id: UUID, handle: str) -> Resource | None:
+        """Return a project's resource by id or by its name elsewhere."""
+
+    async def register(
+        self, token: BootstrapToken, resource: Resource, node: Candidate, at: datetime.datetime
+    ) -> Registered:
+        """Consume the token and create node, address, key, tuples and outbox rows in one transaction, or nothing.
+
+        Raises the contract's refusals when somebody else was first.
+        """
+
+    async def replace_key(self, token: BootstrapToken, key: WrappedKey, at: datetime.datetime) -> Registered:
+        """Give the token's node a fresh key; the earlier one is revoked in the same transaction."""
+
+    async def heartbeat(
+        self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime.datetime
+    ) -> bool:
+        """Take a sign of life; False when there is no such node."""

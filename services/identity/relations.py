@@ -1,0 +1,196 @@
+"""Relations: identity's own tuple table is the truth, SpiceDB answers from it, and a doubt is never a denial."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from libs.errors import AuthzUnavailable, PlexError, Unavailable
+from libs.relations import Decision
+from services.identity.model import Tuple
+
+EVERY_S = 1.0
+LONGEST_FEED = 1000
+
+log = structlog.get_logger()
+
+
+class SentinelMissing(AuthzUnavailable):
+    """SpiceDB answers, but was emptied: what it does not find says nothing."""
+
+
+class Checker(Protocol):
+    """SpiceDB. Raises AuthzUnavailable."""
+
+    async def check(self, questions: list[tuple[str, str, str]]) -> list[bool]:
+        """Answer `(subject, permission, resource)` questions from one consistent snapshot; raises SentinelMissing."""
+
+    async def touch(self, rows: list[Tuple]) -> None:
+        """Write tuples; idempotent."""
+
+    async def delete(self, rows: list[Tuple]) -> None:
+        """Remove tuples; no check finds them once it has returned. Idempotent."""
+
+    async def write_schema(self) -> None:
+        """Write the schema."""
+
+
+class TupleStore(Protocol):
+    """The tuple table. Raises DatastoreUnavailable."""
+
+    async def add(self, rows: list[Tuple]) -> None:
+        """Add tuples as pending; those that exist stay."""
+
+    async def mark(self, resource: str, relation: str, subject: str) -> list[Tuple]:
+        """Mark tuples as removing, empty arguments matching all, and tell the feed; returns them."""
+
+    async def deliver(self, checker: Checker) -> int:
+        """Bring pending tuples to SpiceDB and finish removals, waiting for whoever is at it; returns how many."""
+
+    async def finish(self, checker: Checker, rows: list[Tuple]) -> None:
+        """Bring these tuples to SpiceDB as the table has them now; those that are gone are gone there too."""
+
+    async def refill(self, checker: Checker) -> int:
+        """Bring every tuple that is not being removed to SpiceDB, and return how many there are."""
+
+
+@dataclass(frozen=True)
+class Revocation:
+    """What must no longer be believed: a relation, a node, a credential's digest or an identity; empty for a beat."""
+
+    kind: str = ""
+    value: str = ""
+    relation: Tuple | None = None
+
+
+class Feed:
+    """Hands revocations to every stream of this process.
+
+    A stream ends when it could have missed one, because it is too slow or because the feed is closed: its listener then
+    believes nothing that it remembers.
+    """
+
+    def __init__(self) -> None:
+        self._queues: set[asyncio.Queue[Revocation | None]] = set()
+        self._open = False
+
+    def open(self) -> None:
+        """Begin: from now on every revocation is published."""
+        self._open = True
+
+    def close(self) -> None:
+        """End every stream, and begin none."""
+        self._open = False
+        for queue in list(self._queues):
+            self._end(queue)
+
+    def publish(self, revocation: Revocation) -> None:
+        """Hand one on."""
+        for queue in list(self._queues):
+            if queue.full():
+                self._end(queue)
+            else:
+                queue.put_nowait(revocation)
+
+    def _end(self, queue: "asyncio.Queue[Revocation | None]") -> None:
+        self._queues.discard(queue)
+        if queue.full():
+            queue.get_nowait()
+        queue.put_nowait(None)
+
+    async def listen(self, beat_s: float = EVERY_S) -> AsyncIterator[Revocation]:
+        """Yield revocations, and a beat when there was none for a while; raises Unavailable when the feed is closed."""
+        if not self._open:
+            raise Unavailable("the feed is closed")
+        queue: asyncio.Queue[Revocation | None] = asyncio.Queue(LONGEST_FEED)
+        self._queues.add(queue)
+        try:
+            yield Revocation()
+            while True:
+                try:
+                    revocation = await asyncio.wait_for(queue.get(), beat_s)
+                except TimeoutError:
+                    revocation = Revocation()
+                if revocation is None:
+                    return
+                yield revocation
+        finally:
+            self._queues.discard(queue)
+
+
+@dataclass(frozen=True)
+class Relations:
+    """Checks, grants and revokes."""
+
+    checker: Checker
+    tuples: TupleStore
+    sentinel: Tuple
+
+    async def decide(self, subject: str, permission: str, resource: str) -> Decision:
+        """Answer one check, and why not: no binding at all is out_of_scope, else insufficient_relation."""
+        name = permission.replace("-", "_")
+        granted, bound = await self.checker.check([(subject, name, resource), (subject, "any", resource)])
+        if granted:
+            return Decision("granted")
+        return Decision("insufficient_relation" if bound else "out_of_scope")
+
+    async def readable(self, subject: str, permission: str, resources: list[str]) -> list[bool]:
+        """Answer the same permission on many objects, in their order."""
+        if not resources:
+            return []
+        return await self.checker.check([(subject, permission.replace("-", "_"), one) for one in resources])
+
+    async def grant(self, row: Tuple) -> None:
+        """Add a tuple and bring it to SpiceDB; the grant may lag when SpiceDB is away."""
+        await self.tuples.add([row])
+        await self.deliver()
+
+    async def remove(self, resource: str, relation: str, subject: str) -> int:
+        """Remove tuples; no check finds them once it has returned. Returns how many there were."""
+        rows = await self.tuples.mark(resource, relation, subject)
+        await self.revoke(rows)
+        return len(rows)
+
+    async def revoke(self, rows: list[Tuple]) -> None:
+        """Finish the removal of tuples that are marked; raises AuthzUnavailable, and then they stay marked."""
+        await self.tuples.finish(self.checker, rows)
+
+    async def deliver(self) -> None:
+        """Bring what was committed to SpiceDB now; what fails is brought by the background task."""
+        try:
+            await self.tuples.deliver(self.checker)
+        except PlexError as error:
+            log.warning("relations.delivery_postponed", reason=error.code)
+
+    async def refill(self) -> None:
+        """Write schema and all tuples to an empty SpiceDB, the sentinel last."""
+        await self.checker.write_schema()
+        count = await self.tuples.refill(self.checker)
+        await self.checker.touch([self.sentinel])
+        log.info("relations.refilled", tuples=count)
+
+    async def run(self) -> None:
+        """Keep SpiceDB in step for as long as the process lives: the schema first, refills, what was left undelivered."""
+        current = False
+        while True:
+            try:
+                if not current:
+                    await self.checker.write_schema()
+                    current = True
+                await self._keep_up()
+            except PlexError as error:
+                log.warning("relations.background_failed", code=error.code, reason=str(error))
+            await asyncio.sleep(EVERY_S)
+
+    async def _keep_up(self) -> None:
+        try:
+            await self.checker.check([])
+        except SentinelMissing:
+            await self.refill()
+        await self.tuples.deliver(self.checker)
+
+    async def ready(self) -> None:
+        """Raise AuthzUnavailable unless checks can be answered."""
+        await self.checker.check([])

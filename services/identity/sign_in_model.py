@@ -1,0 +1,106 @@
+"""What identity knows of people: bindings, logins, sessions, devices; credentials only as digests."""
+
+import datetime
+import hashlib
+from dataclasses import dataclass, field
+from uuid import UUID
+
+
+def digest(text: str) -> bytes:
+    """Return what is stored of a credential: its SHA-256. Credentials are 256 random bits, so no salt is needed."""
+    return hashlib.sha256(text.encode()).digest()
+
+
+@dataclass(frozen=True)
+class Binding:
+    """A Domain's, or the platform's, OpenID provider."""
+
+    id: UUID
+    domain_id: UUID | None
+    issuer: str
+    client_id: str
+    client_secret_ref: str
+    discovery_url: str
+    claim_mappings: dict[str, str]
+    required_acr: tuple[str, ...]
+    required_amr: tuple[str, ...]
+    jit_policy: str
+    status: str
+    alias: str
+    primary: bool
+    created_at: datetime.datetime
+    updated_at: datetime.datetime
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a step-up asks of the provider, checked again in what comes back."""
+
+    acr_values: tuple[str, ...] = ()
+    max_age_s: int | None = None
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A sign-in under way; verifier and nonce are derived from the state and stored nowhere."""
+
+    binding_id: UUID
+    return_to: str
+    wanted: Wanted
+    expires_at: datetime.datetime
+
+
+@dataclass(frozen=True)
+class Login:
+    """How somebody proved who they are, as the provider said and we verified; times are Unix seconds."""
+
+    acr: str = ""
+    amr: tuple[str, ...] = ()
+    auth_time: int | None = None
+
+
+@dataclass(frozen=True)
+class Person:
+    """A user identity."""
+
+    id: UUID
+    domain_id: UUID | None
+    display_name: str = ""
+    email: str = ""
+
+
+@dataclass(frozen=True)
+class Session:
+    """A session of a person."""
+
+    id: UUID
+    person: Person
+    login: Login
+    expires_at: datetime.datetime
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device authorization (RFC 8628)."""
+
+    id: UUID
+    client_id: str
+    domain_id: UUID | None
+    wanted: Wanted
+    interval_s: int
+    expires_at: datetime.datetime
+    polled_at: datetime.datetime | None = None
+    person_id: UUID | None = None
+    login: Login = field(default_factory=Login)
+
+
+@dataclass(frozen=True)
+class NodeKey:
+    """What is known of the node key that a bearer names."""
+
+    node_id: UUID
+    project_id: UUID | None
+    domain_id: UUID
+    kid: str
+    fingerprint: bytes
+    live: bool

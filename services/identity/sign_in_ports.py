@@ -1,0 +1,104 @@
+"""What signing in needs from outside; each docstring is the promise."""
+
+import datetime
+from typing import Any, Protocol
+from uuid import UUID
+
+from libs.custody import Secret
+from services.identity.sign_in_model import Binding, Device, Login, NodeKey, Pending, Person, Session
+
+
+class SignInStore(Protocol):
+    """Bindings, sessions, devices; a method is a transaction."""
+
+    async def add_binding(self, binding: Binding) -> None:
+        """Raise BindingConflict for a second issuer, or a second primary, of a Domain."""
+
+    async def binding(self, binding_id: UUID) -> Binding | None:
+        """Return a binding."""
+
+    async def bindings(self, domain_id: UUID | None) -> list[Binding]:
+        """Return a Domain's bindings, or the platform's, the primary one first."""
+
+    async def start(self, state_digest: bytes, pending: Pending) -> None:
+        """Remember a sign-in under way."""
+
+    async def finish(self, state_digest: bytes, at: datetime.datetime) -> Pending | None:
+        """Return a sign-in under way and forget it: the same state is never found twice."""
+
+    async def person(self, binding: Binding, subject: str) -> Person | None:
+        """Return who a provider's subject is."""
+
+    async def admit(self, binding: Binding, person: Person, subject: str, at: datetime.datetime) -> Person:
+        """Create or refresh a person; two first sign-ins at once make one."""
+
+    async def open_session(self, session: Session, digest: bytes, at: datetime.datetime, ended: bytes | None) -> None:
+        """Store a session, and end the one whose digest is given."""
+
+    async def use_session(self, digest: bytes, at: datetime.datetime, idle_since: datetime.datetime) -> Session | None:
+        """Return a live session and move its idle time."""
+
+    async def end_session(self, session_id: UUID) -> None:
+        """End a session; it is gone for every replica when this returns."""
+
+    async def end_sessions(self, person_id: UUID) -> int:
+        """End every session and access token of a person; returns how many sessions there were."""
+
+    async def start_device(self, device: Device, device_digest: bytes, user_code_digest: bytes) -> None:
+        """Remember a device authorization."""
+
+    async def device_by_user_code(self, user_code_digest: bytes) -> Device | None:
+        """Return a device authorization by what a person typed."""
+
+    async def approve_device(self, device_id: UUID, session: Session) -> bool:
+        """Give a device the login behind a session; False when it has one already."""
+
+    async def poll_device(self, device_digest: bytes, client_id: str, at: datetime.datetime) -> Device | None:
+        """Return a device authorization as it was before this poll, and note the poll."""
+
+    async def issue_token(
+        self, device: Device, digest: bytes, at: datetime.datetime, expires_at: datetime.datetime
+    ) -> bool:
+        """Store an access token's digest and forget the device; False when another poll was first."""
+
+    async def use_token(self, digest: bytes, at: datetime.datetime) -> Session | None:
+        """Return the login behind a live access token; its id is the token's."""
+
+    async def end_token(self, token_id: UUID) -> None:
+        """End an access token."""
+
+    async def node_key(self, node_id: UUID, fingerprint: bytes) -> NodeKey | None:
+        """Return the key of a node with this fingerprint, live or revoked."""
+
+    async def email(self, person_id: UUID) -> str:
+        """Return a person's e-mail address, or nothing."""
+
+
+class Provider(Protocol):
+    """An OpenID provider."""
+
+    async def metadata(self, binding: Binding) -> dict[str, Any]:
+        """Return the discovery document, whose issuer is exactly the binding's; raises ProviderFailed."""
+
+    async def keys(self, binding: Binding, kid: str) -> list[dict[str, Any]]:
+        """Return the provider's public keys, fetched again at most once a minute for an unknown key id."""
+
+    async def exchange(self, binding: Binding, secret: Secret, form: dict[str, str]) -> dict[str, Any]:
+        """Exchange a code at the token endpoint; raises SignInRefused or ProviderFailed."""
+
+
+class ClientSecrets(Protocol):
+    """Client secrets of bindings."""
+
+    async def client_secret(self, reference: str) -> Secret:
+        """Return the secret behind a reference; the caller wipes it."""
+
+
+class Admins(Protocol):
+    """Makes a person an administrator of the platform."""
+
+    async def grant_platform_admin(self, person_id: UUID) -> None:
+        """Grant; idempotent."""
+
+
+__all__ = ["Admins", "ClientSecrets", "Login", "Provider", "SignInStore"]

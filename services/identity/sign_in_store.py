@@ -1,0 +1,292 @@
+"""All SQL of signing in; credentials arrive here as digests only."""
+
+import datetime
+import json
+from dataclasses import dataclass
+from uuid import UUID
+
+import asyncpg
+
+from libs.errors import BindingConflict, NotFound
+from libs.pg import connection, transaction
+from services.identity.relation_store import notify
+from services.identity.relations import Revocation
+from services.identity.sign_in_model import Binding, Device, Login, NodeKey, Pending, Person, Session, Wanted
+
+BINDING = """id, domain_id, issuer, client_id, client_secret_ref, discovery_url, claim_mappings, required_acr,
+required_amr, jit_policy, status, alias, is_primary, created_at, updated_at"""
+DEVICE = """id, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at, polled_at, identity_id, acr, amr,
+auth_time"""
+
+
+def binding_of(row: asyncpg.Record) -> Binding:
+    """Return a row as a binding."""
+    values = dict(row)
+    values["primary"] = values.pop("is_primary")
+    values["claim_mappings"] = json.loads(values["claim_mappings"])
+    for name in ("required_acr", "required_amr"):
+        values[name] = tuple(values[name])
+    return Binding(**values)
+
+
+def login_of(row: asyncpg.Record) -> Login:
+    """Return how somebody proved who they are."""
+    return Login(row["acr"], tuple(row["amr"]), row["auth_time"])
+
+
+def device_of(row: asyncpg.Record) -> Device:
+    """Return a row as a device authorization."""
+    return Device(
+        id=row["id"],
+        client_id=row["client_id"],
+        domain_id=row["domain_id"],
+        wanted=Wanted(tuple(row["acr_values"]), row["max_age_s"]),
+        interval_s=row["interval_s"],
+        expires_at=row["expires_at"],
+        polled_at=row["polled_at"],
+        person_id=row["identity_id"],
+        login=login_of(row),
+    )
+
+
+def session_of(row: asyncpg.Record) -> Session:
+    """Return a row as the login behind a credential."""
+    person = Person(row["identity_id"], row["domain_id"])
+    return Session(row["id"], person, login_of(row), row["expires_at"])
+
+
+@dataclass(frozen=True)
+class PgSignInStore:
+    """Bindings, people, sessions, devices in PostgreSQL."""
+
+    pool: asyncpg.Pool
+
+    async def add_binding(self, binding: Binding) -> None:
+        """Raise BindingConflict for a second issuer, or a second primary, of a Domain."""
+        sql = f"""
+        INSERT INTO identity.idp_bindings ({BINDING})
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
+        """
+        try:
+            async with transaction(self.pool, "add_binding") as lent:
+                await lent.execute(
+                    sql, binding.id, binding.domain_id, binding.issuer, binding.client_id, binding.client_secret_ref,
+                    binding.discovery_url, json.dumps(binding.claim_mappings), list(binding.required_acr),
+                    list(binding.required_amr), binding.jit_policy, binding.status, binding.alias, binding.primary,
+                    binding.created_at, binding.updated_at,
+                )  # fmt: skip
+        except asyncpg.UniqueViolationError:
+            raise BindingConflict from None
+        except asyncpg.ForeignKeyViolationError:
+            raise NotFound from None
+
+    async def binding(self, binding_id: UUID) -> Binding | None:
+        """Return a binding."""
+        async with connection(self.pool, "binding") as lent:
+            row = await lent.fetchrow(f"SELECT {BINDING} FROM identity.idp_bindings WHERE id = $1", binding_id)
+        return binding_of(row) if row else None
+
+    async def bindings(self, domain_id: UUID | None) -> list[Binding]:
+        """Return a Domain's bindings, or the platform's, the primary one first."""
+        sql = f"""
+        SELECT {BINDING} FROM identity.idp_bindings
+        WHERE domain_id IS NOT DISTINCT FROM $1 ORDER BY is_primary DESC, id
+        """
+        async with connection(self.pool, "bindings") as lent:
+            return [binding_of(row) for row in await lent.fetch(sql, domain_id)]
+
+    async def start(self, state_digest: bytes, pending: Pending) -> None:
+        """Remember a sign-in under way, and forget those that were never finished."""
+        sql = """
+        INSERT INTO identity.pending_sign_ins (state_digest, binding_id, return_to, acr_values, max_age_s, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6)
+        """
+        async with transaction(self.pool, "start_sign_in") as lent:
+            await lent.execute("DELETE FROM identity.pending_sign_ins WHERE expires_at < now()")
+            wanted = pending.wanted
+            await lent.execute(
+                sql, state_digest, pending.binding_id, pending.return_to, list(wanted.acr_values), wanted.max_age_s,
+                pending.expires_at,
+            )  # fmt: skip
+
+    async def finish(self, state_digest: bytes, at: datetime.datetime) -> Pending | None:
+        """Return a sign-in under way and forget it: the same state is never found twice."""
+        sql = """
+        DELETE FROM identity.pending_sign_ins WHERE state_digest = $1
+        RETURNING binding_id, return_to, acr_values, max_age_s, expires_at
+        """
+        async with transaction(self.pool, "finish_sign_in") as lent:
+            row = await lent.fetchrow(sql, state_digest)
+        if row is None or row["expires_at"] <= at:
+            return None
+        wanted = Wanted(tuple(row["acr_values"]), row["max_age_s"])
+        return Pending(row["binding_id"], row["return_to"], wanted, row["expires_at"])
+
+    async def person(self, binding: Binding, subject: str) -> Person | None:
+        """Return who a provider's subject is."""
+        sql = "SELECT id, domain_id FROM identity.identities WHERE binding_id = $1 AND subject = $2"
+        async with connection(self.pool, "person") as lent:
+            row = await lent.fetchrow(sql, binding.id, subject)
+        return Person(row["id"], row["domain_id"]) if row else None
+
+    async def admit(self, binding: Binding, person: Person, subject: str, at: datetime.datetime) -> Person:
+        """Create or refresh a person; two first sign-ins at once make one."""
+        sql = """
+        INSERT INTO identity.identities
+            (id, domain_id, binding_id, subject, display_name, email, created_at, last_sign_in_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $7)
+        ON CONFLICT (binding_id, subject) DO UPDATE SET display_name = $5, email = $6, last_sign_in_at = $7
+        RETURNING id
+        """
+        async with transaction(self.pool, "admit") as lent:
+            person_id = await lent.fetchval(
+                sql, person.id, person.domain_id, binding.id, subject, person.display_name, person.email, at
+            )
+        return Person(person_id, person.domain_id, person.display_name, person.email)
+
+    async def open_session(self, session: Session, digest: bytes, at: datetime.datetime, ended: bytes | None) -> None:
+        """Store a session, and end the one whose digest is given."""
+        sql = """
+        INSERT INTO identity.sessions
+            (id, digest, identity_id, acr, amr, auth_time, created_at, last_seen_at, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8)
+        """
+        async with transaction(self.pool, "open_session") as lent:
+            if ended is not None:
+                await self._end(lent, "digest = $1", ended)
+            await lent.execute("DELETE FROM identity.sessions WHERE expires_at < $1", at)
+            login = session.login
+            await lent.execute(
+                sql, session.id, digest, session.person.id, login.acr, list(login.amr), login.auth_time, at,
+                session.expires_at,
+            )  # fmt: skip
+
+    async def use_session(self, digest: bytes, at: datetime.datetime, idle_since: datetime.datetime) -> Session | None:
+        """Return a live session and move its idle time."""
+        sql = """
+        UPDATE identity.sessions s SET last_seen_at = $2 FROM identity.identities i
+        WHERE s.digest = $1 AND s.expires_at > $2 AND s.last_seen_at > $3 AND i.id = s.identity_id
+        RETURNING s.id, s.identity_id, i.domain_id, s.acr, s.amr, s.auth_time, s.expires_at
+        """
+        async with connection(self.pool, "use_session") as lent:
+            row = await lent.fetchrow(sql, digest, at, idle_since)
+        return session_of(row) if row else None
+
+    async def end_session(self, session_id: UUID) -> None:
+        """End a session; it is gone for every replica when this returns."""
+        async with transaction(self.pool, "end_session") as lent:
+            await self._end(lent, "id = $1", session_id)
+
+    async def end_sessions(self, person_id: UUID) -> int:
+        """End every session and access token of a person; returns how many sessions there were."""
+        async with transaction(self.pool, "end_sessions") as lent:
+            ended = await self._end(lent, "identity_id = $1", person_id)
+            await lent.execute("DELETE FROM identity.access_tokens WHERE identity_id = $1", person_id)
+            await notify(lent, Revocation("identity", str(person_id)))
+        return ended
+
+    async def _end(self, lent: asyncpg.Connection, where: str, value: object) -> int:
+        digests = await lent.fetch(f"DELETE FROM identity.sessions WHERE {where} RETURNING digest", value)
+        for row in digests:
+            await notify(lent, Revocation("credential", row["digest"].hex()))
+        return len(digests)
+
+    async def start_device(self, device: Device, device_digest: bytes, user_code_digest: bytes) -> None:
+        """Remember a device authorization."""
+        sql = """
+        INSERT INTO identity.device_codes
+            (id, device_digest, user_code_digest, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+        """
+        async with transaction(self.pool, "start_device") as lent:
+            # An expired code is kept a while, so that a late approval hears that it expired.
+            await lent.execute("DELETE FROM identity.device_codes WHERE expires_at < now() - interval '1 hour'")
+            await lent.execute(
+                sql, device.id, device_digest, user_code_digest, device.client_id, device.domain_id,
+                list(device.wanted.acr_values), device.wanted.max_age_s, device.interval_s, device.expires_at,
+            )  # fmt: skip
+
+    async def device_by_user_code(self, user_code_digest: bytes) -> Device | None:
+        """Return a device authorization by what a person typed."""
+        sql = f"SELECT {DEVICE} FROM identity.device_codes WHERE user_code_digest = $1"
+        async with connection(self.pool, "device_by_user_code") as lent:
+            row = await lent.fetchrow(sql, user_code_digest)
+        return device_of(row) if row else None
+
+    async def approve_device(self, device_id: UUID, session: Session) -> bool:
+        """Give a device the login behind a session; False when it has one already."""
+        sql = """
+        UPDATE identity.device_codes SET identity_id = $2, session_id = $3, acr = $4, amr = $5, auth_time = $6
+        WHERE id = $1 AND identity_id IS NULL RETURNING true
+        """
+        login = session.login
+        async with transaction(self.pool, "approve_device") as lent:
+            approved = await lent.fetchval(
+                sql, device_id, session.person.id, session.id, login.acr, list(login.amr), login.auth_time
+            )
+        return bool(approved)
+
+    async def poll_device(self, device_digest: bytes, client_id: str, at: datetime.datetime) -> Device | None:
+        """Return a device authorization as it was before this poll, and note the poll."""
+        sql = f"""
+        WITH before AS (
+            SELECT {DEVICE} FROM identity.device_codes WHERE device_digest = $1 AND client_id = $2 FOR UPDATE
+        ), noted AS (UPDATE identity.device_codes SET polled_at = $3 WHERE device_digest = $1 AND client_id = $2)
+        SELECT {DEVICE} FROM before
+        """
+        async with transaction(self.pool, "poll_device") as lent:
+            row = await lent.fetchrow(sql, device_digest, client_id, at)
+        return device_of(row) if row else None
+
+    async def issue_token(
+        self, device: Device, digest: bytes, at: datetime.datetime, expires_at: datetime.datetime
+    ) -> bool:
+        """Store an access token's digest and forget the device; False when another poll was first."""
+        sql = """
+        INSERT INTO identity.access_tokens (id, digest, identity_id, acr, amr, auth_time, created_at, expires_at)
+        SELECT id, $2, identity_id, acr, amr, auth_time, $3, $4 FROM identity.device_codes WHERE id = $1
+        """
+        async with transaction(self.pool, "issue_token") as lent:
+            await lent.execute("DELETE FROM identity.access_tokens WHERE expires_at < $1", at)
+            locked = await lent.fetchval("SELECT 1 FROM identity.device_codes WHERE id = $1 FOR UPDATE", device.id)
+            if not locked:
+                return False
+            await lent.execute(sql, device.id, digest, at, expires_at)
+            await lent.execute("DELETE FROM identity.device_codes WHERE id = $1", device.id)
+        return True
+
+    async def use_token(self, digest: bytes, at: datetime.datetime) -> Session | None:
+        """Return the login behind a live access token; its id is the token's."""
+        sql = """
+        SELECT t.id, t.identity_id, i.domain_id, t.acr, t.amr, t.auth_time, t.expires_at
+        FROM identity.access_tokens t JOIN identity.identities i ON i.id = t.identity_id
+        WHERE t.digest = $1 AND t.expires_at > $2
+        """
+        async with connection(self.pool, "use_token") as lent:
+            row = await lent.fetchrow(sql, digest, at)
+        return session_of(row) if row else None
+
+    async def end_token(self, token_id: UUID) -> None:
+        """End an access token."""
+        sql = "DELETE FROM identity.access_tokens WHERE id = $1 RETURNING digest"
+        async with transaction(self.pool, "end_token") as lent:
+            digest = await lent.fetchval(sql, token_id)
+            if digest:
+                await notify(lent, Revocation("credential", digest.hex()))
+
+    async def node_key(self, node_id: UUID, fingerprint: bytes) -> NodeKey | None:
+        """Return the key of a node with this fingerprint, live or revoked."""
+        sql = """
+        SELECT k.node_id, n.project_id, k.domain_id, k.kid, k.fingerprint, k.revoked_at IS NULL AS live
+        FROM identity.node_secret_keys k LEFT JOIN identity.nodes n ON n.id = k.node_id
+        WHERE k.node_id = $1 AND k.fingerprint = $2
+        """
+        async with connection(self.pool, "node_key") as lent:
+            row = await lent.fetchrow(sql, node_id, fingerprint)
+        return NodeKey(**row) if row else None
+
+    async def email(self, person_id: UUID) -> str:
+        """Return a person's e-mail address, or nothing."""
+        async with connection(self.pool, "email") as lent:
+            email: str | None = await lent.fetchval("SELECT email FROM identity.identities WHERE id = $1", person_id)
+        return email or ""

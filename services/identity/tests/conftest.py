@@ -1,0 +1,61 @@
+"""Identity's own doors to the real backends, twice: two replicas see the same state."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from devstack.layout import State
+from libs.bao import Bao, open_bao
+from libs.pg import create_pool
+from libs.settings import OpenBao, Postgres, Tls
+from services.identity.model import Tuple
+from services.identity.relation_store import PgTupleStore
+from services.identity.relations import Relations
+from services.identity.spicedb import SENTINEL, SpiceDb
+
+Pools = tuple[asyncpg.Pool, asyncpg.Pool]
+
+
+@pytest.fixture
+def tls(backends: State) -> Tls:
+    pki = backends / "pki"
+    return Tls(certificate_file=pki / "identity.crt", key_file=pki / "identity.key", ca_file=pki / "ca.crt")
+
+
+@pytest.fixture
+def postgres(backends: State) -> Postgres:
+    port = backends.port("postgres")
+    return Postgres(host="127.0.0.1", port=port, database="plexsphere", user="identity", max_size=20, timeout_s=30.0)
+
+
+@pytest.fixture
+async def pools(postgres: Postgres, tls: Tls) -> AsyncIterator[Pools]:
+    async with create_pool(postgres, tls) as one, create_pool(postgres, tls) as other:
+        yield one, other
+
+
+@pytest.fixture
+async def bao(backends: State, tls: Tls) -> AsyncIterator[Bao]:
+    address = f"https://127.0.0.1:{backends.port('openbao')}"
+    async with open_bao(OpenBao(address=address, role="identity"), tls) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def spicedb(backends: State, tls: Tls) -> AsyncIterator[SpiceDb]:
+    address, key_file = f"127.0.0.1:{backends.port('spicedb')}", backends / "secrets/spicedb.key"
+    checker = SpiceDb(address, "spicedb", key_file, tls.ca_file)
+    await checker.write_schema()
+    await checker.touch([SENTINEL])
+    yield checker
+    await checker.touch([SENTINEL])
+
+
+@pytest.fixture
+async def relations(pools: Pools, spicedb: SpiceDb) -> Relations:
+    return Relations(spicedb, PgTupleStore(pools[0]), SENTINEL)
+
+
+def reader(secret: object, node: object) -> Tuple:
+    return Tuple(f"secret:{secret}", "reader", f"node:{node}")

@@ -1,0 +1,207 @@
+"""Relations on the real PostgreSQL and SpiceDB: what a revoke, a refill and a lost sentinel promise."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from libs.errors import AuthzUnavailable, Unavailable
+from libs.ids import uuid7
+from services.identity.model import Tuple
+from services.identity.relation_store import PgTupleStore
+from services.identity.relations import Feed, Relations, Revocation, SentinelMissing
+from services.identity.revocation_feed import follow
+from services.identity.spicedb import SENTINEL, SpiceDb
+
+pytestmark = pytest.mark.integration
+
+Pools = tuple[asyncpg.Pool, asyncpg.Pool]
+TIMES = 100
+
+
+@dataclass
+class Held:
+    """SpiceDB whose writes wait to be let through."""
+
+    spicedb: SpiceDb
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    let: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def touch(self, rows: list[Tuple]) -> None:
+        self.reached.set()
+        await self.let.wait()
+        await self.spicedb.touch(rows)
+
+    async def check(self, questions: list[tuple[str, str, str]]) -> list[bool]:
+        return await self.spicedb.check(questions)
+
+    async def delete(self, rows: list[Tuple]) -> None:
+        await self.spicedb.delete(rows)
+
+    async def write_schema(self) -> None:
+        await self.spicedb.write_schema()
+
+
+def reader(secret: UUID, node: UUID) -> Tuple:
+    return Tuple(f"secret:{secret}", "reader", f"node:{node}")
+
+
+async def reason(relations: Relations, row: Tuple) -> str:
+    return (await relations.decide(row.subject, "read", row.resource)).reason
+
+
+async def test_no_check_finds_a_relation_once_its_revoke_has_answered(relations: Relations) -> None:
+    row = reader(uuid7(), uuid7())
+    for _ in range(TIMES):
+        await relations.grant(row)
+        assert await reason(relations, row) == "granted"
+        assert await relations.remove(row.resource, row.relation, row.subject) == 1
+        assert await reason(relations, row) == "out_of_scope"
+    assert await relations.remove(row.resource, row.relation, row.subject) == 0
+
+
+async def test_concurrent_grants_and_revokes_leave_spicedb_as_the_table_has_it(
+    relations: Relations, pools: Pools
+) -> None:
+    other = replace(relations, tuples=PgTupleStore(pools[1]))
+    row = reader(uuid7(), uuid7())
+    for _ in range(20):
+        await asyncio.gather(
+            relations.grant(row), other.remove(row.resource, row.relation, row.subject), other.grant(row)
+        )
+        await relations.deliver()
+        there = await pools[0].fetchval(
+            "SELECT count(*) FROM identity.relation_tuples WHERE resource_id = $1", row.resource.split(":")[1]
+        )
+        assert (await reason(relations, row) == "granted") is bool(there)
+        await relations.remove(row.resource, row.relation, row.subject)
+
+
+async def test_what_is_revoked_during_a_refill_stays_revoked(relations: Relations, spicedb: SpiceDb) -> None:
+    row = reader(uuid7(), uuid7())
+    await relations.grant(row)
+    held = Held(spicedb)
+    refilling = asyncio.create_task(replace(relations, checker=held).refill())
+    await held.reached.wait()
+    revoking = asyncio.create_task(relations.remove(row.resource, row.relation, row.subject))
+    await asyncio.wait([revoking], timeout=0.3)
+    held.let.set()
+    await asyncio.gather(refilling, revoking)
+    assert await reason(relations, row) == "out_of_scope"
+
+
+async def test_without_the_sentinel_every_check_is_unavailable_until_it_was_refilled(
+    relations: Relations, spicedb: SpiceDb
+) -> None:
+    row = reader(uuid7(), uuid7())
+    await relations.grant(row)
+    # A SpiceDB that lost everything: neither the tuple nor the sentinel is there.
+    await spicedb.delete([row, SENTINEL])
+    with pytest.raises(SentinelMissing):
+        await reason(relations, row)
+    with pytest.raises(AuthzUnavailable):
+        await relations.readable(row.subject, "read", [row.resource])
+    with pytest.raises(AuthzUnavailable):
+        await relations.ready()
+    async with running(relations):
+        await soon(relations.ready)
+    assert await reason(relations, row) == "granted"
+    await relations.remove(row.resource, row.relation, row.subject)
+
+
+async def test_a_grant_that_could_not_be_delivered_is_delivered_later(relations: Relations, spicedb: SpiceDb) -> None:
+    class Away(Held):
+        async def touch(self, rows: list[Tuple]) -> None:
+            raise AuthzUnavailable("away")
+
+    row = reader(uuid7(), uuid7())
+    await replace(relations, checker=Away(spicedb)).grant(row)
+    assert await reason(relations, row) == "out_of_scope"
+    await relations.deliver()
+    assert await reason(relations, row) == "granted"
+    await relations.remove(row.resource, row.relation, row.subject)
+
+
+async def test_a_revoke_does_not_answer_while_spicedb_is_away(relations: Relations, spicedb: SpiceDb) -> None:
+    class Away(Held):
+        async def delete(self, rows: list[Tuple]) -> None:
+            raise AuthzUnavailable("away")
+
+    row = reader(uuid7(), uuid7())
+    await relations.grant(row)
+    with pytest.raises(AuthzUnavailable):
+        await replace(relations, checker=Away(spicedb)).remove(row.resource, row.relation, row.subject)
+    # It was decided, and whoever delivers next brings it about.
+    await relations.deliver()
+    assert await reason(relations, row) == "out_of_scope"
+
+
+async def test_a_revocation_reaches_the_streams_of_every_replica(relations: Relations, pools: Pools) -> None:
+    row = reader(uuid7(), uuid7())
+    await relations.grant(row)
+    feed = Feed()
+    with pytest.raises(Unavailable):
+        await anext(feed.listen())
+    following = asyncio.create_task(follow(pools[1], feed))
+    try:
+        stream = await soon(lambda: first(feed))
+        await relations.remove(row.resource, row.relation, row.subject)
+        async with asyncio.timeout(5):
+            async for seen in stream:
+                if seen.relation == row:
+                    break
+    finally:
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
+    # Without the connection nobody may believe that nothing was revoked.
+    async with asyncio.timeout(5):
+        assert [seen async for seen in stream if seen.kind] == []
+
+
+async def first(feed: Feed) -> AsyncIterator[Revocation]:
+    stream = feed.listen(0.1)
+    assert await anext(stream) == Revocation()
+    return stream
+
+
+async def test_a_lost_connection_ends_the_streams_and_is_made_again(pools: Pools) -> None:
+    feed = Feed()
+    following = asyncio.create_task(follow(pools[1], feed))
+    try:
+        stream = await soon(lambda: first(feed))
+        await pools[0].execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND usename = 'identity' AND query IN ('SELECT 1', 'LISTEN \"revocations\"')"
+        )
+        async with asyncio.timeout(5):
+            assert [seen async for seen in stream if seen.kind] == []
+        await soon(lambda: first(feed))
+    finally:
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
+
+
+@asynccontextmanager
+async def running(relations: Relations) -> AsyncIterator[None]:
+    task = asyncio.create_task(relations.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+async def soon(attempt, within_s: float = 5.0):  # type: ignore[no-untyped-def]  # whatever it answers
+    async with asyncio.timeout(within_s):
+        while True:
+            try:
+                return await attempt()
+            except Unavailable:
+                await asyncio.sleep(0.05)

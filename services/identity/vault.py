@@ -1,0 +1,32 @@
+"""OpenBao as identity uses it: node keys are wrapped there, client secrets read from there."""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from libs.bao import Bao, BaoRefused
+from libs.custody import Secret
+from libs.errors import OpenbaoUnavailable
+
+MOUNT, KEY = "transit-identity", "nsk"
+
+
+@dataclass(frozen=True)
+class BaoVault:
+    """Wraps under the Domain's derivation of one transit key; the node id is bound as associated data."""
+
+    bao: Bao
+
+    async def wrap(self, domain_id: UUID, node_id: UUID, key: Secret) -> str:
+        """Return ciphertext bound to Domain and node."""
+        try:
+            return await self.bao.wrap(MOUNT, KEY, domain_id.bytes, node_id.bytes, key)
+        except BaoRefused as refused:
+            raise OpenbaoUnavailable(str(refused)) from refused
+
+    async def client_secret(self, reference: str) -> Secret:
+        """Return the client secret behind a binding's reference."""
+        try:
+            data, _ = await self.bao.read_kv(reference.removeprefix("kv/"))
+        except BaoRefused as refused:
+            raise OpenbaoUnavailable(str(refused)) from refused
+        return Secret(str(data["client_secret"]).encode())

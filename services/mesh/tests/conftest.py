@@ -1,0 +1,32 @@
+"""The mesh service's own doors to the real backends, twice: two replicas see the same state."""
+
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from devstack.layout import State
+from libs.bao import Bao, open_bao
+from libs.pg import create_pool
+from libs.settings import load
+from services.mesh.settings import MeshSettings
+
+
+@pytest.fixture
+def settings(backends: State) -> MeshSettings:
+    return load(backends / "config/mesh.toml", MeshSettings)
+
+
+@pytest.fixture
+async def pools(settings: MeshSettings) -> AsyncIterator[tuple[asyncpg.Pool, asyncpg.Pool]]:
+    async with (
+        create_pool(settings.postgres, settings.tls) as one,
+        create_pool(settings.postgres, settings.tls) as other,
+    ):
+        yield one, other
+
+
+@pytest.fixture
+async def bao(settings: MeshSettings) -> AsyncIterator[Bao]:
+    async with open_bao(settings.openbao, settings.tls) as opened:
+        yield opened
