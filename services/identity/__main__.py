@@ -31,8 +31,9 @@ from services.identity.grpc_sign_in import AuthenticationApi, SessionApi, SignIn
 from services.identity.mesh import MeshKeys
 from services.identity.model import Tuple
 from services.identity.oidc import HttpProvider
-from services.identity.relation_store import PgTupleStore, follow
+from services.identity.relation_store import PgTupleStore
 from services.identity.relations import Feed, Relations
+from services.identity.revocation_feed import follow
 from services.identity.service import PLATFORM, Identity
 from services.identity.settings import Bootstrap, IdentitySettings
 from services.identity.sign_in import SignIn

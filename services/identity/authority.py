@@ -1,10 +1,11 @@
 """How every rule of identity asks and records: relation first, audit before effect."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from uuid import UUID
 
 from libs.audit import GRANTED, Record
 from services.identity.model import Caller
-from services.identity.ports import Authority, Recorder
+from services.identity.ports import Authority, Domains, Recorder
 
 
 @dataclass(frozen=True)
@@ -13,6 +14,7 @@ class Gate:
 
     authority: Authority
     audit: Recorder
+    domains: Domains
 
     async def read(self, caller: Caller, permission: str, resource: str) -> None:
         """Raise Forbidden unless the caller has the permission; reads leave no row when they are allowed."""
@@ -22,6 +24,9 @@ class Gate:
     async def write(self, caller: Caller, permission: str, resource: str, act: "Act") -> None:
         """Record the decision, granted or not, and raise Forbidden unless the caller has the permission."""
         decision = await self.authority.decide(caller.reference, permission, resource)
+        if not decision.granted and act.domain_id and not await self.domains.exists(UUID(act.domain_id)):
+            # A made-up Domain must not get a chain: whoever is refused could fill the audit service with them.
+            act = replace(act, domain_id="")
         await self.record(caller, permission, act, decision.reason)
         decision.require()
 

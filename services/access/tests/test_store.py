@@ -2,6 +2,7 @@
 
 import pytest
 
+from devstack import services
 from devstack.layout import State
 from libs.columns import guard_columns
 from libs.pg import create_pool
@@ -13,6 +14,7 @@ pytestmark = pytest.mark.integration
 
 
 async def test_the_columns_are_the_declared_ones(backends: State) -> None:
+    services.render(backends, "access")
     settings = load(backends / "config/access.toml", AccessSettings)
     async with create_pool(settings.postgres, settings.tls) as pool:
         await guard_columns(pool, "access", COLUMNS)

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from devstack import services
 from devstack.layout import State
 from libs.bao import Bao, open_bao
 from libs.pg import create_pool
@@ -14,6 +15,7 @@ from services.mesh.settings import MeshSettings
 
 @pytest.fixture
 def settings(backends: State) -> MeshSettings:
+    services.render(backends, "mesh")
     return load(backends / "config/mesh.toml", MeshSettings)
 
 

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
+from devstack import services
 from devstack.layout import State
 from libs.bao import open_bao
 from libs.pg import create_pool
@@ -15,6 +16,7 @@ from services.secrets.vault import BaoVault
 
 @pytest.fixture
 def settings(backends: State) -> SecretsSettings:
+    services.render(backends, "secrets")
     return load(backends / "config/secrets.toml", SecretsSettings)
 
 

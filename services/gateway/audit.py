@@ -1,0 +1,106 @@
+"""The audit chains, a Domain's and the platform's: list, get, verify, erase."""
+
+import base64
+from typing import Any
+
+from aiohttp import web
+
+from libs.rpc.channel import Peer
+from plexsphere.audit.v1 import audit_pb2 as pb
+from plexsphere.audit.v1 import audit_pb2_grpc as stubs
+from services.gateway.answers import JSON, given, page, reply, timestamp, when
+from services.gateway.edge import Asked, Route
+
+VERIFY_S = 18.0
+FILTERS = ("subject", "relation", "object_type", "object_id", "correlation_id")
+
+
+class Audit:
+    """Handlers of the operations on audit chains; without a Domain in the path it is the platform's."""
+
+    def __init__(self, audit: Peer) -> None:
+        self._stub = stubs.AuditReadServiceStub(audit)
+
+    def routes(self) -> dict[str, Route]:
+        """Return the handlers by operation."""
+        return {
+            "ListAuditEntries": Route(self.list_entries, "audit"),
+            "ListPlatformAuditEntries": Route(self.list_entries, "audit"),
+            "GetAuditEntry": Route(self.get_entry, "audit"),
+            "GetPlatformAuditEntry": Route(self.get_entry, "audit"),
+            "VerifyAuditChain": Route(self.verify, "audit"),
+            "VerifyPlatformAuditChain": Route(self.verify, "audit"),
+            "EraseIdentityFromAudit": Route(self.erase, "audit"),
+            "EraseIdentityFromPlatformAudit": Route(self.erase, "audit"),
+        }
+
+    async def list_entries(self, asked: Asked) -> web.Response:
+        """List entries, newest first."""
+        query = asked.query
+        wanted: dict[str, Any] = {name: query[name] for name in FILTERS if name in query}
+        wanted |= {name: timestamp(query[name]) for name in ("from", "to") if name in query}
+        if "reason" in query:
+            wanted["reason"] = pb.Reason.Value(f"REASON_{query['reason'].upper()}")
+        request = pb.ListEntriesRequest(
+            domain_id=asked.path.get("domain_id", ""), cursor=query.get("cursor", ""), limit=query["limit"], **wanted
+        )
+        answer = await self._stub.ListEntries(request, metadata=asked.metadata)
+        return page([entry(row) for row in answer.entries], answer.next_cursor)
+
+    async def get_entry(self, asked: Asked) -> web.Response:
+        """Get one entry with what proves it."""
+        request = pb.GetEntryRequest(domain_id=asked.path.get("domain_id", ""), seq=asked.path["seq"])
+        answer = await self._stub.GetEntry(request, metadata=asked.metadata)
+        proof = {
+            "prev_hash": answer.entry.prev_hash,
+            "entry_hash": answer.entry.entry_hash,
+            "canonical_bytes": base64.b64encode(answer.canonical_bytes).decode(),
+        }
+        return reply({"entry": entry(answer.entry), "proof": proof})
+
+    async def verify(self, asked: Asked) -> web.Response:
+        """Recompute a segment; a divergence is an answer."""
+        body = asked.body
+        request = pb.VerifyChainRequest(
+            domain_id=asked.path.get("domain_id", ""),
+            from_seq=body.get("from_seq", 0),
+            to_seq=body.get("to_seq", 0),
+        )
+        answer = await self._stub.VerifyChain(request, metadata=asked.metadata, timeout=VERIFY_S)
+        divergence = given(
+            divergent_seq=answer.divergent_seq,
+            expected_hash=answer.expected_hash,
+            observed_hash=answer.observed_hash,
+        )
+        segment = {"segment_from": max(1, answer.segment_from), "segment_to": max(1, answer.segment_to)}
+        return reply({"ok": answer.ok, **divergence, **segment})
+
+    async def erase(self, asked: Asked) -> web.Response:
+        """Remove the personal data of one identity."""
+        request = pb.EraseIdentityRequest(
+            domain_id=asked.path.get("domain_id", ""), identity_id=asked.body["identity_id"].lower()
+        )
+        answer = await self._stub.EraseIdentity(request, metadata=asked.metadata)
+        return reply({"subject_pseudonym": answer.subject_pseudonym, "erased_at": when(answer.erased_at)})
+
+
+def entry(row: pb.Entry) -> JSON:
+    """Write an entry."""
+    reason = pb.Reason.Name(row.reason).removeprefix("REASON_").lower()
+    return {
+        "seq": row.seq,
+        "domain_id": row.domain_id,
+        "occurred_at": when(row.occurred_at),
+        "reason": reason,
+        "subject": {"pseudonym": row.subject_pseudonym, **given(identity_id_ref=row.subject_id)},
+        "relation": row.relation,
+        "object": {"type": row.object_type, "id": row.object_id},
+        "decision": {
+            "result": reason,
+            "caveat_context": {group: list(found.names) for group, found in sorted(row.caveat_context.items())},
+        },
+        "correlation_id": row.correlation_id,
+        "request_context": given(ip=row.client_ip, user_agent=row.user_agent),
+        "entry_hash": row.entry_hash,
+        "prev_hash": row.prev_hash,
+    }

@@ -1,0 +1,145 @@
+"""What nodes do themselves: register, heartbeat, and ask for their events and state through the gate."""
+
+import base64
+import binascii
+import json
+import re
+from typing import Any
+
+from aiohttp import web
+
+from libs import errors
+from libs.rpc.channel import Peer
+from plexsphere.identity.v1 import enrolment_pb2 as pb
+from plexsphere.identity.v1 import enrolment_pb2_grpc as stubs
+from services.gateway.answers import CREATED, JSON, given, reply, timestamp, when
+from services.gateway.edge import Asked, Route
+from services.gateway.gate import Ports, open_gate
+
+REGISTER_S = 15.0
+HEX_CHECKSUM = re.compile(r"[0-9a-fA-F]{64}")
+CHECKSUM_BYTES = 32
+SEQUENCE = re.compile(r"[0-9]{1,19}")
+LARGEST_SEQUENCE = 2**63 - 1
+
+
+class Nodes:
+    """Handlers of the nodes' own operations."""
+
+    def __init__(self, identity: Peer, ports: Ports) -> None:
+        self._enrolment = stubs.EnrolmentServiceStub(identity)
+        self._nodes = stubs.NodeServiceStub(identity)
+        self._ports = ports
+
+    def routes(self) -> dict[str, Route]:
+        """Return the handlers by operation."""
+        return {
+            "PostRegister": Route(self.register),
+            "PostNodeHeartbeat": Route(self.heartbeat),
+            "GetNodeEvents": Route(self.events),
+            "GetNodeState": Route(self.state),
+        }
+
+    async def register(self, asked: Asked) -> web.Response:
+        """Turn a bootstrap token into a node."""
+        body = asked.body
+        try:
+            public_key = base64.b64decode(body["public_key"], validate=True)
+        except binascii.Error:
+            raise errors.PublicKeyInvalid from None
+        request = pb.RegisterRequest(
+            project_id=body["project_id"].lower(),
+            resource_handle=body["resource_handle"],
+            bootstrap_token=body["bootstrap_token"],
+            nonce=body["nonce"],
+            public_key=public_key,
+            requested_resource_id=body.get("requested_resource_id", ""),
+        )
+        answer = await self._enrolment.Register(request, timeout=REGISTER_S)
+        registered = {
+            "node_id": answer.node_id,
+            "mesh_ip": answer.mesh_ip,
+            "signing_public_key": base64.b64encode(answer.signing_public_key).decode(),
+            "signing_key_id": answer.signing_key_id,
+            "nsk": base64.b64encode(answer.nsk).decode(),
+            "peer_snapshot": [peer(row) for row in answer.peers],
+            "domain_mesh_cidr": answer.domain_mesh_cidr,
+        }
+        return reply(registered, CREATED)
+
+    async def heartbeat(self, asked: Asked) -> web.Response:
+        """Take a sign of life."""
+        body = asked.body
+        request = pb.HeartbeatRequest(
+            node_id=asked.path["id"],
+            client_now=timestamp(body["client_now"]),
+            binary_checksum=checksum(body["binary_checksum"]),
+            binary_version=body["binary_version"],
+            nat_summary_json=nat_summary(body["nat_summary"]),
+        )
+        answer = await self._nodes.Heartbeat(request, metadata=asked.metadata)
+        return reply(
+            {
+                "accepted_at": when(answer.accepted_at),
+                "reconcile": answer.reconcile,
+                "rotate_keys": answer.rotate_keys,
+            }
+        )
+
+    async def events(self, asked: Asked) -> web.StreamResponse:
+        """Stream the node's events; behind the gate the order is relation, existence, cursor."""
+        gate = open_gate(self._ports)
+        node = asked.credential.node if asked.credential else None
+        if node is None:
+            raise errors.NodeUnauthorized
+        if not await gate.relation_checker.is_agent(node.node_id):
+            raise errors.Forbidden
+        if await gate.node_repo.scopes(node.node_id) is None:
+            raise errors.NotFound
+        cursor(asked.http.headers.get("Last-Event-ID"))
+        raise errors.EventStreamUnavailable
+
+    async def state(self, _: Asked) -> web.StreamResponse:
+        """Answer with the node's state; it is behind the same gate as the events that it reconciles."""
+        open_gate(self._ports)
+        raise errors.EventStreamUnavailable
+
+
+def cursor(text: str | None) -> int | None:
+    """Read `Last-Event-ID`; raises InvalidCursor for anything but a non-negative integer."""
+    if text is None:
+        return None
+    if not SEQUENCE.fullmatch(text) or int(text) > LARGEST_SEQUENCE:
+        raise errors.InvalidCursor("Last-Event-ID must be a non-negative integer")
+    return int(text)
+
+
+def checksum(text: str) -> bytes:
+    """Read 32 bytes in base64 or as 64 hex digits; raises BinaryChecksumEmpty for anything else."""
+    if HEX_CHECKSUM.fullmatch(text):
+        return bytes.fromhex(text)
+    try:
+        value = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise errors.BinaryChecksumEmpty from None
+    if len(value) != CHECKSUM_BYTES:
+        raise errors.BinaryChecksumEmpty
+    return value
+
+
+def nat_summary(value: Any) -> str:
+    """Write what the node knows of its NAT; raises MalformedHeartbeat when it is too much."""
+    text = json.dumps(value, separators=(",", ":"))
+    if len(text) > 8192:  # noqa: PLR2004 — the field's limit in the proto
+        raise errors.MalformedHeartbeat("nat_summary is too long")
+    return text
+
+
+def peer(row: pb.Peer) -> JSON:
+    """Write a peer as a node sees it."""
+    return {
+        "node_id": row.node_id,
+        "mesh_ip": row.mesh_ip,
+        "public_key": base64.b64encode(row.public_key).decode(),
+        **given(fallback_endpoint=row.fallback_endpoint),
+    }

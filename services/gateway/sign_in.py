@@ -1,0 +1,201 @@
+"""Signing in and out: authorization code and device flow, whoami, bindings for the sign-in page."""
+
+import datetime
+from urllib.parse import urlencode
+
+from aiohttp import web
+
+from libs import errors
+from libs.errors import PlexError
+from libs.rpc.channel import Peer
+from plexsphere.identity.v1 import sign_in_pb2 as pb
+from plexsphere.identity.v1 import sign_in_pb2_grpc as stubs
+from services.gateway.answers import given, nothing, reply
+from services.gateway.credentials import CSRF_COOKIE, SESSION_COOKIE
+from services.gateway.edge import Asked, Route
+
+PROVIDER_S = 15.0
+SEE_OTHER = 303
+
+
+class SignIn:
+    """Handlers of the sign-in operations; `public_url` is where people reach the edge."""
+
+    def __init__(self, identity: Peer, public_url: str) -> None:
+        self._flows = stubs.SignInServiceStub(identity)
+        self._sessions = stubs.SessionServiceStub(identity)
+        self._public_url = public_url
+
+    def routes(self) -> dict[str, Route]:
+        """Return the handlers by operation."""
+        return {
+            "PostAuthSignIn": Route(self.start),
+            "GetAuthIdPBindings": Route(self.options),
+            "GetAuthCallback": Route(self.complete),
+            "PostAuthDeviceCode": Route(self.start_device),
+            "PostAuthDeviceToken": Route(self.poll_device),
+            "PostAuthDeviceApprove": Route(self.approve_device),
+            "GetAuthWhoami": Route(self.whoami),
+            "DeleteAuthSession": Route(self.sign_out),
+            "PostAuthSignOutGlobal": Route(self.sign_out_everywhere),
+        }
+
+    async def start(self, asked: Asked) -> web.Response:
+        """Start an authorization code flow."""
+        body = asked.body
+        request = pb.StartSignInRequest(
+            domain_id=body.get("domain_id", ""),
+            idp_binding_id=body.get("idp_binding_id", ""),
+            return_to=body.get("return_to", ""),
+            prompt=body.get("prompt", ""),
+            acr_values=body.get("acr_values", ()),
+            max_age=body.get("max_age"),
+        )
+        answer = await self._flows.StartSignIn(request, timeout=PROVIDER_S)
+        return reply(
+            {
+                "authorization_url": answer.authorization_url,
+                "state": answer.state,
+                "code_verifier_handle": answer.code_verifier_handle,
+                "nonce": answer.nonce,
+            }
+        )
+
+    async def options(self, asked: Asked) -> web.Response:
+        """List the bindings through which somebody may sign in."""
+        query = asked.query
+        request = pb.ListSignInOptionsRequest(domain_id=query.get("domain_id", ""), scope=query.get("scope", ""))
+        answer = await self._flows.ListSignInOptions(request)
+        return reply(
+            [
+                {
+                    "id": option.id,
+                    **given(alias=option.alias),
+                    "label": option.label,
+                    "issuer_host": option.issuer_host,
+                    "primary": option.primary,
+                    "platform_scoped": option.platform_scoped,
+                }
+                for option in answer.options
+            ]
+        )
+
+    async def complete(self, asked: Asked) -> web.Response:
+        """Finish a flow: cookies and a redirect; a browser is told of a failure by redirect as well."""
+        query = asked.query
+        request = pb.CompleteSignInRequest(
+            code=query.get("code", ""),
+            state=query["state"],
+            issuer=query.get("iss", ""),
+            error=query.get("error", ""),
+            previous_session=asked.http.cookies.get(SESSION_COOKIE, "")[:512],
+        )
+        try:
+            if not request.code and not request.error:
+                raise errors.SignInStateInvalid("code is missing")
+            answer = await self._flows.CompleteSignIn(request, timeout=PROVIDER_S)
+        except PlexError as error:
+            if "text/html" not in asked.http.headers.get("Accept", ""):
+                raise
+            return see_other(failure(error))
+        response = see_other(local(answer.return_to))
+        lifetime = answer.expires_at.ToDatetime(datetime.UTC) - datetime.datetime.now(datetime.UTC)
+        set_cookies(response, answer.session, answer.csrf_token, max(0, int(lifetime.total_seconds())))
+        return response
+
+    async def start_device(self, asked: Asked) -> web.Response:
+        """Start a device authorization."""
+        body = asked.body
+        request = pb.StartDeviceRequest(
+            domain_id=body.get("domain_id", ""),
+            idp_binding_id=body.get("idp_binding_id", ""),
+            idp_binding_alias=body.get("idp_binding_alias", ""),
+            client_id=body.get("client_id", ""),
+            acr_values=body.get("acr_values", ()),
+            max_age=body.get("max_age"),
+        )
+        answer = await self._flows.StartDevice(request)
+        uri = f"{self._public_url}/device"
+        return reply(
+            {
+                "device_code": answer.device_code,
+                "user_code": answer.user_code,
+                "verification_uri": uri,
+                "verification_uri_complete": f"{uri}?{urlencode({'user_code': answer.user_code})}",
+                "expires_in": answer.expires_in_s,
+                "interval": answer.interval_s,
+            }
+        )
+
+    async def poll_device(self, asked: Asked) -> web.Response:
+        """Poll for the token of an approved device."""
+        body = asked.body
+        request = pb.PollDeviceRequest(device_code=body["device_code"], client_id=body.get("client_id", ""))
+        answer = await self._flows.PollDevice(request)
+        return reply(
+            {"access_token": answer.access_token, "token_type": "Bearer", "expires_in": answer.expires_in_s}
+        )
+
+    async def approve_device(self, asked: Asked) -> web.Response:
+        """Approve a device's user code."""
+        request = pb.ApproveDeviceRequest(user_code=asked.body["user_code"])
+        if not asked.credential or not asked.credential.by_cookie:
+            # A token must not beget tokens: only the session that a browser holds may approve.
+            raise errors.Unauthenticated("a session is needed")
+        await self._sessions.ApproveDevice(request, metadata=asked.metadata)
+        return reply({"status": "approved"})
+
+    async def whoami(self, asked: Asked) -> web.Response:
+        """Say who the caller is."""
+        answer = await self._sessions.GetWhoami(pb.GetWhoamiRequest(), metadata=asked.metadata)
+        members = given(
+            principal_scope=answer.principal_scope,
+            domain_id=answer.domain_id,
+            email=answer.email,
+            acr=answer.acr,
+            amr=list(answer.amr),
+        )
+        return reply({"principal_type": answer.principal_type, "subject": answer.subject, **members})
+
+    async def sign_out(self, asked: Asked) -> web.Response:
+        """End the session that was presented, if any; the cookies go in any case."""
+        if asked.metadata:
+            await self._sessions.SignOut(pb.SignOutRequest(), metadata=asked.metadata)
+        return clear_cookies(nothing())
+
+    async def sign_out_everywhere(self, asked: Asked) -> web.Response:
+        """End every session of the caller."""
+        await self._sessions.SignOutEverywhere(pb.SignOutEverywhereRequest(), metadata=asked.metadata)
+        return clear_cookies(nothing())
+
+
+def see_other(location: str) -> web.Response:
+    """Return a redirect that is fetched with GET."""
+    return web.Response(status=SEE_OTHER, headers={"Location": location})
+
+
+def failure(error: PlexError) -> str:
+    """Return where a browser goes whose sign-in failed."""
+    told = {"auth_error_kind": error.code, "auth_error_status": error.http, "auth_error_detail": error.detail}
+    return f"/?{urlencode(told)}"
+
+
+def local(path: str) -> str:
+    """Return the path when it stays on this site, else the root; identity allow-lists, this is the second look."""
+    stays = path.startswith("/") and not path.startswith(("//", "/\\")) and path.isprintable()
+    return path if stays else "/"
+
+
+def set_cookies(response: web.Response, session: str, csrf: str, max_age_s: int) -> None:
+    """Give the browser its session and the token that its pages repeat."""
+    response.set_cookie(
+        SESSION_COOKIE, session, max_age=max_age_s, path="/v1/", secure=True, httponly=True, samesite="Strict"
+    )
+    response.set_cookie(CSRF_COOKIE, csrf, max_age=max_age_s, path="/", secure=True, samesite="Strict")
+
+
+def clear_cookies(response: web.Response) -> web.Response:
+    """Take both cookies back."""
+    response.del_cookie(SESSION_COOKIE, path="/v1/", secure=True, httponly=True, samesite="Strict")
+    response.del_cookie(CSRF_COOKIE, path="/", secure=True, samesite="Strict")
+    return response

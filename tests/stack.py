@@ -1,0 +1,51 @@
+"""One embedded stack for a whole test run, started when the first test asks for it.
+
+`backends` is the backends alone where only integration tests run; `world` is the whole stack. Both come from one state
+folder, so that a run never has two stacks.
+"""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devstack import services
+from devstack.layout import SERVICES, State
+from tests.e2e.world import PLEXCTL, World, run
+
+
+def _wants_services(request: pytest.FixtureRequest) -> bool:
+    return any(item.get_closest_marker("e2e") for item in request.session.items)
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest) -> Iterator[State]:
+    """Start the stack in a fresh folder, and stop it when the run ends."""
+    folder = Path(tempfile.mkdtemp(prefix="plex-test-"))
+    state = State(folder)
+    only = () if _wants_services(request) else ("--backends-only",)
+    asyncio.run(run(*PLEXCTL, "dev", "up", "--detach", *only, "--state", folder))
+    try:
+        yield state
+    finally:
+        asyncio.run(run(*PLEXCTL, "dev", "down", "--state", folder))
+        if not request.session.testsfailed:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def backends(stack: State) -> State:
+    """The real backends, with every schema at its newest revision."""
+    for name in (*SERVICES, "migrate"):
+        services.render(stack, name)
+    asyncio.run(run(*services.migrate_command(stack)))
+    return stack
+
+
+@pytest.fixture(scope="session")
+def world(stack: State) -> World:
+    """The whole stack, as an outside client and as an attacker see it."""
+    return asyncio.run(World.of(stack.folder))
