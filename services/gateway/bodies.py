@@ -64,7 +64,7 @@ def _inflate(inflater: Any, chunk: bytes, most: int) -> bytes:
 
 
 def parse(raw: bytes | bytearray) -> Any:
-    """Read JSON (RFC 8259); raises InvalidRequest for duplicate members, NaN, invalid UTF-8, NUL and lone surrogates."""
+    """Read JSON (RFC 8259); raises InvalidRequest for what is not, for a member twice, NUL and lone surrogates."""
     try:
         value = json.loads(
             raw.decode("utf-8"), object_pairs_hook=_members, parse_constant=_constant, parse_float=_number

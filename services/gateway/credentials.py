@@ -33,7 +33,7 @@ NODE_OPERATIONS = frozenset({"GetNodeEvents", "GetNodeState"})
 class Credential:
     """What was presented; the value is never in a repr."""
 
-    kind: pb.CredentialKind
+    kind: pb.CredentialKind.ValueType
     value: str = field(repr=False)
     node: nsk.NodeBearer | None = None
 

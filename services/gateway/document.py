@@ -79,19 +79,7 @@ def _complete(
     if name in extensions["parameters"]:
         operation["parameters"] = copy.deepcopy(extensions["parameters"][name])
     security = _schemes(operation.get("security", document["security"]))
-    wanted = set(extensions["statuses"].get(name, ())) | {"500"}
-    if operation.get("parameters") or "requestBody" in operation:
-        wanted.add("400")
-    if "requestBody" in operation:
-        wanted.add("413")
-    if security and name != SIGN_OUT:
-        wanted |= {"401", "429"}
-        if "sessionCookie" in security and method not in SAFE:
-            wanted.add("403")
-    if name in LIMITED:
-        wanted.add("429")
-    if name not in STATIC:
-        wanted.add("503")
+    wanted = possible(method, operation, security) | set(extensions["statuses"].get(name, ()))
     if name not in provisioned:
         wanted.add("501")
     responses = operation["responses"]
@@ -104,6 +92,23 @@ def _complete(
     for status, header in (("401", "WWW-Authenticate"), ("429", "Retry-After"), ("503", "Retry-After")):
         if status in responses:
             responses[status].setdefault("headers", {}).setdefault(header, {"schema": {"type": "string"}})
+
+
+def possible(method: str, operation: JSON, security: Collection[str]) -> set[str]:
+    """Return the statuses that the edge itself may give to an operation, whatever its handler does."""
+    name = operation["operationId"]
+    has_body = "requestBody" in operation
+    secured = bool(security) and name != SIGN_OUT
+    found = {
+        "400": has_body or bool(operation.get("parameters")),
+        "401": secured,
+        "403": secured and "sessionCookie" in security and method not in SAFE,
+        "413": has_body,
+        "429": secured or name in LIMITED,
+        "500": True,
+        "503": name not in STATIC,
+    }
+    return {status for status, can_be in found.items() if can_be}
 
 
 def operations(document: JSON) -> list[Operation]:
@@ -130,7 +135,7 @@ def operations(document: JSON) -> list[Operation]:
     return found
 
 
-def _schemes(security: list[JSON]) -> tuple[str, ...]:
+def _schemes(security: Any) -> tuple[str, ...]:
     return tuple(name for alternative in security for name in alternative)
 
 

@@ -46,6 +46,7 @@ class Asked:
 
 
 Handler = Callable[[Asked], Awaitable[web.StreamResponse]]
+Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Edge:
     allowed_origins: frozenset[str]
     timeout_s: float
 
-    def endpoint(self, rules: Rules, route: Route | None) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    def endpoint(self, rules: Rules, route: Route | None) -> Endpoint:
         """Return the aiohttp handler of one operation."""
         operation = rules.operation
 
@@ -140,7 +141,7 @@ def middleware(timeout_s: float) -> Any:
     """Return the outermost middleware: correlation id, root span, deadline, and problems for whatever is raised."""
 
     @web.middleware
-    async def outermost(request: web.Request, handler: Callable[..., Awaitable[web.StreamResponse]]) -> web.StreamResponse:
+    async def outermost(request: web.Request, handler: Endpoint) -> web.StreamResponse:
         correlation_id = str(uuid7())
         request[CORRELATION] = correlation_id
         started = time.monotonic()

@@ -110,10 +110,12 @@ def from_http(raised: web.HTTPException) -> PlexError:
     }
     if raised.status in known:
         return known[raised.status]()
-    return errors.Internal() if raised.status >= FIRST_SERVER_ERROR else errors.InvalidRequest("the request is not valid")
+    if raised.status >= FIRST_SERVER_ERROR:
+        return errors.Internal()
+    return errors.InvalidRequest("the request is not valid")
 
 
-class Protocol(web.RequestHandler):  # type: ignore[misc]  # final in the stubs of some versions
+class Protocol(web.RequestHandler):
     """HTTP/1.1 of the edge; what is not even HTTP gets a problem as well, and nothing of it is logged."""
 
     __slots__ = ()

@@ -1,6 +1,6 @@
 """Signing in and out: authorization code and device flow, whoami, bindings for the sign-in page."""
 
-import datetime
+import datetime as dt
 from urllib.parse import urlencode
 
 from aiohttp import web
@@ -99,7 +99,7 @@ class SignIn:
                 raise
             return see_other(failure(error))
         response = see_other(local(answer.return_to))
-        lifetime = answer.expires_at.ToDatetime(datetime.UTC) - datetime.datetime.now(datetime.UTC)
+        lifetime = answer.expires_at.ToDatetime(dt.UTC) - dt.datetime.now(dt.UTC)
         set_cookies(response, answer.session, answer.csrf_token, max(0, int(lifetime.total_seconds())))
         return response
 
@@ -132,9 +132,7 @@ class SignIn:
         body = asked.body
         request = pb.PollDeviceRequest(device_code=body["device_code"], client_id=body.get("client_id", ""))
         answer = await self._flows.PollDevice(request)
-        return reply(
-            {"access_token": answer.access_token, "token_type": "Bearer", "expires_in": answer.expires_in_s}
-        )
+        return reply({"access_token": answer.access_token, "token_type": "Bearer", "expires_in": answer.expires_in_s})
 
     async def approve_device(self, asked: Asked) -> web.Response:
         """Approve a device's user code."""

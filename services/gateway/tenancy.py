@@ -63,9 +63,7 @@ class Tenancy:
 
     async def get_domain(self, asked: Asked) -> web.Response:
         """Get a Domain."""
-        answer = await self._stub.GetDomain(
-            pb.GetDomainRequest(domain_id=asked.path["id"]), metadata=asked.metadata
-        )
+        answer = await self._stub.GetDomain(pb.GetDomainRequest(domain_id=asked.path["id"]), metadata=asked.metadata)
         return reply(domain(answer.domain))
 
     async def update_domain(self, asked: Asked) -> web.Response:

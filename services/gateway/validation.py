@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -175,7 +175,8 @@ def refusal(operation: str, found: ValidationError) -> errors.PlexError:
     member = ".".join(path)[:128] or "the body"
     rule = str(found.validator)
     if rule == "required":
-        absent = next((name for name in found.validator_value if name not in found.instance), "")
+        wanted, instance = cast("list[str]", found.validator_value), cast("JSON", found.instance)
+        absent = next((name for name in wanted if name not in instance), "")
         member, rule = ".".join([*path, absent]), "missing"
     elif rule == "additionalProperties":
         rule = "known"

@@ -21,10 +21,10 @@ from libs.errors import (
     BinaryChecksumEmpty,
     BinaryVersionEmpty,
     ClockSkew,
-    Forbidden,
     KindMismatch,
     NodeIdMismatch,
     NonceCollision,
+    NskRevoked,
     PlexError,
     ProjectMismatch,
     PublicKeyInvalid,
@@ -33,6 +33,7 @@ from libs.errors import (
     TokenExpired,
     TokenRevoked,
     TokenUnknown,
+    Unavailable,
     Unprocessable,
 )
 from libs.ids import parse_uuid, uuid7
@@ -45,7 +46,7 @@ TOKEN = re.compile(r"psb_[a-z]+_([a-z2-7]+)_(node|bridge)_([a-z2-7]{20,})")
 RETRY_WITHIN = datetime.timedelta(minutes=10)
 SKEW = datetime.timedelta(seconds=60)
 KEY_BYTES = 32
-NODE = "node"
+NODE, BRIDGE = "node", "bridge"
 
 
 @dataclass(frozen=True)
@@ -109,23 +110,29 @@ class Enrolment:
         except ValueError:
             raise Unprocessable("project_id must be a UUID") from None
         token = await self._token(wish.bootstrap_token)
-        retry = token.consumed_at is not None and self._is_retry(token, nonce, wish.public_key)
-        resource = await self._decided(wish, token, project_id, retry=retry)
+        retry, resource = await self._decided(wish, token, project_id, nonce)
         node_id = token.node_id if retry and token.node_id else uuid7()
         key = Secret(os.urandom(KEY_BYTES))
-        wrapped = WrappedKey(
-            kid=f"nsk_{uuid7().hex}",
-            wrapped=await self.wrapper.wrap(resource.domain_id, node_id, key),
-            fingerprint=hashlib.sha256(key.reveal()).digest(),
-        )
-        signing_key = await self.keys.ensure(resource.domain_id)
-        act = Act("node.register", f"node:{node_id}", str(resource.domain_id), {"token": [str(token.id)]})
-        await self.gate.record(Caller(NODE, str(node_id)), "register", act)
-        now = self.clock.now()
-        if retry:
-            return Enrolled(await self.store.replace_key(token, wrapped, now), signing_key, key)
-        candidate = Candidate(node_id, wish.public_key, nonce, wrapped)
-        node = await self.store.register(token, resource, candidate, now)
+        try:
+            # Wrapped before the transaction, so that none waits for OpenBao and none commits a key that is nowhere.
+            wrapped = WrappedKey(
+                kid=f"nsk_{uuid7().hex}",
+                wrapped=await self.wrapper.wrap(resource.domain_id, node_id, key),
+                fingerprint=hashlib.sha256(key.reveal()).digest(),
+            )
+            signing_key = await self.keys.ensure(resource.domain_id)
+            act = Act("node.register", f"node:{node_id}", str(resource.domain_id), {"token": [str(token.id)]})
+            await self.gate.record(Caller(NODE, str(node_id)), "register", act)
+            now = self.clock.now()
+            if retry:
+                node = await self.store.replace_key(token, resource, wrapped, now)
+            else:
+                candidate = Candidate(node_id, wish.public_key, nonce, wrapped)
+                node = await self.store.register(token, resource, candidate, now)
+        except BaseException:
+            key.wipe()
+            raise
+        # Also after a retry: the first delivery may have been what was lost.
         await self.gate.authority.deliver()
         return Enrolled(node, signing_key, key)
 
@@ -133,15 +140,20 @@ class Enrolment:
         match = TOKEN.fullmatch(text)
         token = await self.store.find_token(match[1]) if match else None
         digest = hashlib.sha256((match[3] if match else "").encode()).digest()
-        if token is None or match is None or not hmac.compare_digest(digest, token.digest) or match[2] != token.kind:
+        if token is None or match is None or not hmac.compare_digest(digest, token.digest):
             # Unknown tokens are counted at the edge: an attacker must not fill the chain.
             raise TokenUnknown
         return token
 
-    async def _decided(self, wish: Wish, token: BootstrapToken, project_id: UUID, *, retry: bool) -> Resource:
-        resource = None
+    async def _decided(
+        self, wish: Wish, token: BootstrapToken, project_id: UUID, nonce: UUID
+    ) -> tuple[bool, Resource]:
+        """Return whether this is a retry, and the resource; every refusal of a real token leaves its row."""
         try:
-            if not retry:
+            retry = token.consumed_at is not None and token.nonce == nonce
+            if retry:
+                self._check_retry(token, project_id, wish.public_key)
+            else:
                 self._check(token)
             if token.project_id != project_id:
                 raise ProjectMismatch
@@ -149,26 +161,26 @@ class Enrolment:
             wanted = wish.requested_resource_id
             if resource is None or (wanted and wanted != str(resource.id)):
                 raise ResourceNotFound
-            if token.kind != NODE:
+            # The text names the kind so that people can tell tokens apart; it must not be altered either.
+            if token.kind != (BRIDGE if resource.kind == BRIDGE else NODE) or f"_{token.kind}_" not in wish.bootstrap_token:
                 raise KindMismatch
+        except Unavailable:
+            raise
         except PlexError as refusal:
             act = Act(
                 "node.register", f"bootstrap_token:{token.id}", await self._domain(token), {"register": [refusal.code]}
             )
             await self.gate.record(Caller(ANONYMOUS, ""), "register", act, "insufficient_relation")
             raise
-        return resource
+        return retry, resource
 
     async def _domain(self, token: BootstrapToken) -> str:
         return str(await self.store.domain_of(token.project_id) or "")
 
-    def _is_retry(self, token: BootstrapToken, nonce: UUID, public_key: bytes) -> bool:
-        if token.nonce != nonce:
-            return False
+    def _check_retry(self, token: BootstrapToken, project_id: UUID, public_key: bytes) -> None:
         recent = token.consumed_at is not None and self.clock.now() - token.consumed_at <= RETRY_WITHIN
-        if not recent or token.public_key != public_key:
+        if not recent or token.public_key != public_key or token.project_id != project_id:
             raise NonceCollision
-        return True
 
     def _check(self, token: BootstrapToken) -> None:
         if token.consumed_at is not None:
@@ -189,6 +201,11 @@ class Enrolment:
     ) -> datetime.datetime:
         """Take a sign of life; returns when."""
         if principal.node_id != node_id:
+            act = Act(
+                "node.heartbeat", f"node:{node_id}", principal.domain_id, {"heartbeat": [NodeIdMismatch.code]}
+            )
+            caller = Caller(principal.kind, principal.subject)
+            await self.gate.record(caller, "node-agent", act, "insufficient_relation")
             raise NodeIdMismatch
         now = self.clock.now()
         if abs(now - client_now) > SKEW:
@@ -198,5 +215,6 @@ class Enrolment:
         if not version:
             raise BinaryVersionEmpty
         if not await self.store.heartbeat(UUID(node_id), checksum, version, nat_summary or "{}", now):
-            raise Forbidden("the node is not registered any more")
+            # Deregistered since the bearer was believed; 403 would stop the agent for good, 401 makes it register again.
+            raise NskRevoked
         return now

@@ -10,17 +10,21 @@ import asyncpg
 
 from libs.errors import (
     AllocatorContention,
+    MalformedHeartbeat,
     NonceCollision,
+    PlexError,
     PoolExhausted,
     ResourceNotFound,
     SubrangeExhausted,
     TokenConsumed,
+    TokenExpired,
+    TokenRevoked,
 )
 from libs.pg import connection, transaction
 from services.identity.model import BootstrapToken, Candidate, Peer, Registered, Resource, Tuple, WrappedKey
 from services.identity.relation_store import add_tuples, notify
 from services.identity.relations import Revocation
-from services.identity.store import RESOURCE, TOKEN, add_event
+from services.identity.store import LOCK_RANGES, RESOURCE, TOKEN, add_event
 
 CONSUME = """
 UPDATE identity.bootstrap_tokens SET consumed_at = $2, nonce = $3, public_key = $4, node_id = $5
@@ -30,17 +34,25 @@ RANGES = """
 SELECT d.mesh_cidr, p.sub_range_cidr FROM identity.projects p JOIN identity.domains d ON d.id = p.domain_id
 WHERE p.id = $1
 """
-# The lowest free host address: the first one, or the one after a taken one whose successor is free.
+# The lowest free host address outside other projects' ranges: the first one, or the one after a taken one or range.
 LOWEST_FREE = """
-WITH bounds AS (SELECT host(network($2::cidr))::inet + 1 AS low, host(broadcast($2::cidr))::inet - 1 AS high)
+WITH bounds AS (SELECT host(network($2::cidr))::inet + 1 AS low, host(broadcast($2::cidr))::inet - 1 AS high),
+others AS (SELECT sub_range_cidr AS cidr FROM identity.projects WHERE domain_id = $1 AND id <> $3)
 SELECT candidate FROM (
     SELECT low AS candidate FROM bounds
     UNION ALL
     SELECT n.mesh_ip + 1 FROM identity.nodes n, bounds WHERE n.domain_id = $1 AND n.mesh_ip BETWEEN low AND high
+    UNION ALL
+    SELECT host(broadcast(cidr))::inet + 1 FROM others, bounds WHERE broadcast(cidr) < high
 ) free, bounds
 WHERE candidate BETWEEN low AND high
   AND NOT EXISTS (SELECT FROM identity.nodes n WHERE n.domain_id = $1 AND n.mesh_ip = candidate)
+  AND NOT EXISTS (SELECT FROM others WHERE candidate <<= cidr)
 ORDER BY candidate LIMIT 1
+"""
+ADD_NODE = """
+INSERT INTO identity.nodes (id, resource_id, project_id, domain_id, mesh_ip, public_key, created_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
 PEERS = "SELECT id, mesh_ip, public_key FROM identity.nodes WHERE domain_id = $1 AND id <> $2 ORDER BY id"
 
@@ -82,14 +94,12 @@ class PgEnrolmentStore:
         try:
             async with transaction(self.pool, "register") as lent:
                 if not await lent.fetchval(CONSUME, token.id, at, node.nonce, node.public_key, node.node_id):
-                    raise TokenConsumed
+                    raise await self._lost(lent, token, node)
                 # One allocation of a Domain at a time; the UNIQUE constraint stays the judge.
-                await lent.execute("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))", f"mesh:{resource.domain_id}")
+                await lent.execute(LOCK_RANGES, str(resource.domain_id))
                 mesh_ip, mesh_cidr = await self._allocate(lent, resource)
                 await lent.execute(
-                    "INSERT INTO identity.nodes (id, resource_id, project_id, domain_id, mesh_ip, public_key, created_at) "
-                    "VALUES ($1, $2, $3, $4, $5, $6, $7)",
-                    node.node_id, resource.id, resource.project_id, resource.domain_id, mesh_ip, node.public_key, at,
+                    ADD_NODE, node.node_id, resource.id, resource.project_id, resource.domain_id, mesh_ip, node.public_key, at,
                 )  # fmt: skip
                 await self._add_key(lent, node.node_id, resource.domain_id, node.key, at)
                 this, project = f"node:{node.node_id}", f"project:{resource.project_id}"
@@ -120,6 +130,18 @@ class PgEnrolmentStore:
             raise ResourceNotFound from None
         return Registered(node.node_id, str(mesh_ip), peers, str(mesh_cidr))
 
+    async def _lost(self, lent: asyncpg.Connection, token: BootstrapToken, node: Candidate) -> PlexError:
+        """Say why the token could not be consumed a moment after it looked as if it could."""
+        sql = "SELECT consumed_at, revoked_at, nonce, public_key FROM identity.bootstrap_tokens WHERE id = $1"
+        row = await lent.fetchrow(sql, token.id)
+        if row is None or row["revoked_at"] is not None:
+            return TokenRevoked()
+        if row["consumed_at"] is None:
+            return TokenExpired()
+        # The same request twice at once: whoever lost the race is told to come back, and then gets its key.
+        same = (row["nonce"], row["public_key"]) == (node.nonce, node.public_key)
+        return AllocatorContention() if same else TokenConsumed()
+
     async def _allocate(
         self, lent: asyncpg.Connection, resource: Resource
     ) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ipaddress.IPv4Network | ipaddress.IPv6Network]:
@@ -127,7 +149,7 @@ class PgEnrolmentStore:
         if ranges is None:
             raise ResourceNotFound
         within = ranges["sub_range_cidr"] or ranges["mesh_cidr"]
-        address = await lent.fetchval(LOWEST_FREE, resource.domain_id, within)
+        address = await lent.fetchval(LOWEST_FREE, resource.domain_id, within, resource.project_id)
         if address is None:
             raise SubrangeExhausted if ranges["sub_range_cidr"] else PoolExhausted
         return getattr(address, "ip", address), ranges["mesh_cidr"]
@@ -145,16 +167,18 @@ class PgEnrolmentStore:
         rows = await lent.fetch(PEERS, domain_id, node_id)
         return [Peer(row["id"], str(getattr(row["mesh_ip"], "ip", row["mesh_ip"])), row["public_key"]) for row in rows]
 
-    async def replace_key(self, token: BootstrapToken, key: WrappedKey, at: datetime.datetime) -> Registered:
+    async def replace_key(
+        self, token: BootstrapToken, resource: Resource, key: WrappedKey, at: datetime.datetime
+    ) -> Registered:
         """Give the token's node a fresh key; the earlier one is revoked in the same transaction."""
         sql = """
         SELECT n.id, n.domain_id, n.mesh_ip, d.mesh_cidr FROM identity.nodes n
-        JOIN identity.domains d ON d.id = n.domain_id WHERE n.id = $1 FOR UPDATE OF n
+        JOIN identity.domains d ON d.id = n.domain_id WHERE n.id = $1 AND n.resource_id = $2 FOR UPDATE OF n
         """
         async with transaction(self.pool, "replace_key") as lent:
-            node = await lent.fetchrow(sql, token.node_id)
+            node = await lent.fetchrow(sql, token.node_id, resource.id)
             if node is None:
-                raise ResourceNotFound
+                raise NonceCollision
             await lent.execute(
                 "UPDATE identity.node_secret_keys SET revoked_at = $2 WHERE node_id = $1 AND revoked_at IS NULL",
                 node["id"], at,
@@ -172,11 +196,14 @@ class PgEnrolmentStore:
         sql = """
         INSERT INTO identity.heartbeats (node_id, accepted_at, binary_checksum, binary_version, nat_summary)
         VALUES ($1, $2, $3, $4, $5)
-        ON CONFLICT (node_id) DO UPDATE SET accepted_at = $2, binary_checksum = $3, binary_version = $4, nat_summary = $5
+        ON CONFLICT (node_id) DO UPDATE
+        SET accepted_at = $2, binary_checksum = $3, binary_version = $4, nat_summary = $5
         """
         try:
             async with transaction(self.pool, "heartbeat") as lent:
                 await lent.execute(sql, node_id, at, checksum, version, nat_summary)
         except asyncpg.ForeignKeyViolationError:
             return False
+        except (asyncpg.InvalidTextRepresentationError, asyncpg.UntranslatableCharacterError):
+            raise MalformedHeartbeat("nat_summary cannot be stored") from None
         return True

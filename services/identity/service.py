@@ -215,8 +215,7 @@ class Identity:
         domain_id = str(resource.domain_id) if resource else ""
         await self.gate.write(caller, "deploy", this, Act("resource.delete", this, domain_id))
         found(resource)
-        rows, _ = await self.store.delete_resource(resource_id, self.clock.now())
-        await self.gate.authority.revoke(rows)
+        await self.gate.authority.revoke(await self.store.delete_resource(resource_id, self.clock.now()))
 
     async def list_nodes(
         self, caller: Caller, domain_id: UUID | None, cursor: str, limit: int

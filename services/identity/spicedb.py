@@ -51,7 +51,8 @@ def relationship(row: Tuple) -> Relationship:
 class SpiceDb:
     """The relation store behind identity."""
 
-    def __init__(self, address: str, name: str, key_file: Path, ca_file: Path) -> None:
+    def __init__(self, address: str, name: str, key_file: Path, ca_file: Path, sentinel: Tuple = SENTINEL) -> None:
+        self._sentinel = sentinel
         credentials = grpc.composite_channel_credentials(
             grpc.ssl_channel_credentials(ca_file.read_bytes()),
             grpc.access_token_call_credentials(read_secret_file(key_file).reveal().decode().strip()),
@@ -70,14 +71,12 @@ class SpiceDb:
         Raises AuthzUnavailable without an answer to each, and when the sentinel is missing: a SpiceDB that was emptied
         must not look like a denial.
         """
+        told = self._sentinel
         items = [
             CheckBulkPermissionsRequestItem(
                 resource=reference(resource), permission=permission, subject=SubjectReference(object=reference(subject))
             )
-            for subject, permission, resource in [
-                (SENTINEL.subject, SENTINEL.relation, SENTINEL.resource),
-                *questions,
-            ]
+            for subject, permission, resource in [(told.subject, told.relation, told.resource), *questions]
         ]
         request = CheckBulkPermissionsRequest(consistency=Consistency(fully_consistent=True), items=items)
         with tracer.start_as_current_span("spicedb.check", record_exception=False):

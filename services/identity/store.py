@@ -12,10 +12,12 @@ from libs.errors import (
     AlreadyExists,
     DomainNotEmpty,
     MeshCidrOverlap,
+    NotFound,
     ProjectNotEmpty,
     SlugTaken,
     SubRangeInvalidatesAllocation,
     SubRangeOverlap,
+    Unprocessable,
 )
 from libs.ids import uuid7
 from libs.pg import connection, transaction
@@ -38,7 +40,18 @@ PROJECT = "id, domain_id, name, slug, description, sub_range_cidr, created_at, u
 RESOURCE = "id, project_id, domain_id, kind, external_ref, origin, created_at, updated_at"
 TOKEN = """id, project_id, kind, env_prefix, selector, digest, issued_by, issued_at, expires_at, consumed_at, revoked_at,
 nonce, public_key, node_id"""
-OF_OBJECT = "resource_type = $1 AND resource_id = ANY ($2) OR subject_type = $1 AND subject_id = ANY ($2)"
+OF_OBJECTS = """(resource_type, resource_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))
+OR (subject_type, subject_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))"""
+# Addresses of a Domain are given out, and ranges changed, by one transaction at a time.
+LOCK_RANGES = "SELECT pg_advisory_xact_lock(hashtextextended('mesh:' || $1, 0))"
+FOREIGN_ADDRESS = """
+SELECT 1 FROM identity.nodes WHERE domain_id = $1 AND project_id <> $2 AND mesh_ip <<= $3::cidr LIMIT 1
+"""
+OUTSIDE_DOMAIN = """
+SELECT 1 FROM identity.nodes WHERE domain_id = $1 AND NOT mesh_ip <<= $2::cidr
+UNION ALL SELECT 1 FROM identity.projects WHERE domain_id = $1 AND NOT sub_range_cidr <<= $2::cidr LIMIT 1
+"""
+OUTSIDE_PROJECT = "SELECT 1 FROM identity.nodes WHERE project_id = $1 AND NOT mesh_ip <<= $2::cidr LIMIT 1"
 
 
 def domain_of(row: asyncpg.Record) -> Domain:
@@ -82,6 +95,11 @@ class PgStore:
         except asyncpg.UniqueViolationError:
             raise SlugTaken from None
 
+    async def exists(self, domain_id: UUID) -> bool:
+        """Whether there is such a Domain."""
+        async with connection(self.pool, "exists") as lent:
+            return bool(await lent.fetchval("SELECT true FROM identity.domains WHERE id = $1", domain_id))
+
     async def domain(self, domain_id: UUID) -> Domain | None:
         """Return a Domain."""
         async with connection(self.pool, "domain") as lent:
@@ -95,7 +113,7 @@ class PgStore:
             return [domain_of(row) for row in await lent.fetch(sql, after, limit)]
 
     async def update_domain(self, domain_id: UUID, changes: dict[str, Any], at: datetime.datetime) -> Domain | None:
-        """Change a Domain; raises MeshCidrOverlap."""
+        """Change a Domain; raises MeshCidrOverlap, and SubRangeInvalidatesAllocation for what would be left outside."""
         policy: Reachability | None = changes.get("reachability")
         sql = f"""
         UPDATE identity.domains SET
@@ -107,6 +125,9 @@ class PgStore:
         """
         try:
             async with transaction(self.pool, "update_domain") as lent:
+                await lent.execute(LOCK_RANGES, str(domain_id))
+                if "mesh_cidr" in changes and await lent.fetchval(OUTSIDE_DOMAIN, domain_id, changes["mesh_cidr"]):
+                    raise SubRangeInvalidatesAllocation
                 row = await lent.fetchrow(
                     sql, domain_id, changes.get("name"), changes.get("description"), changes.get("region"),
                     changes.get("mesh_cidr"), policy and policy.heartbeat_interval_s, policy and policy.stale_after_s,
@@ -131,15 +152,17 @@ class PgStore:
             if any(children.values()):
                 raise DomainNotEmpty(child_counts=children)
             await lent.execute("DELETE FROM identity.domains WHERE id = $1", domain_id)
-            return await mark_tuples(lent, OF_OBJECT, "domain", [str(domain_id)])
+            return await mark_tuples(lent, OF_OBJECTS, ["domain"], [str(domain_id)])
 
     # Projects ---------------------------------------------------------------------------------------------------------
 
     async def create_project(self, project: Project, tuples: list[Tuple]) -> None:
-        """Raise SlugTaken or SubRangeOverlap when another project has the slug or the range."""
+        """Raise SlugTaken, SubRangeOverlap also for other projects' addresses, NotFound when the Domain is gone."""
         sql = f"INSERT INTO identity.projects ({PROJECT}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
         try:
             async with transaction(self.pool, "create_project") as lent:
+                if project.sub_range_cidr:
+                    await self._claim_range(lent, project.domain_id, project.id, project.sub_range_cidr)
                 await lent.execute(
                     sql, project.id, project.domain_id, project.name, project.slug, project.description,
                     project.sub_range_cidr or None, project.created_at, project.updated_at,
@@ -149,6 +172,18 @@ class PgStore:
             raise SubRangeOverlap from None
         except asyncpg.UniqueViolationError:
             raise SlugTaken from None
+        except asyncpg.ForeignKeyViolationError:
+            raise NotFound from None
+
+    async def _claim_range(self, lent: asyncpg.Connection, domain_id: UUID, project_id: UUID, cidr: str) -> None:
+        await lent.execute(LOCK_RANGES, str(domain_id))
+        if await lent.fetchval(FOREIGN_ADDRESS, domain_id, project_id, cidr):
+            raise SubRangeOverlap
+        within: bool | None = await lent.fetchval(
+            "SELECT $2::cidr <<= mesh_cidr FROM identity.domains WHERE id = $1", domain_id, cidr
+        )
+        if within is False:
+            raise Unprocessable("sub_range_cidr is not within the Domain's range")
 
     async def project(self, project_id: UUID) -> Project | None:
         """Return a project."""
@@ -175,14 +210,16 @@ class PgStore:
             updated_at = $5
         WHERE id = $1 RETURNING {PROJECT}
         """
-        outside = "SELECT 1 FROM identity.nodes WHERE project_id = $1 AND NOT mesh_ip << $2::cidr LIMIT 1"
         try:
             async with transaction(self.pool, "update_project") as lent:
+                if sub_range:
+                    domain_id = await lent.fetchval("SELECT domain_id FROM identity.projects WHERE id = $1", project_id)
+                    await self._claim_range(lent, domain_id, project_id, sub_range)
+                    if await lent.fetchval(OUTSIDE_PROJECT, project_id, sub_range):
+                        raise SubRangeInvalidatesAllocation
                 row = await lent.fetchrow(
                     sql, project_id, changes.get("name"), changes.get("description"), sub_range, at
                 )
-                if sub_range and await lent.fetchval(outside, project_id, sub_range):
-                    raise SubRangeInvalidatesAllocation
         except asyncpg.ExclusionViolationError:
             raise SubRangeOverlap from None
         return project_of(row) if row else None
@@ -202,12 +239,12 @@ class PgStore:
             if any(children.values()):
                 raise ProjectNotEmpty(project_child_counts=children)
             await lent.execute("DELETE FROM identity.projects WHERE id = $1", project_id)
-            return await mark_tuples(lent, OF_OBJECT, "project", [str(project_id)])
+            return await mark_tuples(lent, OF_OBJECTS, ["project"], [str(project_id)])
 
     # Resources and nodes ----------------------------------------------------------------------------------------------
 
     async def create_resource(self, resource: Resource, tuples: list[Tuple]) -> None:
-        """Raise AlreadyExists when the project has a resource of that name."""
+        """Raise AlreadyExists when the project has a resource of that name, NotFound when the project is gone."""
         sql = f"INSERT INTO identity.resources ({RESOURCE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
         try:
             async with transaction(self.pool, "create_resource") as lent:
@@ -218,6 +255,8 @@ class PgStore:
                 await add_tuples(lent, tuples)
         except asyncpg.UniqueViolationError:
             raise AlreadyExists("the project has a resource with this external_ref") from None
+        except asyncpg.ForeignKeyViolationError:
+            raise NotFound from None
 
     async def resource(self, resource_id: UUID) -> Resource | None:
         """Return a resource."""
@@ -231,15 +270,17 @@ class PgStore:
         async with connection(self.pool, "resources") as lent:
             return [Resource(**row) for row in await lent.fetch(sql, after, limit, project_id)]
 
-    async def delete_resource(self, resource_id: UUID, at: datetime.datetime) -> tuple[list[Tuple], UUID | None]:
-        """Delete a resource, revoke its node's keys and mark all their tuples as removing; returns them and the node."""
+    async def delete_resource(self, resource_id: UUID, at: datetime.datetime) -> list[Tuple]:
+        """Delete a resource with its node and its keys, and mark all their tuples as removing; returns these."""
         async with transaction(self.pool, "delete_resource") as lent:
+            # Held against a registration under way: its node would go with the resource and leave its key behind.
+            await lent.execute("SELECT 1 FROM identity.resources WHERE id = $1 FOR UPDATE", resource_id)
             node = await lent.fetchrow(
-                "SELECT id, domain_id, project_id FROM identity.nodes WHERE resource_id = $1 FOR UPDATE", resource_id
+                "SELECT id, domain_id FROM identity.nodes WHERE resource_id = $1 FOR UPDATE", resource_id
             )
-            rows = await mark_tuples(lent, OF_OBJECT, "resource", [str(resource_id)])
+            kinds, ids = ["resource"], [str(resource_id)]
             if node is not None:
-                rows += await mark_tuples(lent, OF_OBJECT, "node", [str(node["id"])])
+                kinds, ids = [*kinds, "node"], [*ids, str(node["id"])]
                 await lent.execute(
                     "UPDATE identity.node_secret_keys SET revoked_at = $2 WHERE node_id = $1 AND revoked_at IS NULL",
                     node["id"], at,
@@ -250,7 +291,7 @@ class PgStore:
                     {"node_id": str(node["id"])}, at,
                 )  # fmt: skip
             await lent.execute("DELETE FROM identity.resources WHERE id = $1", resource_id)
-        return rows, node["id"] if node else None
+            return await mark_tuples(lent, OF_OBJECTS, kinds, ids)
 
     async def nodes(self, domain_id: UUID | None, after: UUID, limit: int) -> list[NodeSummary]:
         """Return nodes by id, beyond `after`."""
@@ -275,17 +316,20 @@ class PgStore:
     # Bootstrap tokens -------------------------------------------------------------------------------------------------
 
     async def add_token(self, token: BootstrapToken) -> None:
-        """Store a token's hash."""
+        """Store a token's hash; raises NotFound when the project is gone."""
         sql = """
         INSERT INTO identity.bootstrap_tokens
             (id, project_id, kind, env_prefix, selector, digest, issued_by, issued_at, expires_at)
         VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
         """
-        async with transaction(self.pool, "add_token") as lent:
-            await lent.execute(
-                sql, token.id, token.project_id, token.kind, token.env_prefix, token.selector, token.digest,
-                token.issued_by, token.issued_at, token.expires_at,
-            )  # fmt: skip
+        try:
+            async with transaction(self.pool, "add_token") as lent:
+                await lent.execute(
+                    sql, token.id, token.project_id, token.kind, token.env_prefix, token.selector, token.digest,
+                    token.issued_by, token.issued_at, token.expires_at,
+                )  # fmt: skip
+        except asyncpg.ForeignKeyViolationError:
+            raise NotFound from None
 
     async def token(self, project_id: UUID, token_id: UUID) -> BootstrapToken | None:
         """Return what is known of a token."""
@@ -295,8 +339,11 @@ class PgStore:
         return BootstrapToken(**row) if row else None
 
     async def tokens(self, project_id: UUID, after: UUID, limit: int) -> list[BootstrapToken]:
-        """Return tokens by id, beyond `after`."""
-        sql = f"SELECT {TOKEN} FROM identity.bootstrap_tokens WHERE project_id = $3 AND id > $1 ORDER BY id LIMIT $2"
+        """Return tokens, newest first, older than `after`; NIL begins."""
+        sql = f"""
+        SELECT {TOKEN} FROM identity.bootstrap_tokens
+        WHERE project_id = $3 AND (id < $1 OR $1 = '00000000-0000-0000-0000-000000000000') ORDER BY id DESC LIMIT $2
+        """
         async with connection(self.pool, "tokens") as lent:
             return [BootstrapToken(**row) for row in await lent.fetch(sql, after, limit, project_id)]
 

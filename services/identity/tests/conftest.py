@@ -1,12 +1,14 @@
 """Identity's own doors to the real backends, twice: two replicas see the same state."""
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import asyncpg
 import pytest
 
 from devstack.layout import State
 from libs.bao import Bao, open_bao
+from libs.ids import uuid7
 from libs.pg import create_pool
 from libs.settings import OpenBao, Postgres, Tls
 from services.identity.model import Tuple
@@ -43,19 +45,20 @@ async def bao(backends: State, tls: Tls) -> AsyncIterator[Bao]:
 
 
 @pytest.fixture
-async def spicedb(backends: State, tls: Tls) -> AsyncIterator[SpiceDb]:
-    address, key_file = f"127.0.0.1:{backends.port('spicedb')}", backends / "secrets/spicedb.key"
-    checker = SpiceDb(address, "spicedb", key_file, tls.ca_file)
-    await checker.write_schema()
-    await checker.touch([SENTINEL])
-    yield checker
-    await checker.touch([SENTINEL])
+def sentinel() -> Tuple:
+    """A sentinel of this test's own, which a stack that is running beside it does not put back."""
+    return replace(SENTINEL, resource=f"platform:{uuid7()}")
 
 
 @pytest.fixture
-async def relations(pools: Pools, spicedb: SpiceDb) -> Relations:
-    return Relations(spicedb, PgTupleStore(pools[0]), SENTINEL)
+async def spicedb(backends: State, tls: Tls, sentinel: Tuple) -> SpiceDb:
+    address, key_file = f"127.0.0.1:{backends.port('spicedb')}", backends / "secrets/spicedb.key"
+    checker = SpiceDb(address, "spicedb", key_file, tls.ca_file, sentinel)
+    await checker.write_schema()
+    await checker.touch([sentinel])
+    return checker
 
 
-def reader(secret: object, node: object) -> Tuple:
-    return Tuple(f"secret:{secret}", "reader", f"node:{node}")
+@pytest.fixture
+async def relations(pools: Pools, spicedb: SpiceDb, sentinel: Tuple) -> Relations:
+    return Relations(spicedb, PgTupleStore(pools[0]), sentinel)

@@ -1,0 +1,44 @@
+"""The ledger as this deployment runs it: each row of docs/security-model.md, and what it still lacks.
+
+What depends on how the deployment is put together is read from there; the rest says what this version does not have.
+"""
+
+from dataclasses import dataclass
+
+from services.gateway.gate import Ports
+
+ACTIVE, PARTIAL = "active", "partial"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One threat: active when nothing of its control is missing."""
+
+    id: str
+    title: str
+    missing: tuple[str, ...] = ()
+
+    @property
+    def posture(self) -> str:
+        """`active` or `partial`."""
+        return PARTIAL if self.missing else ACTIVE
+
+
+def ledger(ports: Ports) -> tuple[Row, ...]:
+    """Return all rows."""
+    step_up = ("session issuance with step-up",)
+    checkpoints = ("signed checkpoints anchored outside of the database",)
+    return (
+        Row("F-1", "forged or replayed mesh events", tuple(name.replace("_", " ") for name in ports.missing)),
+        Row("F-2", "secrets exfiltrated without a trace or in bulk"),
+        Row("F-3", "stolen or forged id_token", ("the whole list of relying-party tests",)),
+        Row("F-4", "privilege without fresh strong authentication", step_up),
+        Row("F-5", "the same, replayed over the wire", step_up),
+        Row("F-6", "another node's secret"),
+        Row("S-1", "the database is read"),
+        Row("A-1", "a hostile DBA rewrites a row or the chain", checkpoints),
+        Row("A-2", "a crash dump is read"),
+        Row("A-3", "a backup is substituted at restore", checkpoints),
+        Row("A-4", "the archive mirror is altered", ("the archive mirror",)),
+        Row("A-5", "retention is bypassed by migration or deletion"),
+    )
