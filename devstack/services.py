@@ -27,6 +27,7 @@ def render(state: State, name: str) -> None:
         "https://edge.plexsphere.internal": state.edge_url,
         "/run/plexsphere/tls/": f"{state / 'pki'}/",
         "/run/plexsphere/secrets/": f"{state / 'secrets'}/",
+        'environment = "prod"': 'environment = "dev"',
         'trace_file = ""': f'trace_file = "{state / f"log/{name}.trace.jsonl"}"',
     }
     for other in SERVICES:

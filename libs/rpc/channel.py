@@ -17,14 +17,16 @@ from libs.rpc import context
 from libs.telemetry import inject
 
 DEADLINE_S = 5.0
+# How long a call waits for a peer whose connection was lost: longer than one back-off, short enough to fail fast.
+RECONNECT_WITHIN_S = 0.5
 LARGEST_MESSAGE = 4 * 1024 * 1024
 OPTIONS = [
     ("grpc.max_receive_message_length", LARGEST_MESSAGE),
     ("grpc.max_send_message_length", LARGEST_MESSAGE),
-    # A restarted peer is found within a second, not after the default back-off of up to two minutes.
+    # A restarted peer is found at once, not after the default back-off of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 50),
-    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.max_reconnect_backoff_ms", 250),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),
 ]
@@ -125,8 +127,13 @@ class _Unary:
         with tracer.start_as_current_span(
             self._method, kind=trace.SpanKind.CLIENT, record_exception=False, set_status_on_exception=False
         ):
+            # A channel between two attempts to connect would refuse a call that the next attempt could carry.
+            lost = channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
+            allowed = context.remaining_s(min(timeout, RECONNECT_WITHIN_S) if lost else timeout)
             try:
-                return await self._made[1](request, timeout=context.remaining_s(timeout), metadata=outgoing(metadata))
+                return await self._made[1](
+                    request, timeout=allowed, metadata=outgoing(metadata), wait_for_ready=lost
+                )
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error) from None
 

@@ -28,7 +28,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
     "Cache-Control": "no-store",
-    "Server": "plexsphere",
 }
 
 
@@ -36,6 +35,8 @@ def dress(headers: Any, correlation_id: str) -> None:
     """Add the headers that every answer has, where the handler did not set its own."""
     for name, value in HEADERS.items():
         headers.setdefault(name, value)
+    # The framework has put its own name and version here already.
+    headers["Server"] = "plexsphere"
     headers["X-Correlation-Id"] = correlation_id
 
 

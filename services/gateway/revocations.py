@@ -19,6 +19,7 @@ log = structlog.get_logger()
 async def follow_revocations(identity: Peer, cache: AssertionCache) -> None:
     """Follow the feed for ever; each time that it ends or falls silent, everything kept is forgotten."""
     stub = stubs.RelationsServiceStub(identity)
+    following = True
     while True:
         try:
             feed = aiter(stub.WatchRevocations(pb.WatchRevocationsRequest()))
@@ -26,9 +27,12 @@ async def follow_revocations(identity: Peer, cache: AssertionCache) -> None:
                 async with asyncio.timeout(SILENT_S):
                     message = await anext(feed)
                 cache.heard()
+                following = True
                 apply(message, cache)
         except (PlexError, TimeoutError, StopAsyncIteration) as error:
-            log.warning("revocations.lost", cause=type(error).__name__)
+            if following:
+                log.warning("revocations.lost", cause=type(error).__name__)
+            following = False
         cache.close()
         await asyncio.sleep(RETRY_S)
 

@@ -1,9 +1,10 @@
 """Relations on the real PostgreSQL and SpiceDB: what a revoke, a refill and a lost sentinel promise."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 from uuid import UUID
 
 import asyncpg
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.integration
 
 Pools = tuple[asyncpg.Pool, asyncpg.Pool]
 TIMES = 100
+Answer = TypeVar("Answer")
 
 
 @dataclass
@@ -44,6 +46,16 @@ class Held:
 
     async def write_schema(self) -> None:
         await self.spicedb.write_schema()
+
+
+class Away(Held):
+    """SpiceDB that takes no writes."""
+
+    async def touch(self, rows: list[Tuple]) -> None:
+        raise AuthzUnavailable(f"away for {len(rows)}")
+
+    async def delete(self, rows: list[Tuple]) -> None:
+        raise AuthzUnavailable(f"away for {len(rows)}")
 
 
 def reader(secret: UUID, node: UUID) -> Tuple:
@@ -114,10 +126,6 @@ async def test_without_the_sentinel_every_check_is_unavailable_until_it_was_refi
 
 
 async def test_a_grant_that_could_not_be_delivered_is_delivered_later(relations: Relations, spicedb: SpiceDb) -> None:
-    class Away(Held):
-        async def touch(self, rows: list[Tuple]) -> None:
-            raise AuthzUnavailable("away")
-
     row = reader(uuid7(), uuid7())
     await replace(relations, checker=Away(spicedb)).grant(row)
     await relations.deliver()
@@ -126,10 +134,6 @@ async def test_a_grant_that_could_not_be_delivered_is_delivered_later(relations:
 
 
 async def test_a_revoke_does_not_answer_while_spicedb_is_away(relations: Relations, spicedb: SpiceDb) -> None:
-    class Away(Held):
-        async def delete(self, rows: list[Tuple]) -> None:
-            raise AuthzUnavailable("away")
-
     row = reader(uuid7(), uuid7())
     await relations.grant(row)
     with pytest.raises(AuthzUnavailable):
@@ -197,7 +201,7 @@ async def running(relations: Relations) -> AsyncIterator[None]:
             await task
 
 
-async def soon(attempt, within_s: float = 5.0):  # type: ignore[no-untyped-def]  # whatever it answers
+async def soon(attempt: Callable[[], Awaitable[Answer]], within_s: float = 5.0) -> Answer:
     async with asyncio.timeout(within_s):
         while True:
             try:

@@ -1,0 +1,93 @@
+"""A stand-in for the five services: answers by method name, and what was asked."""
+
+import base64
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from aiohttp.test_utils import TestClient, TestServer
+from google.protobuf.message import Message
+
+from libs.rpc import context
+from libs.rpc.channel import Peer
+from libs.settings import Listen, Telemetry, Tls
+from libs.settings import Peer as PeerSettings
+from plexsphere.identity.v1 import sign_in_pb2
+from services.gateway.__main__ import application
+from services.gateway.credentials import AssertionCache
+from services.gateway.gate import Ports
+from services.gateway.health import Health
+from services.gateway.settings import Build, Certificate, GatewaySettings, Limits, Peers, Rate
+
+ORIGIN = "https://edge.test"
+NODE_ID = "01900000-0000-7000-8000-000000000001"
+NODE_BEARER = "nsk_dev_" + base64.urlsafe_b64encode(bytes.fromhex(NODE_ID.replace("-", "")) + b"k" * 32).decode()
+
+Answer = Callable[[Any], Message]
+
+
+@dataclass
+class FakePeer:
+    """All services at once; a method without an answer raises KeyError, which is a bug and 500."""
+
+    answers: dict[str, Answer] = field(default_factory=dict)
+    asked: list[tuple[str, Any, dict[str, str]]] = field(default_factory=list)
+
+    def unary_unary(self, method: str, **_: Any) -> Any:
+        name = method.rsplit("/", 1)[-1]
+
+        async def call(request: Any, *, metadata: Any = (), **_: Any) -> Message:
+            self.asked.append((name, request, dict(metadata) | {"correlation": context.current_call().correlation_id}))
+            return self.answers[name](request)
+
+        return call
+
+    def unary_stream(self, method: str, **_: Any) -> Any:
+        raise NotImplementedError(method)
+
+    def last(self, name: str) -> tuple[Any, dict[str, str]]:
+        """The newest call of a method."""
+        return next((request, metadata) for found, request, metadata in reversed(self.asked) if found == name)
+
+
+def assertion(**claims: str) -> str:
+    """A JWT in form only."""
+    return "h." + base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip("=") + ".s"
+
+
+def authenticated(request: Any) -> Message:
+    return sign_in_pb2.AuthenticateResponse(assertion=assertion(sub="someone", aud=request.audience))
+
+
+def settings(tmp: Any, *, origins: list[str], rate: Rate) -> GatewaySettings:
+    at = PeerSettings(address="127.0.0.1:1", name="x")
+    return GatewaySettings(
+        service="gateway",
+        environment="dev",
+        listen=Listen(host="127.0.0.1", port=1),
+        tls=Tls(certificate_file=tmp, key_file=tmp, ca_file=tmp),
+        telemetry=Telemetry(metrics_host="127.0.0.1", metrics_port=1),
+        public_url=ORIGIN,
+        allowed_origins=origins,
+        request_timeout_s=2.0,
+        certificate=Certificate(certificate_file=tmp, key_file=tmp),
+        peers=Peers(identity=at, access=at, secrets=at, mesh=at, audit=at),
+        limits=Limits(registration=rate, sign_in=rate, device_code=rate, bad_bearer=rate),
+        build=Build(commit="abc", date="2026-01-01T00:00:00Z"),
+    )
+
+
+async def start(
+    peer: FakePeer, tmp: Any, *, origins: list[str] | None = None, rate: Rate | None = None, ports: Ports | None = None
+) -> TestClient[Any, Any]:
+    """Serve the whole edge over HTTP in front of the fake services."""
+    real = cast("Peer", peer)
+    peers = dict.fromkeys(("identity", "access", "secrets", "mesh", "audit"), real)
+    peer.answers.setdefault("Authenticate", authenticated)
+    limit = rate or Rate(per_minute=1000, burst=1000)
+    wanted = settings(tmp, origins=[ORIGIN] if origins is None else origins, rate=limit)
+    app = application(wanted, peers, AssertionCache(), Health({}), ports or Ports())
+    server = TestServer(app)
+    await server.start_server(auto_decompress=False)
+    return TestClient(server)

@@ -1,0 +1,373 @@
+"""Requests through the whole edge over HTTP, in front of fake services; the real ones are in tests/e2e."""
+
+import asyncio
+import gzip
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+from aiohttp import ClientResponse
+from aiohttp.test_utils import TestClient
+
+from libs import errors
+from plexsphere.audit.v1 import audit_pb2
+from plexsphere.identity.v1 import directory_pb2, enrolment_pb2, sign_in_pb2
+from plexsphere.secrets.v1 import secrets_pb2
+from services.gateway.gate import Ports
+from services.gateway.settings import Rate
+from services.gateway.tests.fakes import NODE_BEARER, NODE_ID, ORIGIN, FakePeer, start
+
+pytestmark = pytest.mark.unit
+
+OTHER = "01900000-0000-7000-8000-000000000002"
+OPERATOR = {"Authorization": "Bearer pat_dev_x"}
+NODE = {"Authorization": f"Bearer {NODE_BEARER}"}
+COOKIES = {"Cookie": "plexsphere_session=s; plexsphere_csrf=t"}
+BROWSER = COOKIES | {"X-Plexsphere-CSRF": "t", "Origin": ORIGIN}
+DOMAIN = {"name": "Acme", "slug": "acme", "mesh_cidr": "10.0.0.0/16"}
+BEAT = {"client_now": "2026-01-01T00:00:00Z", "binary_checksum": "00" * 32, "binary_version": "1", "nat_summary": {}}
+ENROL = {
+    "project_id": OTHER,
+    "resource_handle": "h",
+    "bootstrap_token": "t",
+    "nonce": "n",
+    "public_key": "A" * 43 + "=",
+}
+Client = TestClient[Any, Any]
+
+
+@pytest.fixture
+def peer() -> FakePeer:
+    return FakePeer()
+
+
+@pytest.fixture
+async def edge(peer: FakePeer, tmp_path: Path) -> AsyncIterator[Client]:
+    client = await start(peer, tmp_path)
+    yield client
+    await client.close()
+
+
+async def problem(answer: ClientResponse) -> tuple[int, str]:
+    body = await answer.json(content_type=None)
+    assert answer.content_type == "application/problem+json"
+    assert {"type", "title", "status", "detail", "instance", "code", "correlation_id"} <= set(body)
+    assert body["correlation_id"] == answer.headers["X-Correlation-Id"]
+    assert body["status"] == answer.status
+    assert answer.headers["Server"] == "plexsphere"
+    return answer.status, body["code"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "refusal"),
+    [
+        ("GET", "/nowhere", {}, (404, "not_found")),
+        ("PATCH", "/v1/health", {}, (405, "method_not_allowed")),
+        ("HEAD", f"/v1/nodes/{NODE_ID}/secrets/a", NODE, (405, "")),
+        ("GET", "/v1/domains", {}, (401, "unauthenticated")),
+        ("GET", "/v1/domains", {"Authorization": "Basic eA=="}, (401, "unauthenticated")),
+        ("GET", "/v1/domains", NODE, (401, "unauthenticated")),
+        ("GET", f"/v1/projects/{OTHER}/secrets", COOKIES, (401, "unauthenticated")),
+        ("GET", "/v1/domains?limit=0", OPERATOR, (400, "invalid_limit")),
+        ("GET", "/v1/domains?limit=201", OPERATOR, (400, "invalid_limit")),
+        ("GET", "/v1/domains?limit=1&limit=2", OPERATOR, (400, "invalid_query_parameter")),
+        ("GET", "/v1/domains?limit=x", OPERATOR, (400, "invalid_limit")),
+        ("GET", "/v1/domains/nope", OPERATOR, (400, "invalid_path_parameter")),
+        ("GET", "/v1/resources/nope", OPERATOR, (404, "not_found")),
+        ("GET", "/v1/platform/audit/entries?reason=bad", OPERATOR, (400, "invalid_query_parameter")),
+        ("GET", "/v1/platform/audit/entries?from=yesterday", OPERATOR, (400, "invalid_query_parameter")),
+        ("GET", "/v1/platform/audit/entries/0", OPERATOR, (400, "invalid_path_parameter")),
+        ("GET", f"/v1/nodes/{NODE_ID}/secrets/a?version=0", NODE, (400, "invalid_query_parameter")),
+        ("GET", f"/v1/nodes/{NODE_ID}/secrets/a?version=2147483648", NODE, (400, "invalid_query_parameter")),
+        ("GET", f"/v1/nodes/{NODE_ID}/secrets/UPPER", NODE, (404, "not_found")),
+        ("GET", f"/v1/nodes/{NODE_ID}/events", {}, (401, "unauthorized")),
+        ("GET", f"/v1/nodes/{NODE_ID}/events", OPERATOR, (401, "unauthorized")),
+        ("GET", f"/v1/nodes/{OTHER}/events", NODE, (403, "node_id_mismatch")),
+        ("GET", f"/v1/nodes/{OTHER}/secrets/a", NODE, (403, "node_id_mismatch")),
+        ("POST", f"/v1/nodes/{OTHER}/sessions/{OTHER}", NODE, (403, "nsk_node_mismatch")),
+        ("GET", f"/v1/nodes/{NODE_ID}/events", NODE, (501, "signed_event_bus_not_provisioned")),
+        ("GET", f"/v1/nodes/{NODE_ID}/state", NODE, (501, "signed_event_bus_not_provisioned")),
+        ("POST", "/v1/auth/tokens", {}, (401, "unauthenticated")),
+        ("POST", "/v1/auth/tokens", OPERATOR, (501, "not_provisioned")),
+        ("POST", "/v1/auth/service/token", {"Authorization": "garbage"}, (501, "not_provisioned")),
+        ("POST", "/v1/auth/device/approve", OPERATOR, (400, "invalid_body")),
+    ],
+)
+async def test_refusals(
+    edge: Client, method: str, path: str, headers: dict[str, str], refusal: tuple[int, str]
+) -> None:
+    answer = await edge.request(method, path, headers=headers)
+    if method == "HEAD":
+        assert (answer.status, await answer.read()) == (refusal[0], b"")
+    else:
+        assert await problem(answer) == refusal
+    assert ("WWW-Authenticate" in answer.headers) == (answer.status == 401)
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "refusal"),
+    [
+        (b"{", {}, (400, "invalid_body")),
+        (b'{"name":"a","name":"b"}', {}, (400, "invalid_body")),
+        (b'{"name":"\xff"}', {}, (400, "invalid_body")),
+        (b"[]", {}, (400, "invalid_body")),
+        (json.dumps(DOMAIN | {"name": 7}).encode(), {}, (400, "invalid_body")),
+        (json.dumps(DOMAIN | {"slug": "UP"}).encode(), {}, (400, "invalid_body")),
+        (
+            json.dumps(DOMAIN | {"reachability": {"stale_after": "1s"}}).encode(),
+            {},
+            (400, "invalid_reachability_policy"),
+        ),
+        (json.dumps(DOMAIN).encode(), {"Content-Type": "text/plain"}, (400, "invalid_body")),
+        (json.dumps(DOMAIN).encode(), {"Content-Encoding": "br"}, (400, "invalid_body")),
+        (json.dumps(DOMAIN).encode(), {"Content-Encoding": "gzip"}, (400, "invalid_body")),
+        (gzip.compress(json.dumps(DOMAIN).encode())[:-4], {"Content-Encoding": "gzip"}, (400, "invalid_body")),
+        (b" " * 8193, {}, (413, "request_body_too_large")),
+        (gzip.compress(b" " * 2_000_000), {"Content-Encoding": "gzip"}, (413, "request_body_too_large")),
+    ],
+    ids=lambda value: repr(value)[:30],
+)
+async def test_bad_bodies(edge: Client, body: bytes, headers: dict[str, str], refusal: tuple[int, str]) -> None:
+    sent = OPERATOR | {"Content-Type": "application/json"} | headers
+    assert await problem(await edge.post("/v1/domains", data=body, headers=sent)) == refusal
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "body", "refusal"),
+    [
+        ("POST", "/v1/register", {}, ENROL | {"public_key": "short"}, (400, "public_key_invalid")),
+        ("POST", "/v1/register", {}, ENROL | {"public_key": "x", "nonce": ""}, (400, "public_key_invalid")),
+        ("POST", "/v1/register", {}, ENROL | {"project_id": "x"}, (422, "unprocessable")),
+        ("POST", "/v1/register", {}, ENROL | {"extra": 1}, (400, "invalid_body")),
+        ("POST", f"/v1/nodes/{NODE_ID}/heartbeat", NODE, BEAT | {"x": 1}, (400, "malformed_heartbeat_request")),
+        ("POST", f"/v1/nodes/{NODE_ID}/heartbeat", NODE, BEAT | {"client_now": "x"}, (400, "malformed_heartbeat_request")),
+        ("POST", f"/v1/nodes/{NODE_ID}/heartbeat", NODE, BEAT | {"binary_checksum": ""}, (400, "binary_checksum_empty")),
+        ("POST", f"/v1/nodes/{NODE_ID}/heartbeat", NODE, BEAT | {"binary_checksum": "x" * 44}, (400, "binary_checksum_empty")),
+        ("POST", f"/v1/nodes/{NODE_ID}/heartbeat", NODE, BEAT | {"binary_version": ""}, (400, "binary_version_empty")),
+        ("PATCH", f"/v1/domains/{OTHER}", OPERATOR, {}, (400, "empty_patch")),
+        ("PATCH", f"/v1/domains/{OTHER}", OPERATOR, {"slug": "acme"}, (400, "slug_immutable")),
+        ("PATCH", f"/v1/projects/{OTHER}", OPERATOR, {"colour": "red"}, (400, "invalid_body")),
+    ],
+)  # fmt: skip
+async def test_bodies_that_break_a_rule(
+    edge: Client, method: str, path: str, headers: dict[str, str], body: Any, refusal: tuple[int, str]
+) -> None:
+    assert await problem(await edge.request(method, path, headers=headers, json=body)) == refusal
+
+
+@pytest.mark.parametrize(
+    ("headers", "refusal"),
+    [
+        (COOKIES, "csrf_token_mismatch"),
+        (COOKIES | {"X-Plexsphere-CSRF": "u", "Origin": ORIGIN}, "csrf_token_mismatch"),
+        (COOKIES | {"X-Plexsphere-CSRF": "t"}, "csrf_origin_mismatch"),
+        (COOKIES | {"X-Plexsphere-CSRF": "t", "Origin": "https://evil.test"}, "csrf_origin_mismatch"),
+    ],
+)
+async def test_a_browser_must_show_that_our_page_asks(edge: Client, headers: dict[str, str], refusal: str) -> None:
+    answer = await edge.post("/v1/domains", json=DOMAIN, headers=headers)
+    body = await answer.json()
+    assert (answer.status, body["code"], body["reason"]) == (403, refusal, "caveat_violation")
+
+
+async def test_without_allowed_origins_no_browser_changes_anything(peer: FakePeer, tmp_path: Path) -> None:
+    client = await start(peer, tmp_path, origins=[])
+    assert await problem(await client.post("/v1/domains", json=DOMAIN, headers=BROWSER)) == (
+        403,
+        "csrf_origin_not_configured",
+    )
+    await client.close()
+
+
+@pytest.mark.parametrize("headers", [BROWSER, OPERATOR])
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+async def test_create(edge: Client, peer: FakePeer, headers: dict[str, str], encoding: str) -> None:
+    row = directory_pb2.Domain(id=OTHER, name="Acme", slug="acme", mesh_cidr="10.0.0.0/16")
+    row.reachability.stale_after.FromSeconds(90)
+    peer.answers["CreateDomain"] = lambda _: directory_pb2.CreateDomainResponse(domain=row)
+    raw = json.dumps(DOMAIN | {"ignored": True}).encode()
+    data = gzip.compress(raw) if encoding else raw
+    sent = headers | {"Content-Type": "application/json; charset=utf-8"}
+    answer = await edge.post(
+        "/v1/domains", data=data, headers=sent | ({"Content-Encoding": encoding} if encoding else {})
+    )
+    assert (answer.status, answer.headers["Location"]) == (201, f"/v1/domains/{OTHER}")
+    assert (await answer.json())["reachability"]["stale_after"] == "1m30s"
+    request, metadata = peer.last("CreateDomain")
+    assert request.slug == "acme"
+    assert metadata["x-plexsphere-principal"]
+    assert metadata["correlation"] == answer.headers["X-Correlation-Id"]
+    kind = (
+        sign_in_pb2.CREDENTIAL_KIND_SESSION_COOKIE
+        if "Cookie" in headers
+        else sign_in_pb2.CREDENTIAL_KIND_OPERATOR_BEARER
+    )
+    assert peer.last("Authenticate")[0].kind == kind
+    assert peer.last("Authenticate")[0].audience == "identity"
+
+
+async def test_a_node_reads_a_secret(edge: Client, peer: FakePeer) -> None:
+    peer.answers["FetchNodeSecret"] = lambda _: secrets_pb2.FetchNodeSecretResponse(
+        body=b"\0sealed", version=3, kid="nsk_1"
+    )
+    answer = await edge.get(
+        f"/v1/nodes/{NODE_ID}/secrets/db", headers=NODE | {"Accept-Encoding": "gzip", "Range": "bytes=0-1"}
+    )
+    assert (answer.status, await answer.read()) == (200, b"\0sealed")
+    raw = {name.decode() for name, _ in answer.raw_headers}
+    assert {"X-Plexsphere-Secret-Version", "X-Plexsphere-Secret-KID", "Cache-Control"} <= raw
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.content_type == "application/octet-stream"
+    assert "Content-Encoding" not in answer.headers
+    request, _ = peer.last("FetchNodeSecret")
+    assert (request.node_key, request.version) == (b"k" * 32, 0)
+    assert peer.last("Authenticate")[0].audience == "secrets"
+
+
+async def test_an_operator_writes_a_secret(edge: Client, peer: FakePeer) -> None:
+    path = f"/v1/projects/{OTHER}/secrets/db"
+    peer.answers["PutSecret"] = lambda request: secrets_pb2.PutSecretResponse(version=request.expected_version + 1)
+    octets = OPERATOR | {"Content-Type": "application/octet-stream"}
+    answer = await edge.put(path, data=b"\xff\0", headers=octets | {"If-Match": "0"})
+    assert (answer.status, await answer.json()) == (201, {"name": "db", "current_version": 1})
+    assert peer.last("PutSecret")[0].value == b"\xff\0"
+    assert (await edge.put(path, data=b"x", headers=octets | {"If-Match": '"1"'})).status == 200
+    assert await problem(await edge.put(path, data=b"x", headers=octets)) == (412, "precondition_failed")
+    assert await problem(await edge.put(path, data=b"x" * 1048549, headers=octets)) == (413, "request_body_too_large")
+    assert (await edge.put(path, data=b"x" * 1048548, headers=octets | {"If-Match": "0"})).status == 201
+
+
+async def test_sign_in_sets_cookies_and_a_failure_is_told_in_the_caller_s_way(edge: Client, peer: FakePeer) -> None:
+    callback = "/v1/auth/callback?code=c&state=s&iss=https://idp.test"
+    done = sign_in_pb2.CompleteSignInResponse(session="sess", csrf_token="tok", return_to="//evil.test")
+    peer.answers["CompleteSignIn"] = lambda _: done
+    answer = await edge.get(callback, allow_redirects=False)
+    assert (answer.status, answer.headers["Location"]) == (303, "/")
+    session, csrf = answer.headers.getall("Set-Cookie")
+    for attribute in ("plexsphere_session=sess", "HttpOnly", "Path=/v1/", "SameSite=Strict", "Secure"):
+        assert attribute in session
+    assert "HttpOnly" not in csrf
+
+    def refuse(_: Any) -> Any:
+        raise errors.SignInRefused("nonce")
+
+    peer.answers["CompleteSignIn"] = refuse
+    assert await problem(await edge.get(callback)) == (400, "sign_in_refused")
+    answer = await edge.get(callback, headers={"Accept": "text/html"}, allow_redirects=False)
+    assert answer.status == 303
+    assert "auth_error_kind=sign_in_refused&auth_error_status=400" in answer.headers["Location"]
+    assert "Set-Cookie" not in answer.headers
+
+
+async def test_sign_out_is_always_204_and_takes_the_cookies(edge: Client, peer: FakePeer) -> None:
+    peer.answers["SignOut"] = lambda _: sign_in_pb2.SignOutResponse()
+    for headers in ({}, {"Authorization": "garbage"}, COOKIES):
+        answer = await edge.delete("/v1/auth/whoami", headers=headers)
+        assert answer.status == 204
+        assert len(answer.headers.getall("Set-Cookie")) == 2
+    assert [name for name, _, _ in peer.asked].count("SignOut") == 1
+
+
+async def test_the_audit_chain_is_written_as_the_contract_has_it(edge: Client, peer: FakePeer) -> None:
+    row = audit_pb2.Entry(
+        seq=1, domain_id="0" * 8, reason=audit_pb2.REASON_GRANTED, object_type="secret", object_id="x"
+    )
+    row.caveat_context["action"].names.append("secret.read")
+    peer.answers["ListEntries"] = lambda _: audit_pb2.ListEntriesResponse(entries=[row], next_cursor="n")
+    answer = await edge.get(
+        "/v1/platform/audit/entries?reason=granted&from=2026-01-01T00:00:00Z&limit=5", headers=OPERATOR
+    )
+    body = await answer.json()
+    assert body["next_cursor"] == "n"
+    assert body["items"][0]["decision"] == {"result": "granted", "caveat_context": {"action": ["secret.read"]}}
+    request, _ = peer.last("ListEntries")
+    assert (request.limit, request.reason, getattr(request, "from").seconds > 0) == (5, audit_pb2.REASON_GRANTED, True)
+    peer.answers["VerifyChain"] = lambda _: audit_pb2.VerifyChainResponse(ok=True, segment_to=4)
+    answer = await edge.post("/v1/platform/audit/verify", headers=OPERATOR)
+    assert await answer.json() == {"ok": True, "segment_from": 1, "segment_to": 4}
+
+
+@pytest.mark.parametrize(
+    ("raised", "status", "header"),
+    [
+        (errors.PerNodeRateLimited(retry_after_s=9), (429, "per_node_rate_limited"), {"Retry-After": "9"}),
+        (errors.AuditUnavailable(), (503, "audit_unavailable"), {"Retry-After": "1"}),
+        (ZeroDivisionError("value"), (500, "internal"), {}),
+    ],
+)
+async def test_what_services_refuse_reaches_the_caller(
+    edge: Client, peer: FakePeer, raised: Exception, status: tuple[int, str], header: dict[str, str]
+) -> None:
+    def refuse(_: Any) -> Any:
+        raise raised
+
+    peer.answers["FetchNodeSecret"] = refuse
+    answer = await edge.get(f"/v1/nodes/{NODE_ID}/secrets/db", headers=NODE)
+    assert await problem(answer) == status
+    assert header.items() <= dict(answer.headers).items()
+
+
+async def test_an_address_that_guesses_or_floods_is_refused(peer: FakePeer, tmp_path: Path) -> None:
+    def refuse(_: Any) -> Any:
+        raise errors.Unauthenticated
+
+    peer.answers["Authenticate"] = refuse
+    peer.answers["Register"] = lambda _: enrolment_pb2.RegisterResponse(node_id=NODE_ID)
+    client = await start(peer, tmp_path, rate=Rate(per_minute=1, burst=2))
+    for path, headers in (("/v1/auth/whoami", OPERATOR),):
+        seen = [(await client.get(path, headers=headers)).status for _ in range(3)]
+        assert seen == [401, 401, 429]
+    answers = [await client.post("/v1/register", json=ENROL) for _ in range(3)]
+    assert [answer.status for answer in answers] == [201, 201, 429]
+    assert int(answers[-1].headers["Retry-After"]) >= 1
+    assert (await answers[0].json())["peer_snapshot"] == []
+    await client.close()
+
+
+class Slow:
+    async def is_agent(self, _: Any) -> bool:
+        await asyncio.sleep(30)
+        return True
+
+
+class Present:
+    async def is_agent(self, _: Any) -> bool:
+        return True
+
+    async def scopes(self, _: Any) -> frozenset[str]:
+        return frozenset()
+
+
+def five(relations: Any) -> Ports:
+    anything = cast("Any", object())
+    return Ports(anything, anything, anything, relations, cast("Any", Present()))
+
+
+async def test_behind_the_gate_a_cursor_is_a_number_and_a_silent_dependency_is_503(
+    peer: FakePeer, tmp_path: Path
+) -> None:
+    path = f"/v1/nodes/{NODE_ID}/events"
+    client = await start(peer, tmp_path, ports=five(Present()))
+    bad = NODE | {"Last-Event-ID": "-1"}
+    assert await problem(await client.get(path, headers=bad)) == (400, "invalid_cursor")
+    assert await problem(await client.get(path, headers=NODE)) == (503, "event_stream_unavailable")
+    await client.close()
+    client = await start(peer, tmp_path, ports=five(Slow()))
+    assert await problem(await client.get(path, headers=NODE)) == (503, "unavailable")
+    await client.close()
+
+
+async def test_the_edge_describes_itself(edge: Client) -> None:
+    document = await (await edge.get("/v1/openapi.json")).json()
+    assert len(document["paths"]) > 60
+    page = await edge.get("/v1/docs")
+    assert "script" not in (text := await page.text())
+    assert "/v1/nodes/{id}/events" in text
+    assert "default-src 'none'; style-src 'sha256-" in page.headers["Content-Security-Policy"]
+    assert (await (await edge.get("/v1/version")).json())["commit"] == "abc"
+    posture = await (await edge.get("/v1/platform/posture", headers=OPERATOR)).json()
+    assert posture["rows"][0]["posture"] == "partial"
+    assert posture["rows"][0]["missing"][0] == "event stream"
+    assert (await edge.get("/v1/health")).status == 503

@@ -1,0 +1,88 @@
+from collections import OrderedDict
+
+import pytest
+
+from libs.errors import TooMany
+from services.gateway import durations
+from services.gateway.credentials import AssertionCache, Kept
+from services.gateway.limits import AddressLimit, site
+from services.gateway.tests.fakes import assertion
+
+pytestmark = pytest.mark.unit
+
+
+class Time:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_burst_then_the_steady_rate() -> None:
+    time = Time()
+    limit = AddressLimit(60, 3, time)
+    for _ in range(3):
+        limit.take("192.0.2.1")
+    with pytest.raises(TooMany) as refused:
+        limit.take("192.0.2.1")
+    assert refused.value.extra["retry_after_s"] == 1
+    limit.take("192.0.2.2")
+    time.now += 1
+    limit.take("192.0.2.1")
+    with pytest.raises(TooMany):
+        limit.check("192.0.2.1")
+
+
+def test_an_ipv6_site_is_one_address() -> None:
+    assert site("2001:db8::1") == site("2001:db8::ffff") != site("2001:db8:0:1::1")
+
+
+def test_what_is_kept_ends_with_time_silence_and_revocation() -> None:
+    time = Time()
+    cache = AssertionCache(time)
+    text = assertion(sub="u")
+    cache.put("d", "audit", text, cache.generation)
+    assert cache.get("d", "audit") is None, "nothing is kept before the feed was heard"
+    cache.heard()
+    cache.put("d", "audit", text, cache.generation)
+    assert cache.get("d", "audit") == text
+    assert cache.get("d", "identity") is None
+    time.now += 3.1
+    assert cache.get("d", "audit") is None, "the feed is silent"
+    cache.heard()
+    assert cache.get("d", "audit") == text
+    time.now += 2
+    cache.heard()
+    assert cache.get("d", "audit") is None, "older than five seconds"
+    cache.put("d", "audit", text, cache.generation)
+    cache.forget(lambda kept: "u" in kept.subjects)
+    assert cache.get("d", "audit") is None
+
+
+def test_a_revocation_while_asking_keeps_the_answer_out() -> None:
+    cache = AssertionCache(Time())
+    cache.heard()
+    before = cache.generation
+    cache.forget(lambda _: False)
+    cache.put("d", "audit", assertion(sub="u"), before)
+    assert cache.get("d", "audit") is None
+
+
+def test_no_credential_is_in_a_repr() -> None:
+    assert "secret" not in repr(Kept("secret", "d", frozenset(), 0.0))
+    assert isinstance(AssertionCache()._kept, OrderedDict)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "written"),
+    [("30s", 30, "30s"), ("90s", 90, "1m30s"), ("5m", 300, "5m0s"), ("1h", 3600, "1h0m0s"), ("1.5s", 1.5, "1.5s")],
+)
+def test_durations_are_go_durations(text: str, seconds: float, written: str) -> None:
+    assert durations.parse(text) == seconds * 1_000_000_000
+    assert durations.write(durations.parse(text)) == written
+
+
+@pytest.mark.parametrize("text", ["", "30", "-30s", "0s", "s", "30x", "30s ", "9" * 30 + "h", "1d"])
+def test_other_durations_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="duration"):
+        durations.parse(text)
