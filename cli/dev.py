@@ -1,8 +1,8 @@
 """`plexctl dev`: the embedded stack, every backend and every process real, on 127.0.0.1."""
 
 import asyncio
-import shutil
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -79,7 +79,7 @@ def _detach(state: State, *, backends_only: bool) -> None:
     (state / "log").mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "devstack.supervisor", "--state", str(state.folder)]
     with (state / "log/supervisor.log").open("wb") as log:
-        process = subprocess.Popen(
+        process = subprocess.Popen(  # noqa: S603 — our own module, by our own interpreter
             [*command, *(["--backends-only"] if backends_only else [])],
             cwd=ROOT, start_new_session=True, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
         )  # fmt: skip

@@ -61,7 +61,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Refusal(Exception):  # noqa: N818 — it is the edge's answer, which callers may want to look at
+class Refusal(Exception):
     """An RFC 9457 problem."""
 
     status: int

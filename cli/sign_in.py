@@ -42,7 +42,9 @@ def login(
 
 def _poll(client: EdgeClient, device_code: str, interval_s: int, lifetime_s: int) -> str:
     until = time.monotonic() + lifetime_s
-    while time.monotonic() < until:
+    while True:
+        if time.monotonic() >= until:
+            fail("the code expired before it was approved; run `plexctl login` again", EXIT_REFUSED)
         time.sleep(interval_s)
         try:
             body = {"device_code": device_code, "client_id": CLIENT_ID}
@@ -52,8 +54,6 @@ def _poll(client: EdgeClient, device_code: str, interval_s: int, lifetime_s: int
                 interval_s += 5  # RFC 8628, 3.5
             elif refusal.code != "authorization_pending":
                 end(refusal)
-    fail("the code expired before it was approved; run `plexctl login` again", EXIT_REFUSED)
-    return None
 
 
 def logout() -> None:

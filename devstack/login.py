@@ -39,7 +39,9 @@ async def access_token(edge: str, ca_file: Path, who: dict[str, str], domain_id:
         return str(token["access_token"])
 
 
-async def _post(http: ClientSession, url: str, body: dict[str, str], headers: dict[str, str] | None = None) -> dict[str, object]:
+async def _post(
+    http: ClientSession, url: str, body: dict[str, str], headers: dict[str, str] | None = None
+) -> dict[str, object]:
     async with http.post(url, json=body, headers=headers) as answer:
         content: dict[str, object] = await answer.json(content_type=None)
         if answer.status != OK:

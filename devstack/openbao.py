@@ -58,9 +58,7 @@ def configuration(state: State) -> dict[str, Any]:
                 "max_request_json_strings": 20000,
             }
         },
-        "seal": {
-            "static": {"current_key_id": "dev", "current_key": f"file://{state / 'secrets/openbao-seal.key'}"}
-        },
+        "seal": {"static": {"current_key_id": "dev", "current_key": f"file://{state / 'secrets/openbao-seal.key'}"}},
         "audit": [{"type": "file", "path": "to-file", "options": {"file_path": str(state / "log/openbao-audit.log")}}],
         "initialize": [{"setup": {"request": requests(state)}}],
     }

@@ -26,7 +26,14 @@ def prepare(state: State) -> None:
     """Make what is missing: the CA, a leaf for every process, and identity's assertion signer."""
     authority_key, authority = _authority(state)
     for name in (*SERVICES, *SERVERS, *CLIENTS):
-        _leaf(state, name, f"spiffe://plexsphere/{name}", ec.generate_private_key(ec.SECP256R1()), authority_key, authority)
+        _leaf(
+            state,
+            name,
+            f"spiffe://plexsphere/{name}",
+            ec.generate_private_key(ec.SECP256R1()),
+            authority_key,
+            authority,
+        )
     signer = ed25519.Ed25519PrivateKey.generate()
     _leaf(state, "assertion", "spiffe://plexsphere/identity/assertion", signer, authority_key, authority, tls=False)
 
@@ -87,9 +94,7 @@ def _leaf(
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
         .add_extension(_usage(signs_certificates=False), critical=True)
         .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(
-            x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False
-        )
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority_key.public_key()), critical=False)
     )
     if tls:
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]

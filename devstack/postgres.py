@@ -95,14 +95,14 @@ def spec(state: State) -> Spec:
 
 async def create_database(state: State) -> None:
     """Create the database with its roles and schemas, all or nothing, when it is not there."""
-    at = {"user": "postgres", "host": str(state / "postgres/run"), "port": state.port("postgres")}
-    connection = await asyncpg.connect(database="postgres", **at)
+    host, port = str(state / "postgres/run"), state.port("postgres")
+    connection = await asyncpg.connect(user="postgres", database="postgres", host=host, port=port)
     try:
         if not await connection.fetchval("SELECT 1 FROM pg_database WHERE datname = 'plexsphere'"):
             await connection.execute("CREATE DATABASE plexsphere")
     finally:
         await connection.close()
-    connection = await asyncpg.connect(database="plexsphere", **at)
+    connection = await asyncpg.connect(user="postgres", database="plexsphere", host=host, port=port)
     try:
         if not await connection.fetchval("SELECT 1 FROM pg_roles WHERE rolname = 'migrator'"):
             async with connection.transaction():

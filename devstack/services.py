@@ -1,6 +1,7 @@
 """The six processes: their shipped settings files with this machine's addresses, their migrations, their health."""
 
 import sys
+from typing import Any
 
 import aiohttp
 import grpc
@@ -63,7 +64,7 @@ def spec(state: State, name: str) -> Spec:
             return
         peer = settings.Peer(address=f"127.0.0.1:{state.port(name)}", name=name)
         async with Peer(peer, probe_tls(state)) as channel:
-            stub = health_pb2_grpc.HealthStub(channel)
+            stub: Any = health_pb2_grpc.HealthStub(channel)
             answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
             if answer.status != health_pb2.HealthCheckResponse.SERVING:
                 raise grpc.RpcError(f"{name} is not ready")

@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_ulonglong, c_void_p
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import grpc
 
@@ -32,6 +32,9 @@ STREAMS = {
     f"/{PERMISSIONS}/LookupSubjects",
     "/authzed.api.v1.WatchService/Watch",
 }
+
+
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class LibraryError(Exception):
@@ -73,7 +76,7 @@ class Library:
         return content
 
 
-class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # an abstract class without types
+class Handlers(grpc.GenericRpcHandler):
     """Serves what the library can, to callers with the key."""
 
     def __init__(self, library: Library, key: str) -> None:
@@ -82,12 +85,12 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # an abstract cla
         self._threads = ThreadPoolExecutor(8)
         self._streams = grpc.aio.insecure_channel(library.streaming)
 
-    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
         """Return the handler of a method, or nothing for one that is not served."""
         method = handler_call_details.method
         if method in UNARY:
 
-            async def unary(request: bytes, rpc: grpc.aio.ServicerContext) -> bytes:
+            async def unary(request: bytes, rpc: Context) -> bytes:
                 await self._authenticate(rpc)
                 loop = asyncio.get_running_loop()
                 try:
@@ -99,15 +102,16 @@ class Handlers(grpc.GenericRpcHandler):  # type: ignore[misc]  # an abstract cla
             return grpc.unary_unary_rpc_method_handler(unary)
         if method in STREAMS:
 
-            async def stream(request: bytes, rpc: grpc.aio.ServicerContext) -> AsyncIterator[bytes]:
+            async def stream(request: bytes, rpc: Context) -> AsyncIterator[bytes]:
                 await self._authenticate(rpc)
-                async for answer in self._streams.unary_stream(method)(request):
+                call: Any = self._streams.unary_stream(method)
+                async for answer in call(request):
                     yield answer
 
             return grpc.unary_stream_rpc_method_handler(stream)
         return None
 
-    async def _authenticate(self, rpc: grpc.aio.ServicerContext) -> None:
+    async def _authenticate(self, rpc: Context) -> None:
         metadata: dict[str, Any] = dict(rpc.invocation_metadata() or ())
         if not hmac.compare_digest(str(metadata.get("authorization", "")).encode(), self._expected):
             await rpc.abort(grpc.StatusCode.UNAUTHENTICATED, "the preshared key is wrong")

@@ -1,37 +1,15 @@
 """How every service records a decision: before its effect, durably, once per handled request."""
 
-from dataclasses import dataclass, field
-from uuid import UUID
-
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.clock import Clock, SystemClock
+from libs.decision import Record
 from libs.errors import AuditUnavailable, PlexError
-from libs.ids import uuid7
 from libs.rpc.channel import Peer
 from libs.rpc.context import current_call
 from plexsphere.audit.v1 import audit_pb2, audit_pb2_grpc
 
-PLATFORM = ""
-GRANTED = "granted"
-ANONYMOUS = "anonymous"
 DEADLINE_S = 2.0
-
-
-@dataclass(frozen=True)
-class Record:
-    """One decision; `domain_id` names the chain, empty for the platform's. `context` holds names, never values."""
-
-    domain_id: str
-    action: str
-    relation: str
-    object_type: str
-    object_id: str
-    reason: str = GRANTED
-    subject_id: str = ""
-    subject_kind: str = ANONYMOUS
-    context: dict[str, list[str]] = field(default_factory=dict)
-    idempotency_key: UUID = field(default_factory=uuid7)
 
 
 class AuditClient:

@@ -29,7 +29,7 @@ tracer = trace.get_tracer("libs.bao")
 JSON = dict[str, Any]
 
 
-class BaoRefused(Exception):  # noqa: N818 — an answer of OpenBao that its callers may expect
+class BaoRefused(Exception):
     """OpenBao answered that this cannot be done; `status` is its HTTP status."""
 
     def __init__(self, status: int, path: str) -> None:
@@ -132,7 +132,7 @@ class Bao:
         url = f"{self._settings.address}/v1/{path}"
         headers = {"X-Vault-Token": token.reveal().decode()} if token is not None else {}
         timeout = aiohttp.ClientTimeout(total=remaining_s(self._settings.timeout_s))
-        name = "bao." + path.split("?")[0].split("/")[0]
+        name = "bao." + path.split("?", maxsplit=1)[0].split("/", maxsplit=1)[0]
         with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False):
             try:
                 http = await self._session()
@@ -141,7 +141,7 @@ class Bao:
                 async with http.request(method, url, data=sent, headers=headers, timeout=timeout) as answer:
                     payload = await answer.read()
                     if answer.status in {BAD, FORBIDDEN, MISSING}:
-                        raise BaoRefused(answer.status, path.split("?")[0])
+                        raise BaoRefused(answer.status, path.split("?", maxsplit=1)[0])
                     if answer.status >= FIRST_ERROR:
                         raise OpenbaoUnavailable(f"status {answer.status}")
                     return await answer.json() if payload else {}

@@ -53,7 +53,9 @@ def compare(found: Mapping[tuple[str, str], bool], declared: Declared) -> list[s
     """Return what is wrong: undeclared and missing columns, and ciphertext or hashes without a CHECK."""
     wanted = {(table, column): kind for table, columns in declared.items() for column, kind in columns.items()}
     wrong = [f"{table}.{column} has no class" for table, column in sorted(found.keys() - wanted.keys())]
-    wrong += [f"{table}.{column} is declared and does not exist" for table, column in sorted(wanted.keys() - found.keys())]
+    wrong += [
+        f"{table}.{column} is declared and does not exist" for table, column in sorted(wanted.keys() - found.keys())
+    ]
     wrong += [
         f"{table}.{column} is {wanted[table, column]} and has no CHECK on its form"
         for (table, column), checked in sorted(found.items())

@@ -33,7 +33,7 @@ class Secret:
 
     def matches(self, other: "Secret | bytes | bytearray") -> bool:
         """Compare in constant time."""
-        return hmac.compare_digest(self._bytes, other._bytes if isinstance(other, Secret) else other)
+        return hmac.compare_digest(self._bytes, other.reveal() if isinstance(other, Secret) else other)
 
     def __len__(self) -> int:
         return len(self._bytes)

@@ -1,20 +1,12 @@
 """Errors, stated once: a class is a row with its stable code, gRPC status, HTTP status and whether to retry.
 
-Rules raise them; only the guard and the edge's problem middleware catch. On gRPC they travel as google.rpc.ErrorInfo
-and RetryInfo in the status details, at the edge as RFC 9457 problems.
+Rules raise them; only the guard and the edge's problem middleware catch. On gRPC they travel in the status details
+(libs/rpc/status.py), at the edge as RFC 9457 problems.
 """
 
-import json
 from typing import Any, ClassVar
 
-import grpc
-from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2
-from grpc_status import rpc_status
-
-DOMAIN = "plexsphere"
 BY_CODE: dict[str, type["PlexError"]] = {}
-Code = grpc.StatusCode
 
 
 class PlexError(Exception):
@@ -23,7 +15,7 @@ class PlexError(Exception):
     code: ClassVar[str] = "internal"
     title: ClassVar[str] = "Internal error"
     http: ClassVar[int] = 500
-    grpc: ClassVar[Code] = Code.INTERNAL
+    grpc: ClassVar[str] = "INTERNAL"
     retry: ClassVar[bool] = False
     show_detail: ClassVar[bool] = True
 
@@ -48,62 +40,62 @@ class PlexError(Exception):
 class InvalidRequest(PlexError, code="invalid_body", title="The request is not valid", http=400):
     """The request is wrong in itself."""
 
-    grpc = Code.INVALID_ARGUMENT
+    grpc = "INVALID_ARGUMENT"
 
 
 class Unauthenticated(PlexError, code="unauthenticated", title="Sign in first", http=401):
     """Nobody could be recognised."""
 
-    grpc = Code.UNAUTHENTICATED
+    grpc = "UNAUTHENTICATED"
 
 
 class Forbidden(PlexError, code="permission_denied", title="The caller may not do this", http=403):
     """The caller is known and may not; `reason` and `relation_path` tell what the relation check said."""
 
-    grpc = Code.PERMISSION_DENIED
+    grpc = "PERMISSION_DENIED"
 
 
 class NotFound(PlexError, code="not_found", title="There is no such thing", http=404):
     """The object does not exist, or the caller may not know."""
 
-    grpc = Code.NOT_FOUND
+    grpc = "NOT_FOUND"
 
 
 class AlreadyExists(PlexError, code="already_exists", title="It exists already", http=409):
     """The object exists already."""
 
-    grpc = Code.ALREADY_EXISTS
+    grpc = "ALREADY_EXISTS"
 
 
 class Stale(PlexError, code="stale", title="Somebody else changed it first", http=409):
     """The caller decided on an older state."""
 
-    grpc = Code.ABORTED
+    grpc = "ABORTED"
 
 
 class Blocked(PlexError, code="blocked", title="Its present state does not allow this", http=409):
     """The state of the object does not allow it."""
 
-    grpc = Code.FAILED_PRECONDITION
+    grpc = "FAILED_PRECONDITION"
 
 
 class TooMany(PlexError, code="rate_limited", title="Too many requests", http=429):
     """A limit is spent; `retry_after_s` says in how many whole seconds it is not, when that is known."""
 
-    grpc = Code.RESOURCE_EXHAUSTED
+    grpc = "RESOURCE_EXHAUSTED"
     retry = True
 
 
 class NotProvisioned(PlexError, code="not_provisioned", title="This deployment does not provide it", http=501):
     """The deployment leaves this out."""
 
-    grpc = Code.UNIMPLEMENTED
+    grpc = "UNIMPLEMENTED"
 
 
 class Unavailable(PlexError, code="unavailable", title="Temporarily unavailable, try again", http=503):
     """A dependency is missing, unreachable or doubtful."""
 
-    grpc = Code.UNAVAILABLE
+    grpc = "UNAVAILABLE"
     retry = True
     show_detail = False
 
@@ -224,36 +216,7 @@ class AttachNotProvisioned(NotProvisioned, code="access_attach_not_provisioned",
 # fmt: on
 
 
-# gRPC -----------------------------------------------------------------------------------------------------------------
-
-
-def to_status(error: PlexError) -> status_pb2.Status:
-    """Pack an error as google.rpc.Status with ErrorInfo, and RetryInfo where it says when to come back."""
-    metadata = {name: json.dumps(value) for name, value in error.extra.items()}
-    info = error_details_pb2.ErrorInfo(reason=error.code.upper(), domain=DOMAIN, metadata=metadata)
-    details = [any_pb2.Any(), any_pb2.Any()]
-    details[0].Pack(info)
-    if (seconds := error.extra.get("retry_after_s")) is not None:
-        details[1].Pack(error_details_pb2.RetryInfo(retry_delay=duration_pb2.Duration(seconds=seconds)))
-    else:
-        details.pop()
-    return status_pb2.Status(code=error.grpc.value[0], message=error.detail, details=details)
-
-
-def from_rpc(failed: grpc.aio.AioRpcError) -> PlexError:
-    """Unpack what a peer answered; anything that does not carry our own ErrorInfo is Unavailable or Internal.
-
-    UNIMPLEMENTED without it is Unavailable: version skew must not look like 501.
-    """
-    status = rpc_status.from_call(failed)
-    for detail in status.details if status else ():
-        info = error_details_pb2.ErrorInfo()
-        if detail.Unpack(info) and info.domain == DOMAIN and info.reason.lower() in BY_CODE:
-            extra = {name: json.loads(value) for name, value in info.metadata.items()}
-            return BY_CODE[info.reason.lower()](failed.details() or "", **extra)
-    if failed.code() in {Code.INTERNAL, Code.UNKNOWN, Code.INVALID_ARGUMENT}:
-        return Internal()
-    return Unavailable()
+# The page ------------------------------------------------------------------------------------------------------------
 
 
 def markdown() -> str:
@@ -268,7 +231,7 @@ def markdown() -> str:
         "|---|---|---|---|---|",
     ]
     for code, row in sorted(BY_CODE.items(), key=lambda item: (item[1].http, item[0])):
-        lines.append(f"| `{code}` | {row.http} | {row.grpc.name} | {row.title} | {'yes' if row.retry else 'no'} |")
+        lines.append(f"| `{code}` | {row.http} | {row.grpc} | {row.title} | {'yes' if row.retry else 'no'} |")
     return "\n".join(lines) + "\n"
 
 
@@ -276,6 +239,6 @@ if __name__ == "__main__":
     import sys
 
     # Run as a module, this file is `__main__`; the table is the imported one.
-    from libs import errors
+    from libs import errors  # noqa: PLW0406 — as said above
 
     sys.stdout.write(errors.markdown())

@@ -84,7 +84,7 @@ def _migrate(connection: Connection, service: str, target: str) -> None:
         known = [script.revision for script in directory.walk_revisions()]
         if target != "heads" and current and (target == "base" or known.index(target) > known.index(current[0])):
             return directory._downgrade_revs(target, current)  # noqa: SLF001 — alembic's own commands call it so
-        return directory._upgrade_revs(target, current)  # noqa: SLF001 — as above
+        return directory._upgrade_revs(target, current)  # type: ignore[arg-type]  # noqa: SLF001 — as above
 
     options = {"fn": steps, "version_table": "alembic_version", "version_table_schema": service}
     context = MigrationContext.configure(connection, opts=options)

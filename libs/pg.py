@@ -3,12 +3,13 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from typing import Any, cast
 
 import asyncpg
 from opentelemetry import trace
 
 from libs import tls
-from libs.errors import DatastoreUnavailable
+from libs.errors import DatastoreUnavailable, InvalidRequest
 from libs.settings import Postgres, StartRefused, Tls
 
 DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
@@ -24,8 +25,9 @@ class NotDurable(StartRefused):
 async def create_pool(settings: Postgres, identity: Tls) -> AsyncIterator[asyncpg.Pool]:
     """Open a pool for the block; new connections use the certificate files as they are then."""
 
-    async def connect(*_: object, **options: object) -> asyncpg.Connection:
-        return await asyncpg.connect(**options, ssl=tls.client(identity))
+    async def connect(*_: Any, **options: Any) -> asyncpg.Connection:
+        opened: asyncpg.Connection = await asyncpg.connect(**options, ssl=tls.client(identity))
+        return opened
 
     pool = await asyncpg.create_pool(
         host=settings.host,
@@ -55,6 +57,9 @@ def unavailable() -> Iterator[None]:
         yield
     except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:
         raise DatastoreUnavailable(type(error).__name__) from error
+    except (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError):
+        # NUL, which JSON and protobuf can carry and PostgreSQL's text cannot.
+        raise InvalidRequest("a text holds a character that cannot be stored") from None
     except (
         asyncpg.OperatorInterventionError,
         asyncpg.InsufficientResourcesError,
@@ -69,7 +74,8 @@ async def connection(pool: asyncpg.Pool, name: str) -> AsyncIterator[asyncpg.Con
     """Lend a connection for the block, outside of a transaction; `name` is the span's."""
     with unavailable(), tracer.start_as_current_span(f"pg.{name}", record_exception=False):
         async with pool.acquire() as lent:
-            yield lent
+            # The pool lends a proxy that does all that a connection does.
+            yield cast("asyncpg.Connection", lent)
 
 
 @contextlib.asynccontextmanager

@@ -86,7 +86,7 @@ class AssertionSigner:
     clock: Clock
 
     def sign(self, principal: Principal, audience: str, azp: str = "gateway") -> tuple[str, datetime.datetime]:
-        """Return an assertion for one audience and when it expires; the files are read each time, so rotation is free."""
+        """Return an assertion for one audience and when it expires; the files are read anew each time."""
         now = self.clock.now()
         expires = now + datetime.timedelta(seconds=LIFETIME_S)
         certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())

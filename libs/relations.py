@@ -1,8 +1,7 @@
 """Relation checks for services that do not hold the SpiceDB key: identity answers, always fully consistent."""
 
-from dataclasses import dataclass
-
-from libs.errors import AuthzUnavailable, Forbidden, PlexError
+from libs.decision import Decision
+from libs.errors import AuthzUnavailable, PlexError
 from libs.rpc.channel import Peer
 from plexsphere.identity.v1 import relations_pb2, relations_pb2_grpc
 
@@ -15,23 +14,6 @@ REASONS = {
     relations_pb2.VERDICT_INSUFFICIENT_RELATION: "insufficient_relation",
     relations_pb2.VERDICT_CAVEAT_VIOLATION: "caveat_violation",
 }
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a relation check came to; `reason` is "granted" or why not."""
-
-    reason: str
-
-    @property
-    def granted(self) -> bool:
-        """Whether the action is allowed."""
-        return self.reason == "granted"
-
-    def require(self) -> None:
-        """Raise Forbidden with the reason unless the action is allowed."""
-        if not self.granted:
-            raise Forbidden(reason=self.reason, relation_path=[])
 
 
 class Relations:

@@ -14,7 +14,7 @@ Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
-class StartRefused(Exception):  # noqa: N818 — it ends the start, and its message is for whoever started it
+class StartRefused(Exception):
     """The process must not run like this; the message names what is wrong and holds no secret."""
 
 

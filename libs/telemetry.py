@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, MutableMapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +21,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
+from structlog.typing import Processor
 
 from libs.settings import Runtime
 
@@ -30,11 +31,14 @@ REFUSALS = Counter("plexsphere_refusals_total", "Refusals by control and reason.
 READY = Gauge("plexsphere_ready", "1 when a dependency is reachable.", ["dependency"])
 
 SENSITIVE = re.compile(r"(?i)(secret|token|password|authorization|cookie|nsk|assertion|verifier|pepper|private)")
-CREDENTIAL = re.compile(r"\b(?:psk|psb|nsk|pat)_[a-z]+_[A-Za-z0-9_-]{8,}|\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_.-]+|\bhvs\.\S+")
+CREDENTIAL = re.compile(
+    r"\b(?:psk|psb|nsk|pat)_[a-z]+_[A-Za-z0-9_-]{8,}|\beyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_.-]+|\bhvs\.\S+"
+)
+Event = MutableMapping[str, Any]
 SAFE_NAMES = frozenset({"token_id", "secret_id", "nsk_kid", "reason"})
 
 
-def redact(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+def redact(_: Any, __: str, event: Event) -> Event:
     """Replace what a key or a shape says is secret."""
     for name, value in event.items():
         if SENSITIVE.search(name) and name not in SAFE_NAMES:
@@ -46,7 +50,7 @@ def redact(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
     return event
 
 
-def bare_traceback(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+def bare_traceback(_: Any, __: str, event: Event) -> Event:
     """Replace an exception with its type and its frames: no message and no locals, which could hold a value."""
     error = event.pop("exc_info", None)
     if isinstance(error, tuple):
@@ -58,7 +62,7 @@ def bare_traceback(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
     return event
 
 
-def add_trace_id(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+def add_trace_id(_: Any, __: str, event: Event) -> Event:
     """Add the id of the current trace."""
     span = trace.get_current_span().get_span_context()
     if span.is_valid:
@@ -68,7 +72,7 @@ def add_trace_id(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
 
 def set_up_logs(service: str, level: str) -> None:
     """Send every log of the process, ours and the libraries', to stdout as redacted JSON."""
-    shared = [
+    shared: list[Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", key="ts"),
@@ -77,7 +81,7 @@ def set_up_logs(service: str, level: str) -> None:
         redact,
     ]
 
-    def name_service(_: Any, __: str, event: dict[str, Any]) -> dict[str, Any]:
+    def name_service(_: Any, __: str, event: Event) -> Event:
         return {"service": service, **event}
 
     structlog.configure(

@@ -6,14 +6,14 @@ change, so that rotation needs no restart.
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Self
 
 import grpc
 from opentelemetry import trace
 
 from libs import settings
-from libs.errors import from_rpc
 from libs.rpc import context
+from libs.rpc.status import from_rpc
 from libs.telemetry import inject
 
 DEADLINE_S = 5.0
@@ -35,7 +35,7 @@ tracer = trace.get_tracer("libs.rpc")
 Metadata = Sequence[tuple[str, str]]
 
 
-class Peer(grpc.aio.Channel):  # type: ignore[misc]  # an abstract class without types
+class Peer(grpc.aio.Channel):
     """Another process of ours."""
 
     def __init__(self, peer: settings.Peer, tls: settings.Tls) -> None:
@@ -64,11 +64,15 @@ class Peer(grpc.aio.Channel):  # type: ignore[misc]  # an abstract class without
             self._seen = seen
         return self._channel
 
-    def unary_unary(self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any) -> Any:
+    def unary_unary(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+    ) -> Any:
         """Return a callable for one method."""
         return _Unary(self, method, request_serializer, response_deserializer)
 
-    def unary_stream(self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any) -> Any:
+    def unary_stream(
+        self, method: str, request_serializer: Any = None, response_deserializer: Any = None, **_: Any
+    ) -> Any:
         """Return a callable for one method that answers with a stream; the caller bounds it."""
 
         async def call(request: Any, *, metadata: Metadata = (), timeout: float | None = None) -> AsyncIterator[Any]:  # noqa: ASYNC109 — gRPC's own
@@ -86,7 +90,7 @@ class Peer(grpc.aio.Channel):  # type: ignore[misc]  # an abstract class without
         for channel in [*self._retired, *([self._channel] if self._channel else [])]:
             await channel.close(grace)
 
-    async def __aenter__(self) -> "Peer":
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -131,9 +135,7 @@ class _Unary:
             lost = channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
             allowed = context.remaining_s(min(timeout, RECONNECT_WITHIN_S) if lost else timeout)
             try:
-                return await self._made[1](
-                    request, timeout=allowed, metadata=outgoing(metadata), wait_for_ready=lost
-                )
+                return await self._made[1](request, timeout=allowed, metadata=outgoing(metadata), wait_for_ready=lost)
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error) from None
 

@@ -27,7 +27,8 @@ class Call:
     deadline: float | None = None
 
 
-_call: ContextVar[Call] = ContextVar("call", default=Call())
+NOBODY = Call()
+_call: ContextVar[Call] = ContextVar("call", default=NOBODY)
 
 
 def current_call() -> Call:

@@ -10,7 +10,7 @@ import contextlib
 import functools
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import grpc
 import protovalidate
@@ -19,21 +19,24 @@ from google.protobuf.message import Message
 from grpc_status import rpc_status
 from opentelemetry import trace
 
-from libs.errors import Forbidden, Internal, InvalidRequest, PlexError, Unavailable, to_status
+from libs.errors import Forbidden, Internal, InvalidRequest, PlexError, Unavailable
 from libs.ids import uuid7
 from libs.principal import AssertionVerifier
 from libs.rpc import context
+from libs.rpc.status import to_status
 from libs.telemetry import CALLS, LATENCY, extract
 
 PEER_PREFIX = "spiffe://plexsphere/"
 LONGEST_UNARY_S = 30.0
 REFLECTION = "grpc.reflection.v1alpha.ServerReflection"
 
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+
 log = structlog.get_logger()
 tracer = trace.get_tracer("libs.rpc")
 
 
-def peer_name(servicer_context: grpc.aio.ServicerContext) -> str:
+def peer_name(servicer_context: Context) -> str:
     """Return the name in the URI SAN of the peer's certificate, or nothing when it is not one of ours."""
     names = servicer_context.auth_context().get("x509_subject_alternative_name", ())
     found = [name.decode() for name in names if name.startswith(PEER_PREFIX.encode())]
@@ -41,7 +44,7 @@ def peer_name(servicer_context: grpc.aio.ServicerContext) -> str:
     return "" if "/" in name else name
 
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs make the base generic over Any
+class Guard(grpc.aio.ServerInterceptor):
     """Admits a call or refuses it before the handler runs."""
 
     def __init__(
@@ -53,9 +56,9 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs make
 
     async def intercept_service(
         self,
-        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler]],
+        continuation: Callable[[grpc.HandlerCallDetails], Awaitable[Any]],
         handler_call_details: grpc.HandlerCallDetails,
-    ) -> grpc.RpcMethodHandler:
+    ) -> Any:
         """Wrap the handler of a method."""
         handler = await continuation(handler_call_details)
         if handler is None:
@@ -64,16 +67,22 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs make
         service = method.split("/")[1]
         if handler.unary_unary:
             wrapped = functools.partial(self._unary, handler.unary_unary, method)
-            return grpc.unary_unary_rpc_method_handler(wrapped, handler.request_deserializer, handler.response_serializer)
+            return grpc.unary_unary_rpc_method_handler(
+                wrapped, handler.request_deserializer, handler.response_serializer
+            )
         if handler.unary_stream:
             stream = functools.partial(self._stream, handler.unary_stream, method)
-            return grpc.unary_stream_rpc_method_handler(stream, handler.request_deserializer, handler.response_serializer)
+            return grpc.unary_stream_rpc_method_handler(
+                stream, handler.request_deserializer, handler.response_serializer
+            )
         if service == REFLECTION and handler.stream_stream:
             both = functools.partial(self._reflect, handler.stream_stream, method)
-            return grpc.stream_stream_rpc_method_handler(both, handler.request_deserializer, handler.response_serializer)
+            return grpc.stream_stream_rpc_method_handler(
+                both, handler.request_deserializer, handler.response_serializer
+            )
         raise TypeError(f"{method}: only unary and server-stream methods are served")
 
-    async def _unary(self, handler: Any, method: str, request: Message, rpc: grpc.aio.ServicerContext) -> Any:
+    async def _unary(self, handler: Any, method: str, request: Message, rpc: Context) -> Any:
         with self._observed(method, rpc) as outcome:
             try:
                 call = self._admit(method, request, rpc)
@@ -85,9 +94,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs make
                 await self._refuse(method, error, rpc, outcome)
         return None
 
-    async def _stream(
-        self, handler: Any, method: str, request: Message, rpc: grpc.aio.ServicerContext
-    ) -> AsyncIterator[Any]:
+    async def _stream(self, handler: Any, method: str, request: Message, rpc: Context) -> AsyncIterator[Any]:
         with self._observed(method, rpc) as outcome:
             try:
                 call = self._admit(method, request, rpc)
@@ -99,7 +106,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs make
                 await self._refuse(method, error, rpc, outcome)
 
     async def _reflect(
-        self, handler: Any, method: str, requests: AsyncIterator[Message], rpc: grpc.aio.ServicerContext
+        self, handler: Any, method: str, requests: AsyncIterator[Message], rpc: Context
     ) -> AsyncIterator[Any]:
         with self._observed(method, rpc) as outcome:
             try:
@@ -109,7 +116,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs make
             except Exception as error:  # noqa: BLE001 — as above
                 await self._refuse(method, error, rpc, outcome)
 
-    def _admit(self, method: str, request: Message | None, rpc: grpc.aio.ServicerContext) -> context.Call:
+    def _admit(self, method: str, request: Message | None, rpc: Context) -> context.Call:
         service = method.split("/")[1]
         peer = peer_name(rpc)
         if not peer or peer not in self._callers.get(service, ()):
@@ -123,7 +130,8 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs make
                 protovalidate.validate(request, fail_fast=True)
             except protovalidate.ValidationError as error:
                 raise InvalidRequest(_violation(error)) from None
-        left = rpc.time_remaining()
+        # The stub says float; there is none for a call without a deadline.
+        left = cast("float | None", rpc.time_remaining())
         return context.Call(
             peer=peer,
             correlation_id=metadata.get(context.CORRELATION_KEY, "") or str(uuid7()),
@@ -133,9 +141,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs make
             deadline=None if left is None else time.monotonic() + left,
         )
 
-    async def _refuse(
-        self, method: str, error: Exception, rpc: grpc.aio.ServicerContext, outcome: dict[str, str]
-    ) -> None:
+    async def _refuse(self, method: str, error: Exception, rpc: Context, outcome: dict[str, str]) -> None:
         if isinstance(error, grpc.aio.AbortError):
             raise error
         if isinstance(error, TimeoutError):
@@ -150,7 +156,7 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs make
         await rpc.abort_with_status(rpc_status.to_status(to_status(refusal)))
 
     @contextlib.contextmanager
-    def _observed(self, method: str, rpc: grpc.aio.ServicerContext) -> Iterator[dict[str, str]]:
+    def _observed(self, method: str, rpc: Context) -> Iterator[dict[str, str]]:
         outcome = {"code": "ok"}
         started = time.monotonic()
         metadata = rpc.invocation_metadata() or ()
@@ -176,5 +182,6 @@ class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # the stubs make
 def _violation(error: protovalidate.ValidationError) -> str:
     """Name the field and the rule; never the value."""
     violation = error.violations[0].proto
-    path = ".".join(element.field_name for element in violation.field.elements)
+    elements = violation.field.elements if violation.field else ()
+    path = ".".join(element.field_name for element in elements)
     return f"{path or 'the request'} {violation.message or violation.rule_id}".strip()

@@ -95,4 +95,4 @@ def agrees(row: Stored) -> bool:
     if row.salt is None:
         return True
     record = personal(row.subject_id, row.subject_kind, row.client_ip, row.user_agent)
-    return commitment(row.salt, record) == content["commitment"]
+    return commitment(row.salt, record) == str(content["commitment"])

@@ -3,6 +3,8 @@
 import datetime
 from uuid import UUID
 
+from typing import Any, TypeAlias
+
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -11,10 +13,10 @@ from plexsphere.audit.v1 import audit_pb2, audit_pb2_grpc
 from services.audit.model import NIL, PLATFORM, Decision, Filter, Stored, chain_of
 from services.audit.service import Audit, Request
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
-def reason_name(reason: int) -> str:
+def reason_name(reason: audit_pb2.Reason.ValueType) -> str:
     """Return a reason as the chain writes it; empty for unspecified."""
     return audit_pb2.Reason.Name(reason).removeprefix("REASON_").lower() if reason else ""
 
@@ -43,7 +45,7 @@ class AppendApi(audit_pb2_grpc.AuditAppendServiceServicer):
     def __init__(self, audit: Audit) -> None:
         self._audit = audit
 
-    async def Append(self, request: audit_pb2.AppendRequest, context: Context) -> audit_pb2.AppendResponse:  # noqa: N802
+    async def Append(self, request: audit_pb2.AppendRequest, context: Context) -> audit_pb2.AppendResponse:
         """Append one decision."""
         names = {group: list(entry.names) for group, entry in request.caveat_context.items()}
         decision = Decision(
@@ -73,7 +75,7 @@ class ReadApi(audit_pb2_grpc.AuditReadServiceServicer):
 
     async def ListEntries(
         self, request: audit_pb2.ListEntriesRequest, context: Context
-    ) -> audit_pb2.ListEntriesResponse:  # noqa: N802
+    ) -> audit_pb2.ListEntriesResponse:
         """List entries."""
         wanted = Filter(
             subject=request.subject,
@@ -89,14 +91,14 @@ class ReadApi(audit_pb2_grpc.AuditReadServiceServicer):
         page = await self._audit.list(request_of(), chain, wanted, request.cursor, request.limit)
         return audit_pb2.ListEntriesResponse(entries=map(entry, page.rows), next_cursor=page.next_cursor)
 
-    async def GetEntry(self, request: audit_pb2.GetEntryRequest, context: Context) -> audit_pb2.GetEntryResponse:  # noqa: N802
+    async def GetEntry(self, request: audit_pb2.GetEntryRequest, context: Context) -> audit_pb2.GetEntryResponse:
         """Get one entry."""
         row = await self._audit.get(request_of(), chain_of(request.domain_id), request.seq)
         return audit_pb2.GetEntryResponse(entry=entry(row), canonical_bytes=row.canonical)
 
     async def VerifyChain(
         self, request: audit_pb2.VerifyChainRequest, context: Context
-    ) -> audit_pb2.VerifyChainResponse:  # noqa: N802
+    ) -> audit_pb2.VerifyChainResponse:
         """Recompute a segment."""
         chain = chain_of(request.domain_id)
         verdict = await self._audit.verify(request_of(), chain, request.from_seq, request.to_seq)
@@ -112,7 +114,7 @@ class ReadApi(audit_pb2_grpc.AuditReadServiceServicer):
 
     async def EraseIdentity(
         self, request: audit_pb2.EraseIdentityRequest, context: Context
-    ) -> audit_pb2.EraseIdentityResponse:  # noqa: N802
+    ) -> audit_pb2.EraseIdentityResponse:
         """Erase an identity's personal data."""
         chain = chain_of(request.domain_id)
         name, erased_at = await self._audit.erase(request_of(), chain, UUID(request.identity_id))

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Protocol
 
 from libs.custody import Secret
-from libs.relations import Decision as Verdict
+from libs.decision import Decision as Verdict
 from services.audit.model import Draft, Filter, Head, Stored
 
 

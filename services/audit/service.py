@@ -154,5 +154,5 @@ class Audit:
 
 
 def _shown_hash(row: Stored, own: bytes) -> bytes:
-    """Return what was observed: the stored hash, or, when only columns were altered, zeros in place of the right one."""
+    """Return what was observed: the stored hash, or zeros where the hash is right and only the columns are altered."""
     return row.entry_hash if row.entry_hash != own else GENESIS

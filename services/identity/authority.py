@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from libs.audit import GRANTED, Record
+from libs.decision import GRANTED, Record
 from services.identity.model import Caller
 from services.identity.ports import Authority, Domains, Recorder
 

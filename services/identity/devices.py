@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass
 from uuid import UUID
 
-from libs.audit import Record
 from libs.clock import Clock
+from libs.decision import Record
 from libs.errors import (
     AuthorizationPending,
     DeviceCodeAlreadyApproved,

@@ -14,9 +14,9 @@ from uuid import UUID
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
-from libs.audit import ANONYMOUS
 from libs.clock import Clock
 from libs.custody import Secret
+from libs.decision import ANONYMOUS
 from libs.errors import (
     BinaryChecksumEmpty,
     BinaryVersionEmpty,
@@ -145,9 +145,7 @@ class Enrolment:
             raise TokenUnknown
         return token
 
-    async def _decided(
-        self, wish: Wish, token: BootstrapToken, project_id: UUID, nonce: UUID
-    ) -> tuple[bool, Resource]:
+    async def _decided(self, wish: Wish, token: BootstrapToken, project_id: UUID, nonce: UUID) -> tuple[bool, Resource]:
         """Return whether this is a retry, and the resource; every refusal of a real token leaves its row."""
         try:
             retry = token.consumed_at is not None and token.nonce == nonce
@@ -162,7 +160,8 @@ class Enrolment:
             if resource is None or (wanted and wanted != str(resource.id)):
                 raise ResourceNotFound
             # The text names the kind so that people can tell tokens apart; it must not be altered either.
-            if token.kind != (BRIDGE if resource.kind == BRIDGE else NODE) or f"_{token.kind}_" not in wish.bootstrap_token:
+            expected = BRIDGE if resource.kind == BRIDGE else NODE
+            if token.kind != expected or wish.bootstrap_token.split("_")[3] != expected:
                 raise KindMismatch
         except Unavailable:
             raise
@@ -201,9 +200,7 @@ class Enrolment:
     ) -> datetime.datetime:
         """Take a sign of life; returns when."""
         if principal.node_id != node_id:
-            act = Act(
-                "node.heartbeat", f"node:{node_id}", principal.domain_id, {"heartbeat": [NodeIdMismatch.code]}
-            )
+            act = Act("node.heartbeat", f"node:{node_id}", principal.domain_id, {"heartbeat": [NodeIdMismatch.code]})
             caller = Caller(principal.kind, principal.subject)
             await self.gate.record(caller, "node-agent", act, "insufficient_relation")
             raise NodeIdMismatch

@@ -10,6 +10,7 @@ import asyncpg
 
 from libs.errors import (
     AllocatorContention,
+    InvalidRequest,
     MalformedHeartbeat,
     NonceCollision,
     PlexError,
@@ -204,6 +205,6 @@ class PgEnrolmentStore:
                 await lent.execute(sql, node_id, at, checksum, version, nat_summary)
         except asyncpg.ForeignKeyViolationError:
             return False
-        except (asyncpg.InvalidTextRepresentationError, asyncpg.UntranslatableCharacterError):
+        except (asyncpg.InvalidTextRepresentationError, InvalidRequest):
             raise MalformedHeartbeat("nat_summary cannot be stored") from None
         return True

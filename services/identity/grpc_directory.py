@@ -1,7 +1,7 @@
 """identity.DirectoryService: unpack, call the rule, pack."""
 
 import datetime
-from typing import Any
+from typing import Any, TypeAlias
 from uuid import UUID
 
 import grpc
@@ -14,7 +14,7 @@ from services.identity.model import Reachability
 from services.identity.service import Identity
 from services.identity.sign_in_model import Binding
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 UNSET = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 

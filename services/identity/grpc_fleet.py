@@ -4,6 +4,8 @@ import datetime
 from collections.abc import AsyncIterator
 from uuid import UUID
 
+from typing import Any, TypeAlias
+
 import grpc
 
 from libs.clock import Clock
@@ -18,7 +20,7 @@ from services.identity.model import Tuple
 from services.identity.ports import DirectoryStore
 from services.identity.relations import Feed, Relations, Revocation
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 VERDICTS = {
     "granted": rel.VERDICT_GRANTED,
     "out_of_scope": rel.VERDICT_OUT_OF_SCOPE,

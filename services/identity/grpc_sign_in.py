@@ -4,9 +4,11 @@ import datetime
 from urllib.parse import urlsplit
 from uuid import UUID
 
+from typing import Any, TypeAlias
+
 import grpc
 
-from libs.audit import Record
+from libs.decision import Record
 from libs.principal import Principal
 from libs.rpc.context import current_principal
 from plexsphere.identity.v1 import sign_in_pb2 as pb
@@ -17,7 +19,7 @@ from services.identity.devices import Devices
 from services.identity.sign_in import SignIn
 from services.identity.sign_in_model import Login, Person, Session, Wanted
 
-Context = grpc.aio.ServicerContext
+Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 def session_behind(principal: Principal) -> Session:

@@ -20,12 +20,14 @@ from services.identity.sign_in_model import Login
 ALGORITHMS = ("RS256", "ES256", "Ed25519")
 LONGEST = 16_384
 LEEWAY_S = 30
+# OpenID Connect Core 1.0, 2.
+LONGEST_SUBJECT = 255
 BANNED_HEADERS = ("jwk", "jku", "x5u", "x5c", "crit", "b64")
 
 Claims = dict[str, Any]
 
 
-class TokenRefused(Exception):  # noqa: N818 — the reason is what matters
+class TokenRefused(Exception):
     """An id_token that is not believed; `reason` names the check."""
 
     def __init__(self, reason: str) -> None:
@@ -79,15 +81,16 @@ def _amr_is_complete(claims: Claims, want: Expected) -> bool:
 
 
 def _not_before(claims: Claims, want: Expected) -> bool:
-    return "nbf" not in claims or (_number(claims, "nbf") or float("inf")) <= want.now + want.leeway_s
+    moment = _number(claims, "nbf")
+    return "nbf" not in claims or (moment is not None and moment <= want.now + want.leeway_s)
 
 
 # In this order; the first that fails is the reason.
 CHECKS: tuple[tuple[str, Callable[[Claims, Expected], bool]], ...] = (
     ("iss", lambda claims, want: claims.get("iss") == want.issuer),
-    ("sub", lambda claims, want: isinstance(claims.get("sub"), str) and 0 < len(claims["sub"]) <= 255),
+    ("sub", lambda claims, _: isinstance(claims.get("sub"), str) and 0 < len(claims["sub"]) <= LONGEST_SUBJECT),
     ("aud", lambda claims, want: want.client_id in _audiences(claims)),
-    ("azp_missing", lambda claims, want: len(_audiences(claims)) == 1 or "azp" in claims),
+    ("azp_missing", lambda claims, _: len(_audiences(claims)) == 1 or "azp" in claims),
     ("azp", lambda claims, want: claims.get("azp", want.client_id) == want.client_id),
     ("exp", lambda claims, want: (_number(claims, "exp") or 0) > want.now - want.leeway_s),
     ("nbf", _not_before),
@@ -146,7 +149,9 @@ def _signed_claims(token: str, keys: list[dict[str, Any]]) -> Claims:
 def _fits(key: dict[str, Any], algorithm: str) -> bool:
     kinds = {"RS256": ("RSA", None), "ES256": ("EC", "P-256"), "Ed25519": ("OKP", "Ed25519")}
     kind, curve = kinds[algorithm]
-    return key.get("kty") == kind and (curve is None or key.get("crv") == curve) and key.get("alg", algorithm) == algorithm
+    return (
+        key.get("kty") == kind and (curve is None or key.get("crv") == curve) and key.get("alg", algorithm) == algorithm
+    )
 
 
 def _object(payload: bytes) -> Claims:

@@ -4,9 +4,8 @@ import datetime
 from typing import Any, Protocol
 from uuid import UUID
 
-from libs.audit import Record
 from libs.custody import Secret
-from libs.relations import Decision
+from libs.decision import Decision, Record
 from services.identity.model import (
     BootstrapToken,
     Candidate,

@@ -61,7 +61,7 @@ async def mark_tuples(lent: asyncpg.Connection, where: str, *arguments: object) 
     WITH found AS (SELECT id FROM identity.relation_tuples WHERE {where} ORDER BY id FOR UPDATE)
     UPDATE identity.relation_tuples t SET state = 'removing' FROM found WHERE t.id = found.id
     RETURNING resource_type, resource_id, relation, subject_type, subject_id
-    """  # noqa: S608 — the callers' own constants
+    """
     rows = [row_tuple(row) for row in await lent.fetch(sql, *arguments)]
     for row in rows:
         await notify(lent, Revocation("relation", relation=row))

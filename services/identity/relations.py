@@ -7,8 +7,8 @@ from typing import Protocol
 
 import structlog
 
+from libs.decision import Decision
 from libs.errors import AuthzUnavailable, PlexError, Unavailable
-from libs.relations import Decision
 from services.identity.model import Tuple
 
 EVERY_S = 1.0

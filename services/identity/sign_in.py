@@ -11,9 +11,9 @@ from uuid import UUID
 
 import structlog
 
-from libs.audit import ANONYMOUS, Record
 from libs.clock import Clock
 from libs.custody import Secret
+from libs.decision import ANONYMOUS, Record
 from libs.errors import IdpBindingNotFound, InvalidRequest, PlexError, SignInRefused, SignInStateInvalid
 from libs.ids import uuid7
 from libs.telemetry import REFUSALS
@@ -75,7 +75,9 @@ class SignIn:
         own = await self.store.bindings(domain_id) if domain_id else []
         return [one for one in own or await self.store.bindings(None) if one.status == "active"]
 
-    async def start(self, domain_id: UUID | None, binding_id: UUID | None, return_to: str, prompt: str, wanted: Wanted) -> Started:
+    async def start(
+        self, domain_id: UUID | None, binding_id: UUID | None, return_to: str, prompt: str, wanted: Wanted
+    ) -> Started:
         """Start a sign-in at a binding; PKCE verifier and nonce are derived from the state and never stored."""
         binding = await self._choose(domain_id, binding_id)
         if return_to and return_to not in self.return_paths:

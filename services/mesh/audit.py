@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from uuid import UUID
 
-from libs.audit import AuditClient, Record
+from libs.audit import AuditClient
+from libs.decision import Record
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from dataclasses import asdict, dataclass
 
-from libs.audit import AuditClient, Record
+from libs.audit import AuditClient
+from libs.decision import Record
 from services.secrets.model import Decided
 
 

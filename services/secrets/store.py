@@ -11,7 +11,7 @@ from services.secrets.model import SecretRow
 
 COLUMNS = "id, domain_id, project_id, name, current_version, pending_version, destroying_at IS NOT NULL AS destroying"
 
-FIND = f"SELECT {COLUMNS} FROM secrets.secrets WHERE project_id = $1 AND name = $2"  # noqa: S608 — a constant list of columns
+FIND = f"SELECT {COLUMNS} FROM secrets.secrets WHERE project_id = $1 AND name = $2"
 
 # A row that is there already is taken only when it is the very one that the caller has seen: the rest of a creation
 # that did not come to its end.
@@ -49,13 +49,13 @@ WHERE (pending_at IS NOT NULL OR destroying_at IS NOT NULL)
   AND ($1::uuid IS NULL OR project_id = $1)
   AND coalesce(destroying_at, pending_at) <= now() - $2::interval
 ORDER BY id LIMIT 200
-"""  # noqa: S608 — as above
+"""
 
 PAGE = f"""
 SELECT {COLUMNS} FROM secrets.secrets
 WHERE project_id = $1 AND name > $2 COLLATE "C" AND current_version > 0 AND destroying_at IS NULL
 ORDER BY name COLLATE "C" LIMIT $3
-"""  # noqa: S608 — as above
+"""
 
 BEGIN_DESTROY = "UPDATE secrets.secrets SET destroying_at = coalesce(destroying_at, now()) WHERE id = $1"
 REMOVE = "DELETE FROM secrets.secrets WHERE id = $1 AND destroying_at IS NOT NULL"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from aiohttp import ClientResponse
 from aiohttp.test_utils import TestClient, TestServer
 from google.protobuf.message import Message
 
@@ -23,6 +24,23 @@ from services.gateway.settings import Build, Certificate, GatewaySettings, Limit
 ORIGIN = "https://edge.test"
 NODE_ID = "01900000-0000-7000-8000-000000000001"
 NODE_BEARER = "nsk_dev_" + base64.urlsafe_b64encode(bytes.fromhex(NODE_ID.replace("-", "")) + b"k" * 32).decode()
+
+OTHER = "01900000-0000-7000-8000-000000000002"
+OPERATOR = {"Authorization": "Bearer pat_dev_x"}
+NODE = {"Authorization": f"Bearer {NODE_BEARER}"}
+COOKIES = {"Cookie": "plexsphere_session=s; plexsphere_csrf=t"}
+BROWSER = COOKIES | {"X-Plexsphere-CSRF": "t", "Origin": ORIGIN}
+DOMAIN = {"name": "Acme", "slug": "acme", "mesh_cidr": "10.0.0.0/16"}
+BEAT = {"client_now": "2026-01-01T00:00:00Z", "binary_checksum": "00" * 32, "binary_version": "1", "nat_summary": {}}
+ENROL = {
+    "project_id": OTHER,
+    "resource_handle": "h",
+    "bootstrap_token": "t",
+    "nonce": "n",
+    "public_key": "A" * 43 + "=",
+}
+HEARTBEAT = f"/v1/nodes/{NODE_ID}/heartbeat"
+Client = TestClient[Any, Any]
 
 Answer = Callable[[Any], Message]
 
@@ -80,7 +98,7 @@ def settings(tmp: Any, *, origins: list[str], rate: Rate) -> GatewaySettings:
 
 async def start(
     peer: FakePeer, tmp: Any, *, origins: list[str] | None = None, rate: Rate | None = None, ports: Ports | None = None
-) -> TestClient[Any, Any]:
+) -> Client:
     """Serve the whole edge over HTTP in front of the fake services."""
     real = cast("Peer", peer)
     peers = dict.fromkeys(("identity", "access", "secrets", "mesh", "audit"), real)
@@ -91,3 +109,13 @@ async def start(
     server = TestServer(app)
     await server.start_server(auto_decompress=False)
     return TestClient(server)
+
+
+async def problem(answer: ClientResponse) -> tuple[int, str]:
+    body = await answer.json(content_type=None)
+    assert answer.content_type == "application/problem+json"
+    assert {"type", "title", "status", "detail", "instance", "code", "correlation_id"} <= set(body)
+    assert body["correlation_id"] == answer.headers["X-Correlation-Id"]
+    assert body["status"] == answer.status
+    assert answer.headers["Server"] == "plexsphere"
+    return answer.status, body["code"]

@@ -1,18 +1,17 @@
 """One fake a port of the directory and enrolment rules, in memory."""
 
-import datetime
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from libs.audit import Record
 from libs.clock import FixedClock
 from libs.cursor import Cursors
 from libs.custody import Secret
+from libs.decision import Decision, Record
 from libs.errors import PlexError, TokenConsumed
 from libs.ids import uuid7
 from libs.principal import Principal
-from libs.relations import Decision
 from services.identity.authority import Gate
 from services.identity.enrolment import Enrolment
 from services.identity.model import (
@@ -32,7 +31,7 @@ from services.identity.model import (
 )
 from services.identity.service import PLATFORM, Identity
 
-NOW = datetime.datetime(2026, 5, 1, 12, tzinfo=datetime.UTC)
+NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MESH_IP, MESH_CIDR = "10.1.0.1", "10.1.0.0/16"
 
 
@@ -134,7 +133,7 @@ class FakeStore:
     async def domains(self, after: UUID, limit: int) -> list[Domain]:
         return sorted((row for row in self.domain_rows.values() if row.id > after), key=lambda row: row.id)[:limit]
 
-    async def update_domain(self, domain_id: UUID, changes: dict[str, Any], at: datetime.datetime) -> Domain | None:
+    async def update_domain(self, domain_id: UUID, changes: dict[str, Any], at: datetime) -> Domain | None:
         self._write("update_domain")
         self.domain_rows[domain_id] = replace(self.domain_rows[domain_id], **changes, updated_at=at)
         return self.domain_rows[domain_id]
@@ -154,7 +153,7 @@ class FakeStore:
         rows = (row for row in self.project_rows.values() if row.id > after and domain_id in {None, row.domain_id})
         return sorted(rows, key=lambda row: row.id)[:limit]
 
-    async def update_project(self, project_id: UUID, changes: dict[str, Any], at: datetime.datetime) -> Project | None:
+    async def update_project(self, project_id: UUID, changes: dict[str, Any], at: datetime) -> Project | None:
         self._write("update_project")
         self.project_rows[project_id] = replace(self.project_rows[project_id], **changes, updated_at=at)
         return self.project_rows[project_id]
@@ -174,7 +173,7 @@ class FakeStore:
         rows = (row for row in self.resource_rows.values() if row.project_id == project_id and row.id > after)
         return sorted(rows, key=lambda row: row.id)[:limit]
 
-    async def delete_resource(self, resource_id: UUID, at: datetime.datetime) -> list[Tuple]:
+    async def delete_resource(self, resource_id: UUID, at: datetime) -> list[Tuple]:
         self._write("delete_resource")
         self.resource_rows.pop(resource_id, None)
         return self._gone(f"resource:{resource_id}")
@@ -195,7 +194,7 @@ class FakeStore:
     async def tokens(self, project_id: UUID, after: UUID, limit: int) -> list[BootstrapToken]:
         return sorted(self.token_rows.values(), key=lambda row: row.id, reverse=True)[:limit]
 
-    async def revoke_token(self, project_id: UUID, token_id: UUID, at: datetime.datetime) -> bool | None:
+    async def revoke_token(self, project_id: UUID, token_id: UUID, at: datetime) -> bool | None:
         self._write("revoke_token")
         token = self.token_rows.get(token_id)
         if token is None or token.consumed_at or token.revoked_at:
@@ -235,9 +234,7 @@ class FakeEnrolmentStore:
         rows = (row for row in self.directory.resource_rows.values() if row.project_id == project_id)
         return next((row for row in rows if handle in {str(row.id), row.external_ref}), None)
 
-    async def register(
-        self, token: BootstrapToken, resource: Resource, node: Candidate, at: datetime.datetime
-    ) -> Registered:
+    async def register(self, token: BootstrapToken, resource: Resource, node: Candidate, at: datetime) -> Registered:
         self.trace.append("register")
         if self.refusal:
             raise self.refusal
@@ -251,17 +248,13 @@ class FakeEnrolmentStore:
         self.keys.append(node.key)
         return Registered(node.node_id, MESH_IP, [], MESH_CIDR)
 
-    async def replace_key(
-        self, token: BootstrapToken, resource: Resource, key: WrappedKey, at: datetime.datetime
-    ) -> Registered:
+    async def replace_key(self, token: BootstrapToken, resource: Resource, key: WrappedKey, at: datetime) -> Registered:
         self.trace.append("replace_key")
         assert token.node_id is not None
         self.keys.append(key)
         return Registered(token.node_id, MESH_IP, [], MESH_CIDR)
 
-    async def heartbeat(
-        self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime.datetime
-    ) -> bool:
+    async def heartbeat(self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime) -> bool:
         self.heartbeats.append((node_id, checksum, version, nat_summary, at))
         return node_id in self.nodes
 

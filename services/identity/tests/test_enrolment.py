@@ -1,8 +1,8 @@
 """Registration and heartbeats: every gate in its order, one row a request, and no token touched for nothing."""
 
-import datetime
 import re
 from dataclasses import replace
+from datetime import datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -119,7 +119,7 @@ async def test_a_bridge_token_registers_a_bridge_and_nothing_else() -> None:
 async def test_the_resource_is_found_by_id_too_and_must_be_the_one_asked_for() -> None:
     world = World()
     named = {"resource_handle": str(world.resource.id), "requested_resource_id": str(world.resource.id)}
-    assert (await world.enrolment.register(await wish(world, **named))).node
+    assert (await world.enrolment.register(await wish(world, **named))).node.mesh_ip
     assert await refusal(world, await wish(world, requested_resource_id=str(uuid7()))) == "resource_not_found"
 
 
@@ -193,7 +193,7 @@ async def test_without_audit_vault_or_signing_key_no_token_is_used() -> None:
         assert world.enrolled.nodes == {}
 
 
-async def heartbeat(world: World, node: UUID, /, **changes: object) -> datetime.datetime:
+async def heartbeat(world: World, node: UUID, /, **changes: object) -> datetime:
     valid = {
         "principal": node_principal(node, world.domain.id),
         "node_id": str(node),
@@ -206,8 +206,8 @@ async def heartbeat(world: World, node: UUID, /, **changes: object) -> datetime.
 
 
 BAD_BEATS = {
-    "clock ahead": ({"client_now": NOW + datetime.timedelta(seconds=61)}, "clock_skew"),
-    "clock behind": ({"client_now": NOW - datetime.timedelta(seconds=61)}, "clock_skew"),
+    "clock ahead": ({"client_now": NOW + timedelta(seconds=61)}, "clock_skew"),
+    "clock behind": ({"client_now": NOW - timedelta(seconds=61)}, "clock_skew"),
     "no checksum": ({"checksum": b""}, "binary_checksum_empty"),
     "short checksum": ({"checksum": CHECKSUM[:31]}, "binary_checksum_empty"),
     "no version": ({"version": ""}, "binary_version_empty"),
@@ -229,7 +229,7 @@ async def test_a_heartbeat_within_a_minute_is_taken() -> None:
     _, enrolled = await register(world)
     rows = len(world.audit.rows)
     for skew in (-60, 0, 60):
-        taken = await heartbeat(world, enrolled.node.node_id, client_now=NOW + datetime.timedelta(seconds=skew))
+        taken = await heartbeat(world, enrolled.node.node_id, client_now=NOW + timedelta(seconds=skew))
         assert taken == NOW
     assert len(world.audit.rows) == rows
 

@@ -1,6 +1,7 @@
 """The directory's rules: relation before existence, audit before effect, and what each list leaves out."""
 
 import re
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
@@ -209,7 +210,7 @@ async def test_a_list_leaves_out_what_the_caller_may_not_read_and_pages_through_
 async def test_a_cursor_belongs_to_its_list_and_its_caller() -> None:
     world = World()
     _, cursor = await world.identity.list_domains(world.owner, "", 1)
-    cases = {
+    cases: dict[str, Callable[[], Awaitable[object]]] = {
         "cursor_binding_mismatch": lambda: world.identity.list_domains(world.stranger, cursor, 1),
         "invalid_cursor": lambda: world.identity.list_projects(world.owner, None, cursor, 1),
     }

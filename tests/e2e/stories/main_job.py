@@ -155,7 +155,9 @@ async def read(story: Story) -> str:
     )
 
 
-@step("node B asks for the same secret", "403 permission_denied, insufficient_relation; as node A: 403 node_id_mismatch")
+@step(
+    "node B asks for the same secret", "403 permission_denied, insufficient_relation; as node A: 403 node_id_mismatch"
+)
 async def cross_node(story: Story) -> str:
     own = await story.node_b.read(story.operator, SECRET_NAME)
     as_a = await story.node_b.read(story.operator, SECRET_NAME, story.node_a.node_id)
@@ -174,7 +176,7 @@ async def burst(story: Story) -> str:
 
 
 async def patient_read(story: Story) -> Answer:
-    """Read as node A, waiting exactly as long as the limiter says, so that no step is refused for the burst before it."""
+    """Read as node A, waiting as long as the limiter says, so that no step is refused for the burst before it."""
     answer = await story.node_a.read(story.operator, SECRET_NAME)
     while answer.status == 429:
         await asyncio.sleep(int(answer.headers["Retry-After"]))
@@ -186,7 +188,9 @@ async def patient_read(story: Story) -> Answer:
 async def no_audit(story: Story) -> str:
     await story.world.kill("audit")
     answer = await patient_read(story)
-    empty = "application/problem+json" in answer.headers["Content-Type"] and "X-Plexsphere-Secret-KID" not in answer.headers
+    empty = (
+        "application/problem+json" in answer.headers["Content-Type"] and "X-Plexsphere-Secret-KID" not in answer.headers
+    )
     return f"{answer}, {'no byte of the secret' if empty else 'bytes!'}"
 
 
@@ -248,7 +252,9 @@ async def prove(story: Story) -> str:
     answer = await story.operator.call("GET", f"/v1/domains/{story.domain_id}/audit/entries/{entry['seq']}")
     proof = answer.json["proof"]
     own = entry_hash(proof["prev_hash"], base64.b64decode(proof["canonical_bytes"]))
-    return "hash matches" if own == proof["entry_hash"] == entry["entry_hash"] else f"{own} is not {entry['entry_hash']}"
+    return (
+        "hash matches" if own == proof["entry_hash"] == entry["entry_hash"] else f"{own} is not {entry['entry_hash']}"
+    )
 
 
 @step("a row is rewritten in PostgreSQL as superuser", "ok false at its sequence; put back: ok true")

@@ -1,0 +1,44 @@
+"""Decisions: what a relation check came to, and the record of it that goes into the chain. No I/O here."""
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from libs.errors import Forbidden
+from libs.ids import uuid7
+
+PLATFORM = ""
+GRANTED = "granted"
+ANONYMOUS = "anonymous"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a relation check came to; `reason` is "granted" or why not."""
+
+    reason: str
+
+    @property
+    def granted(self) -> bool:
+        """Whether the action is allowed."""
+        return self.reason == GRANTED
+
+    def require(self) -> None:
+        """Raise Forbidden with the reason unless the action is allowed."""
+        if not self.granted:
+            raise Forbidden(reason=self.reason, relation_path=[])
+
+
+@dataclass(frozen=True)
+class Record:
+    """One decision; `domain_id` names the chain, empty for the platform's. `context` holds names, never values."""
+
+    domain_id: str
+    action: str
+    relation: str
+    object_type: str
+    object_id: str
+    reason: str = GRANTED
+    subject_id: str = ""
+    subject_kind: str = ANONYMOUS
+    context: dict[str, list[str]] = field(default_factory=dict)
+    idempotency_key: UUID = field(default_factory=uuid7)

@@ -1,0 +1,134 @@
+"""What handlers ask the services, and how they write what these answer."""
+
+import gzip
+import json
+from typing import Any
+
+import pytest
+
+from libs import errors
+from plexsphere.audit.v1 import audit_pb2
+from plexsphere.identity.v1 import directory_pb2, sign_in_pb2
+from plexsphere.secrets.v1 import secrets_pb2
+from services.gateway.tests.fakes import (
+    BROWSER,
+    COOKIES,
+    DOMAIN,
+    NODE,
+    NODE_ID,
+    OPERATOR,
+    OTHER,
+    Client,
+    FakePeer,
+    problem,
+)
+
+pytestmark = pytest.mark.unit
+
+
+@pytest.mark.parametrize("headers", [BROWSER, OPERATOR])
+@pytest.mark.parametrize("encoding", ["", "gzip"])
+async def test_create(edge: Client, peer: FakePeer, headers: dict[str, str], encoding: str) -> None:
+    row = directory_pb2.Domain(id=OTHER, name="Acme", slug="acme", mesh_cidr="10.0.0.0/16")
+    row.reachability.stale_after.FromSeconds(90)
+    peer.answers["CreateDomain"] = lambda _: directory_pb2.CreateDomainResponse(domain=row)
+    raw = json.dumps(DOMAIN | {"ignored": True}).encode()
+    data = gzip.compress(raw) if encoding else raw
+    sent = headers | {"Content-Type": "application/json; charset=utf-8"}
+    answer = await edge.post(
+        "/v1/domains", data=data, headers=sent | ({"Content-Encoding": encoding} if encoding else {})
+    )
+    assert (answer.status, answer.headers["Location"]) == (201, f"/v1/domains/{OTHER}")
+    assert (await answer.json())["reachability"]["stale_after"] == "1m30s"
+    request, metadata = peer.last("CreateDomain")
+    assert request.slug == "acme"
+    assert metadata["x-plexsphere-principal"]
+    assert metadata["correlation"] == answer.headers["X-Correlation-Id"]
+    kind = (
+        sign_in_pb2.CREDENTIAL_KIND_SESSION_COOKIE
+        if "Cookie" in headers
+        else sign_in_pb2.CREDENTIAL_KIND_OPERATOR_BEARER
+    )
+    assert peer.last("Authenticate")[0].kind == kind
+    assert peer.last("Authenticate")[0].audience == "identity"
+
+
+async def test_a_node_reads_a_secret(edge: Client, peer: FakePeer) -> None:
+    peer.answers["FetchNodeSecret"] = lambda _: secrets_pb2.FetchNodeSecretResponse(
+        body=b"\0sealed", version=3, kid="nsk_1"
+    )
+    answer = await edge.get(
+        f"/v1/nodes/{NODE_ID}/secrets/db", headers=NODE | {"Accept-Encoding": "gzip", "Range": "bytes=0-1"}
+    )
+    assert (answer.status, await answer.read()) == (200, b"\0sealed")
+    raw = {name.decode() for name, _ in answer.raw_headers}
+    assert {"X-Plexsphere-Secret-Version", "X-Plexsphere-Secret-KID", "Cache-Control"} <= raw
+    assert answer.headers["Cache-Control"] == "no-store"
+    assert answer.content_type == "application/octet-stream"
+    assert "Content-Encoding" not in answer.headers
+    request, _ = peer.last("FetchNodeSecret")
+    assert (request.node_key, request.version) == (b"k" * 32, 0)
+    assert peer.last("Authenticate")[0].audience == "secrets"
+
+
+async def test_an_operator_writes_a_secret(edge: Client, peer: FakePeer) -> None:
+    path = f"/v1/projects/{OTHER}/secrets/db"
+    peer.answers["PutSecret"] = lambda request: secrets_pb2.PutSecretResponse(version=request.expected_version + 1)
+    octets = OPERATOR | {"Content-Type": "application/octet-stream"}
+    answer = await edge.put(path, data=b"\xff\0", headers=octets | {"If-Match": "0"})
+    assert (answer.status, await answer.json()) == (201, {"name": "db", "current_version": 1})
+    assert peer.last("PutSecret")[0].value == b"\xff\0"
+    assert (await edge.put(path, data=b"x", headers=octets | {"If-Match": '"1"'})).status == 200
+    assert await problem(await edge.put(path, data=b"x", headers=octets)) == (412, "precondition_failed")
+    assert await problem(await edge.put(path, data=b"x" * 1048549, headers=octets)) == (413, "request_body_too_large")
+    assert (await edge.put(path, data=b"x" * 1048548, headers=octets | {"If-Match": "0"})).status == 201
+
+
+async def test_sign_in_sets_cookies_and_a_failure_is_told_in_the_caller_s_way(edge: Client, peer: FakePeer) -> None:
+    callback = "/v1/auth/callback?code=c&state=s&iss=https://idp.test"
+    done = sign_in_pb2.CompleteSignInResponse(session="sess", csrf_token="tok", return_to="//evil.test")
+    peer.answers["CompleteSignIn"] = lambda _: done
+    answer = await edge.get(callback, allow_redirects=False)
+    assert (answer.status, answer.headers["Location"]) == (303, "/")
+    session, csrf = answer.headers.getall("Set-Cookie")
+    for attribute in ("plexsphere_session=sess", "HttpOnly", "Path=/v1/", "SameSite=Strict", "Secure"):
+        assert attribute in session
+    assert "HttpOnly" not in csrf
+
+    def refuse(_: Any) -> Any:
+        raise errors.SignInRefused("nonce")
+
+    peer.answers["CompleteSignIn"] = refuse
+    assert await problem(await edge.get(callback)) == (400, "sign_in_refused")
+    answer = await edge.get(callback, headers={"Accept": "text/html"}, allow_redirects=False)
+    assert answer.status == 303
+    assert "auth_error_kind=sign_in_refused&auth_error_status=400" in answer.headers["Location"]
+    assert "Set-Cookie" not in answer.headers
+
+
+async def test_sign_out_is_always_204_and_takes_the_cookies(edge: Client, peer: FakePeer) -> None:
+    peer.answers["SignOut"] = lambda _: sign_in_pb2.SignOutResponse()
+    for headers in ({}, {"Authorization": "garbage"}, COOKIES):
+        answer = await edge.delete("/v1/auth/whoami", headers=headers)
+        assert answer.status == 204
+        assert len(answer.headers.getall("Set-Cookie")) == 2
+    assert [name for name, _, _ in peer.asked].count("SignOut") == 1
+
+
+async def test_the_audit_chain_is_written_as_the_contract_has_it(edge: Client, peer: FakePeer) -> None:
+    row = audit_pb2.Entry(
+        seq=1, domain_id="0" * 8, reason=audit_pb2.REASON_GRANTED, object_type="secret", object_id="x"
+    )
+    row.caveat_context["action"].names.append("secret.read")
+    peer.answers["ListEntries"] = lambda _: audit_pb2.ListEntriesResponse(entries=[row], next_cursor="n")
+    answer = await edge.get(
+        "/v1/platform/audit/entries?reason=granted&from=2026-01-01T00:00:00Z&limit=5", headers=OPERATOR
+    )
+    body = await answer.json()
+    assert body["next_cursor"] == "n"
+    assert body["items"][0]["decision"] == {"result": "granted", "caveat_context": {"action": ["secret.read"]}}
+    request, _ = peer.last("ListEntries")
+    assert (request.limit, request.reason, getattr(request, "from").seconds > 0) == (5, audit_pb2.REASON_GRANTED, True)
+    peer.answers["VerifyChain"] = lambda _: audit_pb2.VerifyChainResponse(ok=True, segment_to=4)
+    answer = await edge.post("/v1/platform/audit/verify", headers=OPERATOR)
+    assert await answer.json() == {"ok": True, "segment_from": 1, "segment_to": 4}
