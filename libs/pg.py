@@ -65,6 +65,7 @@ def unavailable() -> Iterator[None]:
         asyncpg.InsufficientResourcesError,
         asyncpg.ReadOnlySQLTransactionError,
         asyncpg.PostgresSystemError,
+        asyncpg.TransactionRollbackError,
     ) as error:
         raise DatastoreUnavailable(type(error).__name__) from error
 

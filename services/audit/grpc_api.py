@@ -1,9 +1,8 @@
 """Unpack, call the rule, pack."""
 
 import datetime
-from uuid import UUID
-
 from typing import Any, TypeAlias
+from uuid import UUID
 
 import grpc
 from google.protobuf.timestamp_pb2 import Timestamp

@@ -167,7 +167,7 @@ def middleware(timeout_s: float) -> Any:
                 error = refusal_of(raised)
                 code = error.code
                 operation = request.get(OPERATION, "")
-                response = problems.answer(error, request.path, correlation_id, operation)
+                response = problems.answer(error, request.rel_url.raw_path, correlation_id, operation)
                 if isinstance(raised, web.HTTPMethodNotAllowed):
                     response.headers["Allow"] = raised.headers["Allow"]
             operation = request.get(OPERATION, "none")

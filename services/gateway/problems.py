@@ -1,11 +1,13 @@
 """Every refusal of the edge as an RFC 9457 problem: ours, the services' and the web framework's own."""
 
+import asyncio
 import json
 import re
 from collections.abc import Mapping
 from typing import Any
 
 from aiohttp import web
+from aiohttp.http_exceptions import LineTooLong
 
 from libs import errors
 from libs.errors import PlexError
@@ -19,6 +21,7 @@ REASONS = frozenset({"out_of_scope", "insufficient_relation", "caveat_violation"
 MEMBERS = ("dimension", "child_counts", "project_child_counts", "cloud_child_counts")
 NOT_QUOTABLE = re.compile(r"[^\x20-\x7e]|[\"\\]")
 RETRY_AFTER_S = 1
+HEADERS_WITHIN_S = 10.0
 UNAUTHORIZED, FORBIDDEN, TOO_MANY, UNAVAILABLE = 401, 403, 429, 503
 FIRST_SERVER_ERROR = 500
 
@@ -119,19 +122,37 @@ def from_http(raised: web.HTTPException) -> PlexError:
 class Protocol(web.RequestHandler):
     """HTTP/1.1 of the edge; what is not even HTTP gets a problem as well, and nothing of it is logged."""
 
-    __slots__ = ()
+    __slots__ = ("_patience",)
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Give a new connection a few seconds for the headers of its first request; later ones have keep-alive's."""
+        super().connection_made(transport)
+        self._patience = asyncio.get_running_loop().call_later(HEADERS_WITHIN_S, self._close_if_silent)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Stop waiting."""
+        self._patience.cancel()
+        super().connection_lost(exc)
+
+    def _close_if_silent(self) -> None:
+        if self._request_count == 0 and self.transport is not None:
+            self.transport.close()
 
     def handle_error(
         self,
         request: web.BaseRequest,
         status: int = 500,
-        exc: BaseException | None = None,  # noqa: ARG002 — the signature is the framework's
-        message: str | None = None,  # noqa: ARG002 — as above
+        exc: BaseException | None = None,
+        message: str | None = None,  # noqa: ARG002 — the signature is the framework's
     ) -> web.StreamResponse:
         """Return the problem and close the connection."""
         if request.writer.output_size > 0:
             raise ConnectionError("the answer has begun")
-        error = errors.Internal() if status >= FIRST_SERVER_ERROR else errors.InvalidRequest("this is not HTTP")
+        error: PlexError = errors.InvalidRequest("this is not HTTP")
+        if isinstance(exc, LineTooLong):
+            error = errors.HeadersTooLarge()
+        elif status >= FIRST_SERVER_ERROR:
+            error = errors.Internal()
         response = answer(error, "/", str(uuid7()))
         response.force_close()
         return response

@@ -212,6 +212,6 @@ class Enrolment:
         if not version:
             raise BinaryVersionEmpty
         if not await self.store.heartbeat(UUID(node_id), checksum, version, nat_summary or "{}", now):
-            # Deregistered since the bearer was believed; 403 would stop the agent for good, 401 makes it register again.
+            # Deregistered since the bearer was believed: 403 stops an agent for good, 401 makes it register again.
             raise NskRevoked
         return now

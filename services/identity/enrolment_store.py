@@ -25,7 +25,7 @@ from libs.pg import connection, transaction
 from services.identity.model import BootstrapToken, Candidate, Peer, Registered, Resource, Tuple, WrappedKey
 from services.identity.relation_store import add_tuples, notify
 from services.identity.relations import Revocation
-from services.identity.store import LOCK_RANGES, RESOURCE, TOKEN, add_event
+from services.identity.store import BOOTSTRAP, LOCK_RANGES, RESOURCE, add_event
 
 CONSUME = """
 UPDATE identity.bootstrap_tokens SET consumed_at = $2, nonce = $3, public_key = $4, node_id = $5
@@ -67,7 +67,8 @@ class PgEnrolmentStore:
     async def find_token(self, selector: str) -> BootstrapToken | None:
         """Return a token by its selector."""
         async with connection(self.pool, "find_token") as lent:
-            row = await lent.fetchrow(f"SELECT {TOKEN} FROM identity.bootstrap_tokens WHERE selector = $1", selector)
+            sql = f"SELECT {BOOTSTRAP} FROM identity.bootstrap_tokens WHERE selector = $1"
+            row = await lent.fetchrow(sql, selector)
         return BootstrapToken(**row) if row else None
 
     async def domain_of(self, project_id: UUID) -> UUID | None:
@@ -100,7 +101,8 @@ class PgEnrolmentStore:
                 await lent.execute(LOCK_RANGES, str(resource.domain_id))
                 mesh_ip, mesh_cidr = await self._allocate(lent, resource)
                 await lent.execute(
-                    ADD_NODE, node.node_id, resource.id, resource.project_id, resource.domain_id, mesh_ip, node.public_key, at,
+                    ADD_NODE, node.node_id, resource.id, resource.project_id, resource.domain_id, mesh_ip,
+                    node.public_key, at,
                 )  # fmt: skip
                 await self._add_key(lent, node.node_id, resource.domain_id, node.key, at)
                 this, project = f"node:{node.node_id}", f"project:{resource.project_id}"

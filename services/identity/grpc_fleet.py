@@ -2,9 +2,8 @@
 
 import datetime
 from collections.abc import AsyncIterator
-from uuid import UUID
-
 from typing import Any, TypeAlias
+from uuid import UUID
 
 import grpc
 

@@ -1,10 +1,9 @@
 """identity.AuthenticationService, SignInService and SessionService: unpack, call the rule, pack."""
 
 import datetime
+from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 from uuid import UUID
-
-from typing import Any, TypeAlias
 
 import grpc
 

@@ -182,7 +182,7 @@ class Relations:
         log.info("relations.refilled", tuples=count)
 
     async def run(self) -> None:
-        """Keep SpiceDB in step for as long as the process lives: the schema first, refills, what was left undelivered."""
+        """Keep SpiceDB in step while the process lives: the schema first, refills, what was left undelivered."""
         current = False
         while True:
             try:

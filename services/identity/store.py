@@ -38,12 +38,14 @@ DOMAIN = """id, name, slug, description, region, mesh_cidr, heartbeat_interval_s
 created_at, updated_at"""
 PROJECT = "id, domain_id, name, slug, description, sub_range_cidr, created_at, updated_at"
 RESOURCE = "id, project_id, domain_id, kind, external_ref, origin, created_at, updated_at"
-TOKEN = """id, project_id, kind, env_prefix, selector, digest, issued_by, issued_at, expires_at, consumed_at, revoked_at,
-nonce, public_key, node_id"""
+BOOTSTRAP = """id, project_id, kind, env_prefix, selector, digest, issued_by, issued_at, expires_at, consumed_at,
+revoked_at, nonce, public_key, node_id"""
 OF_OBJECTS = """(resource_type, resource_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))
 OR (subject_type, subject_id) IN (SELECT * FROM unnest($1::text[], $2::text[]))"""
 # Addresses of a Domain are given out, and ranges changed, by one transaction at a time.
 LOCK_RANGES = "SELECT pg_advisory_xact_lock(hashtextextended('mesh:' || $1, 0))"
+# An exclusion constraint alone lets two overlapping inserts wait for each other.
+LOCK_DOMAINS = "SELECT pg_advisory_xact_lock(hashtextextended('domains', 0))"
 FOREIGN_ADDRESS = """
 SELECT 1 FROM identity.nodes WHERE domain_id = $1 AND project_id <> $2 AND mesh_ip <<= $3::cidr LIMIT 1
 """
@@ -84,6 +86,7 @@ class PgStore:
         policy = domain.reachability
         try:
             async with transaction(self.pool, "create_domain") as lent:
+                await lent.execute(LOCK_DOMAINS)
                 await lent.execute(
                     sql, domain.id, domain.name, domain.slug, domain.description, domain.region, domain.mesh_cidr,
                     policy.heartbeat_interval_s, policy.stale_after_s, policy.unreachable_after_s, domain.created_at,
@@ -125,6 +128,7 @@ class PgStore:
         """
         try:
             async with transaction(self.pool, "update_domain") as lent:
+                await lent.execute(LOCK_DOMAINS)
                 await lent.execute(LOCK_RANGES, str(domain_id))
                 if "mesh_cidr" in changes and await lent.fetchval(OUTSIDE_DOMAIN, domain_id, changes["mesh_cidr"]):
                     raise SubRangeInvalidatesAllocation
@@ -148,7 +152,7 @@ class PgStore:
         async with transaction(self.pool, "delete_domain") as lent:
             if not await lent.fetchval("SELECT 1 FROM identity.domains WHERE id = $1 FOR UPDATE", domain_id):
                 return None
-            children = dict(await lent.fetchrow(counts, domain_id))
+            children = dict(await lent.fetchrow(counts, domain_id) or {})
             if any(children.values()):
                 raise DomainNotEmpty(child_counts=children)
             await lent.execute("DELETE FROM identity.domains WHERE id = $1", domain_id)
@@ -235,7 +239,7 @@ class PgStore:
         async with transaction(self.pool, "delete_project") as lent:
             if not await lent.fetchval("SELECT 1 FROM identity.projects WHERE id = $1 FOR UPDATE", project_id):
                 return None
-            children = dict(await lent.fetchrow(counts, project_id))
+            children = dict(await lent.fetchrow(counts, project_id) or {})
             if any(children.values()):
                 raise ProjectNotEmpty(project_child_counts=children)
             await lent.execute("DELETE FROM identity.projects WHERE id = $1", project_id)
@@ -333,7 +337,7 @@ class PgStore:
 
     async def token(self, project_id: UUID, token_id: UUID) -> BootstrapToken | None:
         """Return what is known of a token."""
-        sql = f"SELECT {TOKEN} FROM identity.bootstrap_tokens WHERE project_id = $1 AND id = $2"
+        sql = f"SELECT {BOOTSTRAP} FROM identity.bootstrap_tokens WHERE project_id = $1 AND id = $2"
         async with connection(self.pool, "token") as lent:
             row = await lent.fetchrow(sql, project_id, token_id)
         return BootstrapToken(**row) if row else None
@@ -341,7 +345,7 @@ class PgStore:
     async def tokens(self, project_id: UUID, after: UUID, limit: int) -> list[BootstrapToken]:
         """Return tokens, newest first, older than `after`; NIL begins."""
         sql = f"""
-        SELECT {TOKEN} FROM identity.bootstrap_tokens
+        SELECT {BOOTSTRAP} FROM identity.bootstrap_tokens
         WHERE project_id = $3 AND (id < $1 OR $1 = '00000000-0000-0000-0000-000000000000') ORDER BY id DESC LIMIT $2
         """
         async with connection(self.pool, "tokens") as lent:
