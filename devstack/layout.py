@@ -6,6 +6,7 @@ import secrets
 import shutil
 import socket
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,10 @@ PORTS = (*BACKENDS, "openbao-cluster", *SERVICES, *(f"{name}-metrics" for name i
 RANDOM_FILES = ("spicedb.key", "cursor.key", "csrf.key", "pkce.key", "oidc-a.secret", "oidc-b.secret")
 CLIENT_ID = "plexsphere"
 LONGEST_SOCKET = 100
+# Below the range that the system gives to outgoing connections (32768 and up), so that no client of a process which is
+# down for a moment can take its port.
+PORT_RANGE = range(20000, 32000)
+PORTS_FREE_WITHIN_S = 3.0
 
 
 class StackError(Exception):
@@ -58,14 +63,17 @@ class State:
 
     def _choose_ports(self) -> None:
         path = self / "ports.json"
-        kept = json.loads(path.read_text()) if path.exists() else {}
-        if set(kept) == set(PORTS) and all(_free(port) for port in kept.values()):
-            return
-        held = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-        chosen = dict(zip(PORTS, (one.getsockname()[1] for one in held), strict=True))
-        for one in held:
-            one.close()
-        path.write_text(json.dumps(chosen, indent=2))
+        kept: dict[str, int] = json.loads(path.read_text()) if path.exists() else {}
+        # What was killed a moment ago may still hold them.
+        deadline = time.monotonic() + PORTS_FREE_WITHIN_S
+        while not all(map(_free, kept.values())) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        chosen = {name: port for name, port in kept.items() if name in PORTS and _free(port)}
+        for name in PORTS:
+            if name not in chosen:
+                chosen[name] = _pick(taken=set(chosen.values()))
+        if chosen != kept:
+            path.write_text(json.dumps(chosen, indent=2))
 
     def port(self, name: str) -> int:
         """Return the port of a process."""
@@ -118,6 +126,13 @@ def program(name: str) -> str:
     if found is None:
         raise StackError(f"{name} is not installed; run `make setup`")
     return found
+
+
+def _pick(taken: set[int]) -> int:
+    while True:
+        port = secrets.choice(PORT_RANGE)
+        if port not in taken and _free(port):
+            return port
 
 
 def _free(port: int) -> bool:

@@ -21,7 +21,7 @@ async def access_token(edge: str, ca_file: Path, who: dict[str, str], domain_id:
         wanted = {"domain_id": domain_id} if domain_id else {}
         started = await _post(http, f"{edge}/v1/auth/sign-in", wanted)
         jar: Jar = {}
-        callback = await _authorize(http, str(started["authorization_url"]), edge, who, jar)
+        callback = await authorize(http, str(started["authorization_url"]), edge, who, jar)
         async with http.get(callback, headers={"Accept": "text/html"}, allow_redirects=False) as answer:
             cookies = {name: morsel.value for name, morsel in answer.cookies.items() if morsel.value}
         if "plexsphere_session" not in cookies:
@@ -49,7 +49,8 @@ async def _post(
         return content
 
 
-async def _authorize(http: ClientSession, url: str, edge: str, who: dict[str, str], jar: Jar) -> str:
+async def authorize(http: ClientSession, url: str, edge: str, who: dict[str, str], jar: Jar) -> str:
+    """Sign in at the provider from its authorization URL on, and return the URL that leads back to the edge."""
     for _ in range(MOST_STEPS):
         if url.startswith(edge + "/"):
             return url

@@ -46,4 +46,6 @@ def spec(state: State, name: str) -> Spec:
     async def ready() -> None:
         await port_open(state.port(name))
 
-    return Spec(name, [node, str(SCRIPT), str(state / f"config/{name}.json")], ready)
+    # Back-channel logouts go to the edge, whose certificate is of the development CA.
+    trust = {"NODE_EXTRA_CA_CERTS": str(state / "pki/ca.crt")}
+    return Spec(name, [node, str(SCRIPT), str(state / f"config/{name}.json")], ready, env=trust)

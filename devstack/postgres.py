@@ -1,5 +1,7 @@
 """PostgreSQL 18: TLS 1.3, one certificate role a service, durable."""
 
+import asyncio
+import contextlib
 import json
 import os
 import pwd
@@ -33,6 +35,7 @@ log_min_messages = warning
 log_parameter_max_length = 0
 log_parameter_max_length_on_error = 0
 log_min_error_statement = panic
+client_connection_check_interval = 1000
 """
 
 # Over TCP: TLS, a client certificate, and the role that it names. The socket folder is open to its owner only.
@@ -89,8 +92,26 @@ def spec(state: State) -> Spec:
     async def ready() -> None:
         await create_database(state)
 
+    async def before() -> None:
+        # After SIGKILL of the server a busy backend computes on, and the next server refuses to start beside it.
+        for process in leftovers(state):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        while leftovers(state):
+            await asyncio.sleep(0.02)
+
     command = [str(NATIVE / "bin/postgres"), "-D", str(state / "postgres/data")]
-    return Spec("postgres", command, ready, unprivileged=True, stop=signal.SIGINT)
+    return Spec("postgres", command, ready, before=before, unprivileged=True, stop=signal.SIGINT)
+
+
+def leftovers(state: State) -> list[int]:
+    """Return the processes that still work in this stack's cluster; zombies have no folder any more."""
+    data, found = str((state / "postgres/data").resolve()), []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if os.readlink(process / "cwd") == data:
+                found.append(int(process.name))
+    return found
 
 
 async def create_database(state: State) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from devstack.layout import ROOT, StackError, State
 
 PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
-CAP_DAC_OVERRIDE = 1
+CAP_DAC_READ_SEARCH = 2
 CAPSET = 126
 CAPABILITY_VERSION_3 = 0x20080522
 UNPRIVILEGED = "nobody"
@@ -21,13 +21,18 @@ UNPRIVILEGED = "nobody"
 libc = ctypes.CDLL(None, use_errno=True)
 
 
+async def nothing() -> None:
+    """Wait for nothing."""
+
+
 @dataclass(frozen=True)
 class Spec:
-    """One process: how it is started and how it is known to be ready."""
+    """One process: what must be out of its way, how it is started and how it is known to be ready."""
 
     name: str
     command: list[str]
     ready: Callable[[], Awaitable[object]]
+    before: Callable[[], Awaitable[object]] = nothing
     env: dict[str, str] = field(default_factory=dict)
     unprivileged: bool = False
     stop: signal.Signals = signal.SIGTERM
@@ -44,11 +49,11 @@ def become_nobody() -> None:
     os.setgroups([])
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
-    one = 1 << CAP_DAC_OVERRIDE
+    only = 1 << CAP_DAC_READ_SEARCH
     header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
-    sets = struct.pack("IIIIII", one, one, one, 0, 0, 0)
+    sets = struct.pack("IIIIII", only, only, only, 0, 0, 0)
     libc.syscall(CAPSET, header, sets)
-    libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_OVERRIDE, 0, 0)
+    libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_READ_SEARCH, 0, 0)
 
 
 def child_setup(parent: int, *, unprivileged: bool) -> Callable[[], None]:
@@ -68,6 +73,7 @@ def child_setup(parent: int, *, unprivileged: bool) -> Callable[[], None]:
 
 async def spawn(state: State, spec: Spec) -> asyncio.subprocess.Process:
     """Start a process with its log in the state folder."""
+    await spec.before()
     with (state / f"log/{spec.name}.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
             *spec.command,
@@ -82,10 +88,6 @@ async def spawn(state: State, spec: Spec) -> asyncio.subprocess.Process:
 
 async def run_once(state: State, name: str, command: list[str | Path], *, unprivileged: bool = False) -> None:
     """Run a command to its end; raises StackError with the end of its log when it fails."""
-
-    async def nothing() -> None:
-        return None
-
     spec = Spec(name, [str(part) for part in command], nothing, unprivileged=unprivileged)
     process = await spawn(state, spec)
     if await process.wait():

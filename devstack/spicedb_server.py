@@ -104,9 +104,14 @@ class Handlers(grpc.GenericRpcHandler):
 
             async def stream(request: bytes, rpc: Context) -> AsyncIterator[bytes]:
                 await self._authenticate(rpc)
-                call: Any = self._streams.unary_stream(method)
-                async for answer in call(request):
-                    yield answer
+                call: Any = self._streams.unary_stream(method)(request)
+                try:
+                    async for answer in call:
+                        yield answer
+                except grpc.aio.AioRpcError as error:
+                    await rpc.abort(error.code(), error.details() or "")
+                finally:
+                    call.cancel()
 
             return grpc.unary_stream_rpc_method_handler(stream)
         return None

@@ -3,10 +3,11 @@
 import argparse
 import asyncio
 import contextlib
+import fcntl
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,19 @@ async def ask(state: State, **command: str) -> JSON:
     return answer
 
 
+@contextlib.contextmanager
+def alone(state: State) -> Iterator[None]:
+    """Hold the state folder for the block; raises StackError when another supervisor has it."""
+    (state / "run").mkdir(parents=True, exist_ok=True)
+    # The system gives the lock back when its holder ends, however it ends.
+    with (state / "run/supervisor.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StackError(f"a stack is already running or starting in {state.folder}") from None
+        yield
+
+
 @contextlib.asynccontextmanager
 async def control(supervisor: Supervisor, state: State) -> AsyncIterator[None]:
     """Serve the control socket for the block."""
@@ -175,6 +189,11 @@ async def supervise(state: State, *, backends_only: bool, report: Report, ready:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         loop.add_signal_handler(number, supervisor.stopped.set)
+    with alone(state):
+        await _run(supervisor, state, ready)
+
+
+async def _run(supervisor: Supervisor, state: State, ready: Callable[[], None]) -> None:
     async with control(supervisor, state):
         starting = asyncio.ensure_future(supervisor.start_all())
         stopping = asyncio.ensure_future(supervisor.stopped.wait())

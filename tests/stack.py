@@ -5,7 +5,10 @@ folder, so that a run never has two stacks.
 """
 
 import asyncio
+import contextlib
+import os
 import shutil
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,12 +16,24 @@ from pathlib import Path
 import pytest
 
 from devstack import services
-from devstack.layout import SERVICES, State
+from devstack.layout import SERVICES, StackError, State
+from devstack.process import child_setup
+from devstack.supervisor import ask
 from tests.e2e.world import PLEXCTL, World, run
 
 
 def _wants_services(request: pytest.FixtureRequest) -> bool:
     return any(item.get_closest_marker("e2e") for item in request.session.items)
+
+
+async def _until_healthy(state: State, supervisor: "subprocess.Popen[bytes]") -> None:
+    async with asyncio.timeout(90):
+        while supervisor.poll() is None:
+            with contextlib.suppress(StackError):
+                if (await ask(state, do="status"))["healthy"]:
+                    return
+            await asyncio.sleep(0.05)
+    raise StackError((state / "supervisor.log").read_text())
 
 
 @pytest.fixture(scope="session")
@@ -27,11 +42,18 @@ def stack(request: pytest.FixtureRequest) -> Iterator[State]:
     folder = Path(tempfile.mkdtemp(prefix="plex-test-"))
     state = State(folder)
     only = () if _wants_services(request) else ("--backends-only",)
-    asyncio.run(run(*PLEXCTL, "dev", "up", "--detach", *only, "--state", folder))
+    with (folder / "supervisor.log").open("wb") as log:
+        supervisor = subprocess.Popen(
+            [*PLEXCTL, "dev", "up", *only, "--state", folder], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            # A run that is killed takes its stack with it.
+            preexec_fn=child_setup(os.getpid(), unprivileged=False),
+        )  # fmt: skip
     try:
+        asyncio.run(_until_healthy(state, supervisor))
         yield state
     finally:
-        asyncio.run(run(*PLEXCTL, "dev", "down", "--state", folder))
+        supervisor.terminate()
+        supervisor.wait()
         if not request.session.testsfailed:
             shutil.rmtree(folder, ignore_errors=True)
 

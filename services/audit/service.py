@@ -80,7 +80,8 @@ class Audit:
         """Recompute a segment from the rows themselves; an empty chain is the segment 1 to 1 and diverges nowhere."""
         await self._admit(request, chain, AUDIT, "audit.verify", chain)
         head = await self.store.head(chain)
-        first, last = first or 1, min(last or head.seq, max(head.seq, 1))
+        newest = max(head.seq, 1)
+        first, last = first or 1, min(last or newest, newest)
         if first > last:
             raise InvalidRequest("from_seq is beyond the segment's end")
         before = await self._hash_before(chain, first)

@@ -76,7 +76,9 @@ class Edge:
                 sent.setdefault("Origin", self.url)
         url = urljoin(self.url, path)
         async with self.http.request(method, url, data=data, headers=sent, allow_redirects=False) as answer:
-            return Answer(answer.status, dict(answer.headers), await answer.read())
+            # As they came: published clients look header names up case-sensitively.
+            received = {name.decode(): value.decode() for name, value in answer.raw_headers}
+            return Answer(answer.status, received, await answer.read())
 
 
 @dataclass

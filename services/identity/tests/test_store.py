@@ -13,6 +13,7 @@ import asyncpg
 import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
+from devstack.layout import State
 from libs.bao import Bao
 from libs.clock import SystemClock
 from libs.columns import guard_columns
@@ -20,6 +21,8 @@ from libs.cursor import Cursors
 from libs.custody import Secret
 from libs.errors import PlexError
 from libs.ids import uuid7
+from libs.migrations import Migrate, migrate
+from libs.settings import load
 from services.identity.authority import Gate
 from services.identity.columns import COLUMNS
 from services.identity.enrolment import Enrolled, Enrolment, Wish
@@ -359,7 +362,7 @@ async def test_a_text_that_postgresql_cannot_hold_is_the_callers_mistake(replica
     assert [await code(attempt) for attempt in attempts] == ["invalid_body"] * 3
 
 
-async def test_plaintext_keys_and_downgrades_are_refused_by_the_database(pools: Pools) -> None:
+async def test_plaintext_keys_and_their_deletion_are_refused_by_the_database(pools: Pools) -> None:
     insert = """
     INSERT INTO identity.node_secret_keys (kid, node_id, domain_id, wrapped, fingerprint, created_at)
     VALUES ($1, $2, $3, $4, $5, now())
@@ -370,3 +373,9 @@ async def test_plaintext_keys_and_downgrades_are_refused_by_the_database(pools: 
             await pools[0].execute(insert, *(wrong if n == column else value for n, value in enumerate(valid)))
     with pytest.raises(asyncpg.InsufficientPrivilegeError):
         await pools[0].execute("DELETE FROM identity.node_secret_keys")
+
+
+async def test_a_downgrade_that_would_lose_keys_is_refused_and_changes_nothing(backends: State, pools: Pools) -> None:
+    with pytest.raises(asyncpg.FeatureNotSupportedError):
+        await migrate(load(backends / "config/migrate.toml", Migrate), "identity", "base")
+    await guard_columns(pools[0], "identity", COLUMNS)

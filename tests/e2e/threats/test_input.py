@@ -36,7 +36,7 @@ BODIES: dict[str, tuple[bytes, str]] = {
     "not UTF-8": (b'{"name": "\xff"}', "400 invalid_body"),
     "duplicate member": (b'{"name": "a", "name": "b"}', "400 invalid_body"),
     "NaN": (b'{"name": NaN}', "400 invalid_body"),
-    "deep": (b"[" * 5000 + b"]" * 5000, "400 invalid_body"),
+    "deep": (b"[" * 4000 + b"]" * 4000, "400 invalid_body"),
     "wrong type": (json.dumps(DOMAIN | {"name": 7}).encode(), "400 invalid_body"),
     "missing member": (b'{"name": "a"}', "400 invalid_body"),
     "pattern": (json.dumps(DOMAIN | {"slug": "Bad Slug"}).encode(), "400 invalid_body"),
@@ -74,7 +74,7 @@ async def test_another_content_type_is_refused(scene: Scene) -> None:
         ("GET", "/v1/domains?limit=0", "400 invalid_limit"),
         ("GET", "/v1/domains?limit=many", "400 invalid_limit"),
         ("GET", "/v1/domains?cursor=forged", "400 invalid_cursor"),
-        ("GET", "/v1/domains/01990000-0000-7000-8000-000000000000", "404 not_found"),
+        ("GET", "/v1/domains/01990000-0000-7000-8000-000000000000", "403 permission_denied"),
         ("POST", "/v1/auth/tokens", "501 not_provisioned"),
     ],
 )

@@ -1,0 +1,163 @@
+"""The rules of audit."""
+
+import datetime
+import uuid
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from libs.clock import FixedClock
+from libs.cursor import Cursors
+from libs.custody import Secret
+from libs.errors import Forbidden, InvalidCursor, InvalidRequest, NotFound
+from libs.principal import Principal
+from services.audit.model import Decision, Filter
+from services.audit.service import Audit, Request
+from services.audit.tests.fakes import FakeChains, FakePeppers, FakeRelations
+
+pytestmark = pytest.mark.unit
+
+CHAIN = "01990000-0000-7000-8000-000000000001"
+NOW = datetime.datetime(2026, 4, 15, 10, 30, tzinfo=datetime.UTC)
+AUDITOR = Request(Principal("01990000-0000-7000-8000-00000000000a", "user", "session"), "corr")
+OTHER = Request(Principal("01990000-0000-7000-8000-00000000000b", "user", "session"), "corr")
+
+
+def decision(number: int = 0, **changed: Any) -> Decision:
+    made = Decision(
+        CHAIN, uuid.UUID(int=number + 1), NOW, "secret.read", "01990000-0000-7000-8000-0000000000ff", "node", "read",
+        "secret", f"s-{number}", "granted", {"action": ["secret.read"]}, f"c-{number}", "10.0.0.1", "agent",
+    )  # fmt: skip
+    return replace(made, **changed)
+
+
+@pytest.fixture
+def chains() -> FakeChains:
+    return FakeChains()
+
+
+@pytest.fixture
+def audit(chains: FakeChains) -> Audit:
+    relations = FakeRelations({("audit", f"domain:{CHAIN}"), ("manage", f"domain:{CHAIN}")})
+    cursors = Cursors(Secret(b"k" * 32))
+    return Audit(chains, chains, FakePeppers(), relations, cursors, FixedClock(NOW))
+
+
+async def fill(audit: Audit, count: int) -> None:
+    for number in range(count):
+        await audit.append(decision(number))
+
+
+async def test_the_same_key_is_one_row(audit: Audit) -> None:
+    assert [await audit.append(decision(1)), await audit.append(decision(1)), await audit.append(decision(2))] == [
+        1,
+        1,
+        2,
+    ]
+
+
+async def test_paging_ends_although_each_page_is_recorded(audit: Audit, chains: FakeChains) -> None:
+    await fill(audit, 25)
+    seen, cursor, pages = [], "", 0
+    while True:
+        page = await audit.list(AUDITOR, CHAIN, Filter(), cursor, 10)
+        seen += [row.seq for row in page.rows]
+        cursor, pages = page.next_cursor, pages + 1
+        if not cursor:
+            break
+    assert seen == list(range(25, 0, -1))
+    assert pages == 3
+    assert len(chains.rows[CHAIN]) == 25 + pages
+
+
+async def test_a_cursor_of_another_chain_or_caller_is_invalid(audit: Audit) -> None:
+    await fill(audit, 3)
+    cursor = (await audit.list(AUDITOR, CHAIN, Filter(), "", 1)).next_cursor
+    foreign = Request(replace(AUDITOR.principal, subject=OTHER.principal.subject))
+    for request, chain, text in ((foreign, CHAIN, cursor), (AUDITOR, CHAIN, cursor[:-2] + "xx")):
+        with pytest.raises(InvalidCursor):
+            await audit.list(request, chain, Filter(), text, 1)
+
+
+async def test_a_denied_read_is_recorded_and_refused(audit: Audit, chains: FakeChains) -> None:
+    bare = replace(audit, relations=FakeRelations())
+    with pytest.raises(Forbidden):
+        await bare.list(OTHER, CHAIN, Filter(), "", 10)
+    assert [row.reason for row in chains.rows[CHAIN]] == ["out_of_scope"]
+
+
+async def test_a_missing_relation_and_a_missing_entry_answer_the_same(audit: Audit) -> None:
+    await fill(audit, 1)
+    with pytest.raises(NotFound) as unknown:
+        await audit.get(AUDITOR, CHAIN, 99)
+    with pytest.raises(NotFound) as denied:
+        await replace(audit, relations=FakeRelations()).get(OTHER, CHAIN, 1)
+    assert str(unknown.value) == str(denied.value)
+
+
+MUTATIONS: dict[str, dict[str, Any]] = {
+    "relation": {"relation": "write"},
+    "object": {"object_id": "other"},
+    "reason": {"reason": "unknown"},
+    "time": {"occurred_at": NOW + datetime.timedelta(seconds=1)},
+    "pseudonym": {"pseudonym": "0" * 64},
+    "context": {"context": {}},
+    "correlation": {"correlation_id": "other"},
+    "canonical": {"canonical": b"{}"},
+    "entry hash": {"entry_hash": bytes(32)},
+    "previous hash": {"prev_hash": bytes(range(32))},
+    "subject": {"subject_id": "framed"},
+    "address": {"client_ip": "10.9.9.9"},
+}
+
+
+@pytest.mark.parametrize("name", MUTATIONS)
+async def test_any_altered_part_of_a_row_is_found_at_its_sequence(audit: Audit, chains: FakeChains, name: str) -> None:
+    await fill(audit, 9)
+    chains.rows[CHAIN][4] = replace(chains.rows[CHAIN][4], **MUTATIONS[name])
+    verdict = await audit.verify(AUDITOR, CHAIN, 0, 0)
+    assert verdict.divergent_seq == 5
+    assert len(verdict.expected_hash) == len(verdict.observed_hash) == 64
+
+
+async def test_a_deleted_and_a_truncated_row_are_found(audit: Audit, chains: FakeChains) -> None:
+    await fill(audit, 9)
+    head = await chains.head(CHAIN)
+    del chains.rows[CHAIN][4]
+    assert (await audit.verify(AUDITOR, CHAIN, 0, 0)).divergent_seq == 5
+    del chains.rows[CHAIN][4:]
+
+    class Truncated(FakeChains):
+        async def head(self, chain: str) -> Any:
+            return head
+
+    short = Truncated(chains.rows)
+    assert (await replace(audit, store=short).verify(AUDITOR, CHAIN, 0, 0)).divergent_seq == 5
+
+
+@pytest.mark.parametrize(("first", "last"), [(0, 0), (1, 5), (3, 3), (4, 99)])
+async def test_an_untouched_segment_diverges_nowhere(audit: Audit, first: int, last: int) -> None:
+    await fill(audit, 9)
+    verdict = await audit.verify(AUDITOR, CHAIN, first, last)
+    assert verdict.divergent_seq == 0
+    assert 1 <= verdict.segment_from <= verdict.segment_to <= 9
+
+
+async def test_an_empty_chain_is_whole_and_a_segment_beyond_the_end_is_refused(audit: Audit) -> None:
+    empty = await audit.verify(AUDITOR, CHAIN, 0, 0)
+    assert (empty.divergent_seq, empty.segment_from, empty.segment_to) == (0, 1, 1)
+    with pytest.raises(InvalidRequest):
+        await audit.verify(AUDITOR, CHAIN, 50, 0)
+
+
+async def test_erasing_removes_the_person_and_leaves_the_chain_whole(audit: Audit, chains: FakeChains) -> None:
+    await fill(audit, 3)
+    subject = uuid.UUID(decision().subject_id)
+    pseudonym, erased_at = await audit.erase(AUDITOR, CHAIN, subject)
+    assert len(pseudonym) == 64
+    assert all(row.subject_id != str(subject) for row in chains.rows[CHAIN])
+    assert (await audit.verify(AUDITOR, CHAIN, 0, 0)).divergent_seq == 0
+    again = await audit.erase(AUDITOR, CHAIN, subject)
+    assert again == (pseudonym, erased_at)
+    assert [row.context["action"] for row in chains.rows[CHAIN]].count(["audit.erase-identity"]) == 2

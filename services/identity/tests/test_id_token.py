@@ -1,0 +1,172 @@
+"""id_token validation: each refusal is a one-line mutation of a valid token, named by its reason."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import hashes, hmac
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from joserfc.jwk import ECKey, RSAKey
+
+from services.identity.id_token import LONGEST, Expected, TokenRefused, validate
+
+pytestmark = pytest.mark.unit
+
+NOW = 1_776_249_000
+PRIVATE = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
+ISSUER, CLIENT, NONCE, ACCESS = "https://op.example", "plexsphere", "n-0S6_WzA2Mj", "access"
+WANT = Expected(ISSUER, CLIENT, NONCE, NOW, ACCESS)
+AT_HASH = base64.urlsafe_b64encode(hashlib.sha256(ACCESS.encode()).digest()[:16]).decode().rstrip("=")
+CLAIMS: dict[str, Any] = {
+    "iss": ISSUER, "sub": "alice", "aud": CLIENT, "exp": NOW + 300, "iat": NOW, "nonce": NONCE, "at_hash": AT_HASH,
+    "auth_time": NOW - 10, "acr": "urn:mfa", "amr": ["pwd", "otp"],
+}  # fmt: skip
+HEADER = {"alg": "RS256", "kid": "k1"}
+
+
+def b64(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).decode().rstrip("=")
+
+
+def jwk(key: rsa.RSAPrivateKey, kid: str) -> dict[str, Any]:
+    public = RSAKey.import_key(key.public_key().public_numbers().public_key().public_bytes(*_spki()))
+    return {**public.as_dict(private=False), "kid": kid, "use": "sig", "alg": "RS256"}
+
+
+def _spki() -> Any:
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    return Encoding.PEM, PublicFormat.SubjectPublicKeyInfo
+
+
+KEYS = [jwk(PRIVATE, "k1"), jwk(OTHER, "k2")]
+
+
+def token(
+    claims: Any = None, header: Any = None, key: rsa.RSAPrivateKey = PRIVATE, payload: bytes | None = None
+) -> str:
+    body = payload if payload is not None else json.dumps(CLAIMS | (claims or {})).encode()
+    signed = f"{b64(json.dumps(HEADER | (header or {})).encode())}.{b64(body)}"
+    return f"{signed}.{b64(key.sign(signed.encode(), padding.PKCS1v15(), hashes.SHA256()))}"
+
+
+def without(*names: str) -> bytes:
+    return json.dumps({name: value for name, value in CLAIMS.items() if name not in names}).encode()
+
+
+def hs256_with_the_public_key() -> str:
+    signed = f"{b64(json.dumps({'alg': 'HS256', 'kid': 'k1'}).encode())}.{b64(json.dumps(CLAIMS).encode())}"
+    tag = hmac.HMAC(PRIVATE.public_key().public_bytes(*_spki()), hashes.SHA256())
+    tag.update(signed.encode())
+    return f"{signed}.{b64(tag.finalize())}"
+
+
+REFUSED: dict[str, tuple[Callable[[], str], str]] = {
+    "wrong issuer": (lambda: token({"iss": "https://evil.example"}), "iss"),
+    "issuer with a slash more": (lambda: token({"iss": ISSUER + "/"}), "iss"),
+    "missing issuer": (lambda: token(payload=without("iss")), "iss"),
+    "missing subject": (lambda: token(payload=without("sub")), "sub"),
+    "subject that is no text": (lambda: token({"sub": 7}), "sub"),
+    "wrong audience": (lambda: token({"aud": "other"}), "aud"),
+    "missing audience": (lambda: token(payload=without("aud")), "aud"),
+    "several audiences without azp": (lambda: token({"aud": [CLIENT, "other"]}), "azp_missing"),
+    "several audiences, another azp": (lambda: token({"aud": [CLIENT, "other"], "azp": "other"}), "azp"),
+    "another azp": (lambda: token({"azp": "other"}), "azp"),
+    "expired": (lambda: token({"exp": NOW - 31}), "exp"),
+    "expired at the leeway": (lambda: token({"exp": NOW - 30}), "exp"),
+    "missing expiry": (lambda: token(payload=without("exp")), "exp"),
+    "expiry that is no number": (lambda: token({"exp": "soon"}), "exp"),
+    "not yet valid": (lambda: token({"nbf": NOW + 31}), "nbf"),
+    "issued in the future": (lambda: token({"iat": NOW + 31}), "iat"),
+    "missing issue time": (lambda: token(payload=without("iat")), "iat"),
+    "wrong nonce": (lambda: token({"nonce": "other"}), "nonce"),
+    "missing nonce": (lambda: token(payload=without("nonce")), "nonce"),
+    "wrong at_hash": (lambda: token({"at_hash": "other"}), "at_hash"),
+    "login in the future": (lambda: token({"auth_time": NOW + 31}), "auth_time_future"),
+    "signed by another key": (lambda: token(key=OTHER), "signature"),
+    "unknown kid": (lambda: token(header={"kid": "k9"}), "kid"),
+    "no kid with several keys": (lambda: token(header={"kid": None}).replace("x", "x"), "kid"),
+    "alg none": (lambda: token(header={"alg": "none"}).rsplit(".", 1)[0] + ".", "alg"),
+    "HS256 with the public key": (hs256_with_the_public_key, "alg"),
+    "another asymmetric alg": (lambda: token(header={"alg": "PS256"}), "alg"),
+    "alg of another key type": (lambda: token(header={"alg": "ES256"}), "kid"),
+    "embedded jwk": (lambda: token(header={"jwk": KEYS[1]}), "header_jwk"),
+    "embedded jku": (lambda: token(header={"jku": "https://evil.example"}), "header_jku"),
+    "embedded x5u": (lambda: token(header={"x5u": "https://evil.example"}), "header_x5u"),
+    "unknown crit": (lambda: token(header={"crit": ["exp"]}), "header_crit"),
+    "b64 false": (lambda: token(header={"b64": False}), "header_b64"),
+    "duplicate claim": (
+        lambda: token(payload=json.dumps(CLAIMS).encode()[:-1] + b', "sub": "eve"}'),
+        "duplicate_claim",
+    ),
+    "bad UTF-8": (lambda: token(payload=b'{"sub": "\xff"}'), "form"),
+    "no object": (lambda: token(payload=b"[]"), "form"),
+    "no token": (lambda: "a.b", "form"),
+    "two megabytes": (lambda: "a" * 2_000_000, "too_long"),
+    "altered": (lambda: altered(), "signature"),  # noqa: PLW0108 — defined below
+}
+
+
+def altered() -> str:
+    head, _, signature = token().split(".")
+    return f"{head}.{b64(json.dumps(CLAIMS | {'sub': 'eve'}).encode())}.{signature}"
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_token_with_one_thing_wrong_is_refused_with_its_reason(name: str) -> None:
+    make, reason = REFUSED[name]
+    with pytest.raises(TokenRefused) as refused:
+        validate(make(), KEYS, WANT)
+    assert refused.value.reason == reason
+
+
+def test_a_valid_token_says_how_somebody_signed_in() -> None:
+    claims, login = validate(token(), KEYS, WANT)
+    assert (claims["sub"], login.acr, login.amr, login.auth_time) == ("alice", "urn:mfa", ("pwd", "otp"), NOW - 10)
+
+
+@pytest.mark.parametrize(
+    ("claims", "want"),
+    [
+        ({"exp": NOW - 29}, WANT),
+        ({"iat": NOW + 30}, WANT),
+        ({"nbf": NOW + 30}, WANT),
+        ({"aud": [CLIENT]}, WANT),
+        ({"aud": [CLIENT, "other"], "azp": CLIENT}, WANT),
+        ({"auth_time": NOW - 60}, replace(WANT, max_age_s=60)),
+        ({"acr": "b"}, replace(WANT, required_acr=("a", "b"))),
+        ({"amr": ["otp", "pwd", "geo"]}, replace(WANT, required_amr=("pwd", "otp"))),
+    ],
+)
+def test_at_the_boundary_it_is_accepted(claims: dict[str, Any], want: Expected) -> None:
+    validate(token(claims), KEYS, want)
+
+
+@pytest.mark.parametrize(
+    ("claims", "want", "reason"),
+    [
+        ({"auth_time": NOW - 61}, replace(WANT, max_age_s=60), "auth_time"),
+        ({"auth_time": NOW - 61}, replace(WANT, max_age_s=60, leeway_s=60), "auth_time"),
+        ({"auth_time": None}, replace(WANT, max_age_s=60), "auth_time"),
+        ({"acr": "c"}, replace(WANT, required_acr=("a", "b")), "acr"),
+        ({"acr": None}, replace(WANT, required_acr=("a",)), "acr"),
+        ({"amr": ["pwd"]}, replace(WANT, required_amr=("pwd", "otp")), "amr"),
+        ({"amr": "pwd otp"}, replace(WANT, required_amr=("pwd",)), "amr"),
+    ],
+)
+def test_what_was_asked_for_must_come_back(claims: dict[str, Any], want: Expected, reason: str) -> None:
+    with pytest.raises(TokenRefused) as refused:
+        validate(token(claims), KEYS, want)
+    assert refused.value.reason == reason
+
+
+def test_a_key_of_another_use_does_not_count() -> None:
+    with pytest.raises(TokenRefused, match="kid"):
+        validate(token(), [KEYS[0] | {"use": "enc"}], WANT)
+    assert LONGEST < 2_000_000
+    assert ECKey.generate_key("P-256").as_dict(private=False)["kty"] == "EC"
