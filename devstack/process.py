@@ -2,20 +2,19 @@
 
 import asyncio
 import ctypes
+import functools
 import os
 import pwd
 import signal
-import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from devstack.layout import ROOT, StackError, State
 
-PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
-CAP_DAC_READ_SEARCH = 2
-CAPSET = 126
-CAPABILITY_VERSION_3 = 0x20080522
+PR_SET_PDEATHSIG = 1
+CLONE_NEWUSER = 0x10000000
+INSIDE = 1000
 UNPRIVILEGED = "nobody"
 
 libc = ctypes.CDLL(None, use_errno=True)
@@ -23,6 +22,13 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 async def nothing() -> None:
     """Wait for nothing."""
+
+
+async def until(condition: Callable[[], object], within_s: float) -> None:
+    """Wait until something that has no event of its own is so; raises TimeoutError."""
+    async with asyncio.timeout(within_s):
+        while not condition():  # noqa: ASYNC110 — what other processes do sets no event of ours
+            await asyncio.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -39,29 +45,51 @@ class Spec:
     within_s: float = 30.0
 
 
-def become_nobody() -> None:
-    """Drop root, as PostgreSQL demands, but keep reading through folders that only root may enter.
+def map_to_nobody() -> bool:
+    """Stay root outside and be an ordinary user inside a user namespace (user_namespaces(7)); False where it may not be.
 
-    A checkout below /root, or a temporary folder of mode 0700, would otherwise be out of reach.
+    PostgreSQL refuses to run as root. Like this it still owns its files and passes through folders that only root may
+    enter: a checkout below /root, or a temporary folder of mode 0700.
     """
+    if libc.unshare(CLONE_NEWUSER) != 0:
+        return False
+    try:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{INSIDE} 0 1")
+        Path("/proc/self/gid_map").write_text(f"{INSIDE} 0 1")
+    except OSError:
+        return False
+    return True
+
+
+@functools.cache
+def namespaces_work() -> bool:
+    """Say whether this machine lets root make user namespaces, by trying it in a child."""
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if map_to_nobody() else 1)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def become_nobody() -> None:
+    """Drop root for good; the checkout and the state must then be where everybody may pass."""
     user = pwd.getpwnam(UNPRIVILEGED)
-    libc.prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setgroups([])
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
-    only = 1 << CAP_DAC_READ_SEARCH
-    header = struct.pack("Ii", CAPABILITY_VERSION_3, 0)
-    sets = struct.pack("IIIIII", only, only, only, 0, 0, 0)
-    libc.syscall(CAPSET, header, sets)
-    libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, CAP_DAC_READ_SEARCH, 0, 0)
 
 
 def child_setup(parent: int, *, unprivileged: bool) -> Callable[[], None]:
     """Return what a child does before it becomes its program: leave the terminal's group, drop root, die with us."""
 
+    drop = unprivileged and os.geteuid() == 0
+    mapped = drop and namespaces_work()
+
     def set_up() -> None:
         os.setpgid(0, 0)
-        if unprivileged and os.geteuid() == 0:
+        if mapped:
+            map_to_nobody()
+        elif drop:
             become_nobody()
         # After setuid, which clears it.
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -104,7 +104,8 @@ class Handlers(grpc.GenericRpcHandler):
 
             async def stream(request: bytes, rpc: Context) -> AsyncIterator[bytes]:
                 await self._authenticate(rpc)
-                call: Any = self._streams.unary_stream(method)(request)
+                method_of_library: Any = self._streams.unary_stream(method)
+                call = method_of_library(request)
                 try:
                     async for answer in call:
                         yield answer

@@ -27,6 +27,9 @@ const configuration = {
     },
   ],
   pkce: { required: () => true },
+  // It refuses to call this machine, which is where the edge of an embedded stack is; only that one call may.
+  fetch: (url, options) =>
+    globalThis.fetch(url, String(url) === settings.backchannel_logout_uri ? { ...options, dispatcher: undefined } : options),
   features: {
     devInteractions: { enabled: false },
     backchannelLogout: { enabled: true },
@@ -69,6 +72,7 @@ let serve;
 
 function begin() {
   provider = new Provider(settings.issuer, { ...configuration, jwks: JSON.parse(readFileSync(settings.jwks, "utf8")) });
+  provider.on("backchannel.error", (_ctx, error) => console.error("back-channel logout:", error.message, error.cause));
   serve = provider.callback();
 }
 

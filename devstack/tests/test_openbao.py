@@ -2,7 +2,7 @@
 
 import base64
 import secrets
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack
 
 import pytest
@@ -33,9 +33,9 @@ async def acting(stack: State) -> AsyncIterator[As]:
         yield client
 
 
-async def status(bao: Bao, method: str, path: str, body: dict[str, object] | None = None) -> int:
+async def status(bao: Bao, method: str, path: str, body: Mapping[str, object] | None = None) -> int:
     try:
-        await bao.request(method, path, body)
+        await bao.request(method, path, dict(body) if body else None)
     except BaoRefused as refused:
         return refused.status
     return 200

@@ -20,9 +20,9 @@ REFUSED = (
 )
 
 
-async def connect(stack: State, user: str, context: ssl.SSLContext | bool) -> asyncpg.Connection:
+async def connect(stack: State, user: str, context: ssl.SSLContext | None) -> asyncpg.Connection:
     return await asyncpg.connect(
-        host="127.0.0.1", port=stack.port("postgres"), user=user, database="plexsphere", ssl=context
+        host="127.0.0.1", port=stack.port("postgres"), user=user, database="plexsphere", ssl=context or False
     )
 
 
@@ -43,7 +43,7 @@ async def test_nobody_gets_in_as_audit_without_its_certificate(stack: State, sho
 
 async def test_nobody_gets_in_without_tls(stack: State) -> None:
     with pytest.raises(asyncpg.InvalidAuthorizationSpecificationError, match="no encryption"):
-        await connect(stack, "audit", context=False)
+        await connect(stack, "audit", None)
 
 
 async def test_nobody_gets_in_with_an_older_tls(stack: State, shown: Shown) -> None:

@@ -1,6 +1,7 @@
 """The server in front of SpiceDB's library: the key, the schema, and every kind of call that we use."""
 
 import uuid
+from typing import Any
 
 import grpc
 import pytest
@@ -56,9 +57,9 @@ async def test_a_wrong_key_is_refused(stack: State, spicedb: AsyncClient, platfo
     intruder = client(stack, key)
     with pytest.raises(grpc.aio.AioRpcError) as unary:
         await intruder.ReadSchema(ReadSchemaRequest())
+    wanted = ReadRelationshipsRequest(relationship_filter=RelationshipFilter(resource_type="platform"))
     with pytest.raises(grpc.aio.AioRpcError) as streamed:
-        wanted = RelationshipFilter(resource_type="platform")
-        await anext(aiter(intruder.ReadRelationships(ReadRelationshipsRequest(relationship_filter=wanted))))
+        await anext(aiter(intruder.ReadRelationships(wanted)))
     assert {unary.value.code(), streamed.value.code()} == {grpc.StatusCode.UNAUTHENTICATED}
 
 
@@ -92,7 +93,7 @@ async def test_a_call_that_the_library_lacks_is_unimplemented(stack: State) -> N
         f"127.0.0.1:{stack.port('spicedb')}", grpc.ssl_channel_credentials((stack / "pki/ca.crt").read_bytes())
     )
     async with channel:
-        call = channel.unary_unary("/authzed.api.v1.PermissionsService/ExportBulkRelationships")
+        call: Any = channel.unary_unary("/authzed.api.v1.PermissionsService/ExportBulkRelationships")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call(b"")
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED

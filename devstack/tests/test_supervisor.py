@@ -1,6 +1,7 @@
 """A stack of its own, side by side with the run's: what it keeps, and what it leaves behind when it is killed."""
 
 import asyncio
+import contextlib
 import os
 import shutil
 import signal
@@ -13,7 +14,9 @@ import pytest
 
 from devstack import openbao, postgres
 from devstack.layout import BACKENDS, State
+from devstack.process import until
 from devstack.supervisor import ask
+from libs.bao import Bao
 from tests.e2e.world import PLEXCTL, run
 
 pytestmark = pytest.mark.integration
@@ -50,9 +53,7 @@ def processes(state: State) -> dict[int, str]:
 
 async def until_nothing_runs(state: State) -> None:
     try:
-        async with asyncio.timeout(5):
-            while processes(state):
-                await asyncio.sleep(0.05)
+        await until(lambda: not processes(state), 5)
     except TimeoutError:
         raise AssertionError(processes(state)) from None
 
@@ -60,6 +61,15 @@ async def until_nothing_runs(state: State) -> None:
 def supervisor_of(state: State) -> int:
     (found,) = [pid for pid, command in processes(state).items() if "devstack.supervisor" in command]
     return found
+
+
+@contextlib.asynccontextmanager
+async def opened(state: State, name: str) -> AsyncIterator[Bao]:
+    bao = openbao.client(state, name)
+    try:
+        yield bao
+    finally:
+        await bao.close()
 
 
 async def superuser(state: State) -> asyncpg.Connection:
@@ -71,16 +81,14 @@ async def test_a_killed_supervisor_leaves_nothing_and_its_state_is_used_again(ow
     ports = (own / "ports.json").read_text()
     connection = await superuser(own)
     await connection.execute("CREATE TABLE public.kept AS SELECT 7 AS value")
-    bao = openbao.client(own, "operator")
-    await bao.write_kv("kept", {"value": "7"}, cas=0)
+    async with opened(own, "operator") as bao:
+        await bao.write_kv("kept", {"value": "7"}, cas=0)
 
     # A backend that computes does not look whether its server still lives.
     busy = asyncio.ensure_future(connection.execute("SELECT count(*) FROM generate_series(1, 300000000)"))
     await asyncio.sleep(0.5)
     os.kill(supervisor_of(own), signal.SIGKILL)
-    async with asyncio.timeout(5):
-        while [pid for pid, command in processes(own).items() if not command.startswith("postgres: ")]:
-            await asyncio.sleep(0.02)
+    await until(lambda: all(command.startswith("postgres: ") for command in processes(own).values()), 5)
 
     # Started again at once, with that backend still at work.
     await up(own)
@@ -90,8 +98,8 @@ async def test_a_killed_supervisor_leaves_nothing_and_its_state_is_used_again(ow
     connection = await superuser(own)
     assert await connection.fetchval("SELECT value FROM public.kept") == 7
     await connection.close()
-    assert (await bao.read_kv("kept"))[0] == {"value": "7"}
-    await bao.close()
+    async with opened(own, "operator") as bao:
+        assert (await bao.read_kv("kept"))[0] == {"value": "7"}
 
     os.kill(supervisor_of(own), signal.SIGKILL)
     await until_nothing_runs(own)
@@ -103,7 +111,7 @@ async def test_a_backend_is_killed_stays_down_and_starts_again(own: State) -> No
         await ask(own, do="kill", name=name)
     rows = (await ask(own, do="status"))["processes"]
     assert {row["name"] for row in rows if row["up"]} == set()
-    assert postgres.leftovers(own) == []
+    await until(lambda: not postgres.leftovers(own), 5)
     await ask(own, do="start", name="postgres")
     await ask(own, do="up")
     rows = (await ask(own, do="status"))["processes"]
@@ -132,6 +140,5 @@ async def test_openbao_that_was_killed_in_its_first_start_is_initialised_again(o
     raft.mkdir(parents=True)
     (raft / "vault.db").write_bytes(b"half")
     await up(own)
-    bao = openbao.client(own, "identity")
-    assert (await bao.read_kv("idp/oidc-a"))[0]["client_secret"] == own.secret("oidc-a.secret")
-    await bao.close()
+    async with opened(own, "identity") as bao:
+        assert (await bao.read_kv("idp/oidc-a"))[0]["client_secret"] == own.secret("oidc-a.secret")

@@ -1,0 +1,245 @@
+"""Remove one control at a time in a scratch copy, and see the attack on it succeed: its e2e test must go red.
+
+`make mutants` runs all; names as arguments run those. No switch for any of this is in shipped code. Writes
+build/mutants.json and prints the table.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+REPORT = ROOT / "build" / "mutants.json"
+LEFT_OUT = shutil.ignore_patterns(
+    ".git", ".venv", "node_modules", "build", ".state", "__pycache__", ".*_cache", "*.egg-info"
+)
+THREATS = "tests/e2e/threats/"
+STORY = "tests/e2e/stories/test_main_job.py"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A control, the text that is it, what is left without it, and the attack that must then succeed."""
+
+    name: str
+    file: str
+    control: str
+    without: str
+    attack: str
+
+
+# The copy as it is must be green, or a red attack would say nothing.
+UNTOUCHED = Mutant("nothing removed", "README.md", "#", "#", THREATS + "test_memory.py")
+
+MUTANTS = (
+    Mutant(
+        "F-2 audit before bytes",
+        "services/secrets/service.py",
+        "        await self.audit.record(decided(caller, found, wanted, reason))\n",
+        "",
+        THREATS + "test_secrets.py::test_a_granted_and_a_denied_read_are_one_row_each",
+    ),
+    Mutant(
+        "F-2 no audit, no bytes",
+        "services/secrets/service.py",
+        "        await self.audit.record(decided(caller, found, wanted, reason))\n",
+        "        import contextlib\n        with contextlib.suppress(Exception):\n"
+        "            await self.audit.record(decided(caller, found, wanted, reason))\n",
+        STORY,
+    ),
+    Mutant(
+        "F-2 rate limit",
+        "services/secrets/service.py",
+        "            await self.limits.spend(node_id, domain_id)\n",
+        "            pass\n",
+        STORY,
+    ),
+    Mutant(
+        "F-6 relation of the reader",
+        "services/secrets/service.py",
+        '        reason = await self.relations.check(f"node:{node_id}", "read", found.resource)\n',
+        "        reason = GRANTED\n",
+        THREATS + "test_secrets.py::test_a_revoked_grant_is_refused_at_once_every_time",
+    ),
+    Mutant(
+        "F-6 revoke answers after SpiceDB",
+        "services/identity/relations.py",
+        "            await self.checker.delete(rows)\n",
+        "            pass\n",
+        THREATS + "test_secrets.py::test_a_revoked_grant_is_refused_at_once_every_time",
+    ),
+    Mutant(
+        "guard: caller list",
+        "libs/rpc/guard.py",
+        "        if not peer or peer not in self._callers.get(service, ()):\n",
+        "        if not peer:\n",
+        THREATS + "test_guard.py::test_a_valid_certificate_of_a_process_that_is_not_listed_is_refused",
+    ),
+    Mutant(
+        "guard: principal required",
+        "libs/rpc/guard.py",
+        "        needed = self._principals.get(service, True)\n",
+        "        needed = False\n",
+        THREATS + "test_guard.py::test_a_wrong_assertion_is_refused_for_every_rpc_that_requires_one",
+    ),
+    Mutant(
+        "assertion: audience",
+        "libs/principal.py",
+        ' or claims.get("aud") != self._audience:',
+        ":",
+        THREATS + "test_guard.py::test_a_wrong_assertion_is_refused_for_every_rpc_that_requires_one",
+    ),
+    Mutant(
+        "assertion: presenter",
+        "libs/principal.py",
+        '        if claims.get("azp") != peer:\n',
+        "        if False:\n",
+        THREATS + "test_guard.py::test_a_wrong_assertion_is_refused_for_every_rpc_that_requires_one",
+    ),
+    Mutant(
+        "assertion: SAN of the signer",
+        "libs/principal.py",
+        "        if names.get_values_for_type(x509.UniformResourceIdentifier) != [SIGNER_URI]:\n",
+        "        if False:\n",
+        THREATS + "test_guard.py::test_a_wrong_assertion_is_refused_for_every_rpc_that_requires_one",
+    ),
+    Mutant(
+        "assertion: CA of the signer",
+        "libs/principal.py",
+        "            leaf.verify_directly_issued_by(authority)\n",
+        "            _ = authority\n",
+        THREATS + "test_guard.py::test_a_wrong_assertion_is_refused_for_every_rpc_that_requires_one",
+    ),
+    Mutant(
+        "edge: CSRF token",
+        "services/gateway/csrf.py",
+        "        raise CsrfTokenMismatch\n",
+        "        pass\n",
+        THREATS + "test_input.py::test_a_cookie_needs_the_csrf_header_and_the_right_origin",
+    ),
+    Mutant(
+        "edge: Origin",
+        "services/gateway/csrf.py",
+        "        raise CsrfOriginMismatch\n",
+        "        pass\n",
+        THREATS + "test_input.py::test_a_cookie_needs_the_csrf_header_and_the_right_origin",
+    ),
+    Mutant(
+        "F-3 issuer of the answer",
+        "services/identity/sign_in.py",
+        "        if issuer != binding.issuer and (",
+        "        if False and (",
+        THREATS + "test_sign_in.py::test_a_changed_answer_of_the_provider_opens_no_session",
+    ),
+    Mutant(
+        "A-1 columns held against the bytes",
+        "services/audit/service.py",
+        "            if row.entry_hash != own or not agrees(row):\n",
+        "            if row.entry_hash != own:\n",
+        THREATS + "test_audit.py::test_a_rewritten_column_is_found_at_its_sequence",
+    ),
+    Mutant(
+        "A-1 hash of the entry",
+        "services/audit/service.py",
+        "            if row.entry_hash != own or not agrees(row):\n",
+        "            if not agrees(row):\n",
+        THREATS + "test_audit.py::test_a_rewritten_column_is_found_at_its_sequence",
+    ),
+    Mutant(
+        "A-5 the table refuses change",
+        "services/audit/migrations/0001_create_chain.py",
+        "CREATE TRIGGER refuse_change BEFORE UPDATE OR DELETE ON audit.entries\n"
+        "    FOR EACH ROW EXECUTE FUNCTION audit.refuse_change();\n",
+        "",
+        THREATS + "test_audit.py::test_even_the_owner_is_refused_by_the_table",
+    ),
+    Mutant(
+        "A-5 refusing downgrade",
+        "services/audit/migrations/0001_create_chain.py",
+        '    refuse("going below this revision would delete audit entries")\n',
+        '    run("DROP TABLE audit.entries")\n',
+        THREATS + "test_database.py::test_a_downgrade_that_would_lose_audit_data_or_keys_is_refused",
+    ),
+    Mutant(
+        "S-1 column guard",
+        "services/mesh/__main__.py",
+        '        await guard_columns(pool, "mesh", COLUMNS)\n',
+        "",
+        THREATS + "test_database.py::test_a_column_that_nobody_declared_stops_the_service",
+    ),
+    Mutant(
+        "S-1 form of a wrapped key",
+        "services/identity/migrations/0001_create_directory.py",
+        "    wrapped text NOT NULL CHECK (wrapped ~ '^vault:v[0-9]+:[A-Za-z0-9+/]{60,}=*$'),\n",
+        "    wrapped text NOT NULL CHECK (wrapped <> ''),\n",
+        THREATS + "test_database.py::test_plaintext_is_refused_by_the_database",
+    ),
+    Mutant(
+        "A-2 no core files",
+        "libs/custody.py",
+        "    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))\n",
+        "    resource.setrlimit(resource.RLIMIT_CORE, (1, 1))\n",
+        THREATS + "test_memory.py",
+    ),
+)
+
+
+def try_mutant(mutant: Mutant) -> dict[str, object]:
+    """Run the attack against a copy without the control; the mutant is killed when its test goes red."""
+    started = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="plex-mutant-") as folder:
+        copy = Path(folder) / "repo"
+        shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
+        for shared in (".venv", "node_modules"):
+            (copy / shared).symlink_to(ROOT / shared)
+        target = copy / mutant.file
+        text = target.read_text()
+        if text.count(mutant.control) < 1:
+            raise SystemExit(f"{mutant.name}: its control is not in {mutant.file} any more; mend tools/mutants.py")
+        target.write_text(text.replace(mutant.control, mutant.without))
+        # The copy's own modules come first; the stubs under proto/ are the original's.
+        environment = {**os.environ, "PYTHONPATH": str(copy)}
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.attack]
+        ran = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
+    # A test that failed, not a stack that did not start.
+    red = ran.returncode == 1 and "\nFAILED " in ran.stdout and "\nERROR " not in ran.stdout
+    return {
+        "control": mutant.name,
+        "attack": mutant.attack,
+        "killed": red,
+        "seconds": round(time.monotonic() - started, 1),
+        "output": "" if red else ran.stdout[-2000:] + ran.stderr[-2000:],
+    }
+
+
+def main() -> None:
+    """Try the mutants and end with 1 when one survives."""
+    chosen = [mutant for mutant in MUTANTS if not sys.argv[1:] or any(word in mutant.name for word in sys.argv[1:])]
+    untouched = str(try_mutant(UNTOUCHED)["output"])
+    if " passed" not in untouched or "FAILED" in untouched or "ERROR" in untouched:
+        raise SystemExit(f"an untouched copy is not green:\n{untouched}")
+    rows = []
+    for mutant in chosen:
+        row = try_mutant(mutant)
+        rows.append(row)
+        print(
+            f"{'killed  ' if row['killed'] else 'SURVIVED'} {row['seconds']:>5} s  {mutant.name}  <- {mutant.attack}",
+            flush=True,
+        )
+        if not row["killed"]:
+            print(row["output"])
+    REPORT.parent.mkdir(exist_ok=True)
+    REPORT.write_text(json.dumps(rows, indent=2) + "\n")
+    survived = sum(not row["killed"] for row in rows)
+    print(f"{len(rows) - survived} of {len(rows)} killed")
+    raise SystemExit(1 if survived else 0)
+
+
+if __name__ == "__main__":
+    main()
