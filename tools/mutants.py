@@ -70,8 +70,8 @@ MUTANTS = (
     Mutant(
         "F-6 revoke answers after SpiceDB",
         "services/identity/relations.py",
-        "            await self.checker.delete(rows)\n",
-        "            pass\n",
+        "        await self.tuples.finish(self.checker, rows)\n",
+        "        _ = rows\n",
         THREATS + "test_secrets.py::test_a_revoked_grant_is_refused_at_once_every_time",
     ),
     Mutant(
