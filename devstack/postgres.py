@@ -53,6 +53,9 @@ async def prepare(state: State) -> None:
     home, data, run = state / "postgres", state / "postgres/data", state / "postgres/run"
     run.mkdir(parents=True, exist_ok=True)
     _give(home, run)
+    if data.exists() and data.stat().st_uid != home.stat().st_uid:
+        # The cluster was made where root had to drop its rights in another way.
+        _give(data, *data.rglob("*"))
     if not (data / "PG_VERSION").exists():
         shutil.rmtree(data, ignore_errors=True)
         command: list[str | Path] = [
@@ -80,10 +83,11 @@ def _link_libraries() -> None:
 
 
 def _give(*paths: Path) -> None:
-    if os.geteuid() == 0 and not namespaces_work():
-        user = pwd.getpwnam(UNPRIVILEGED)
-        for path in paths:
-            os.chown(path, user.pw_uid, user.pw_gid)
+    if os.geteuid() != 0:
+        return
+    user, group = (0, 0) if namespaces_work() else pwd.getpwnam(UNPRIVILEGED)[2:4]
+    for path in paths:
+        os.chown(path, user, group)
 
 
 def spec(state: State) -> Spec:

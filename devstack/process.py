@@ -46,7 +46,7 @@ class Spec:
 
 
 def map_to_nobody() -> bool:
-    """Stay root outside and be an ordinary user inside a user namespace (user_namespaces(7)); False where it may not be.
+    """Stay root outside, be an ordinary user inside a user namespace (user_namespaces(7)); False where that is refused.
 
     PostgreSQL refuses to run as root. Like this it still owns its files and passes through folders that only root may
     enter: a checkout below /root, or a temporary folder of mode 0700.
@@ -81,7 +81,6 @@ def become_nobody() -> None:
 
 def child_setup(parent: int, *, unprivileged: bool) -> Callable[[], None]:
     """Return what a child does before it becomes its program: leave the terminal's group, drop root, die with us."""
-
     drop = unprivileged and os.geteuid() == 0
     mapped = drop and namespaces_work()
 

@@ -29,6 +29,9 @@ class Cursors:
             raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         except ValueError:
             raise InvalidCursor from None
+        # Base64 has several spellings of the same bytes; only the one that was sealed is ours.
+        if base64.urlsafe_b64encode(raw).decode().rstrip("=") != cursor:
+            raise InvalidCursor
         tag, body = raw[:TAG], raw[TAG:]
         if not hmac.compare_digest(tag, self._tag(body)):
             raise InvalidCursor

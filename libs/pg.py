@@ -39,7 +39,12 @@ async def create_pool(settings: Postgres, identity: Tls) -> AsyncIterator[asyncp
         command_timeout=settings.timeout_s,
         timeout=settings.timeout_s,
         connect=connect,
-        server_settings={"application_name": settings.user, "timezone": "UTC"},
+        server_settings={
+            "application_name": settings.user,
+            "timezone": "UTC",
+            # The same bound on the server's side: a client that is gone cannot cancel, and its statement holds locks.
+            "statement_timeout": str(round(settings.timeout_s * 1000)),
+        },
     )
     try:
         yield pool

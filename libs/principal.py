@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from joserfc import jws, jwt
@@ -108,7 +108,7 @@ class AssertionVerifier:
         self._ca_file = ca_file
         self._audience = audience
         self._clock = clock
-        self._checked: tuple[str, x509.Certificate, OKPKey] | None = None
+        self._checked: tuple[tuple[str, int], x509.Certificate, OKPKey] | None = None
 
     def verify(self, token: str, peer: str) -> Principal:
         """Return who is behind the call; raises Unauthenticated with the reason for anything that is not right."""
@@ -120,38 +120,46 @@ class AssertionVerifier:
                 raise Unauthenticated("not a principal assertion")
             key = self._signer(header.get("x5c"))
             claims = jwt.decode(token, key, registry=REGISTRY).claims
-        except (JoseError, ValueError, TypeError) as error:
+        except (JoseError, ValueError, TypeError, RecursionError) as error:
             raise Unauthenticated(f"the principal assertion does not verify: {type(error).__name__}") from None
         return self._principal(claims, peer)
 
     def _signer(self, chain: Any) -> OKPKey:
         if not isinstance(chain, list) or len(chain) != 1 or not isinstance(chain[0], str):
             raise Unauthenticated("the principal assertion names no signer")
-        if self._checked is None or self._checked[0] != chain[0]:
+        # A CA that was replaced must not live on in what was checked against it.
+        seen = (chain[0], self._ca_file.stat().st_mtime_ns)
+        if self._checked is None or self._checked[0] != seen:
             leaf = x509.load_der_x509_certificate(base64.b64decode(chain[0], validate=True))
             self._check_leaf(leaf)
             key = leaf.public_key()
             if not isinstance(key, Ed25519PublicKey):
                 raise Unauthenticated("the signer's key is not Ed25519")
             public = base64.urlsafe_b64encode(key.public_bytes_raw()).decode().rstrip("=")
-            self._checked = (chain[0], leaf, OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": public}))
+            self._checked = (seen, leaf, OKPKey.import_key({"kty": "OKP", "crv": "Ed25519", "x": public}))
         _, leaf, jwk = self._checked
         if not leaf.not_valid_before_utc <= self._clock.now() <= leaf.not_valid_after_utc:
             raise Unauthenticated("the signer's certificate is not valid now")
         return jwk
 
     def _check_leaf(self, leaf: x509.Certificate) -> None:
-        authority = x509.load_pem_x509_certificate(self._ca_file.read_bytes())
-        try:
-            leaf.verify_directly_issued_by(authority)
-        except (InvalidSignature, ValueError, TypeError):
-            raise Unauthenticated("the signer's certificate is not from our CA") from None
+        authorities = x509.load_pem_x509_certificates(self._ca_file.read_bytes())
+        if not any(self._issued(leaf, authority) for authority in authorities):
+            raise Unauthenticated("the signer's certificate is not from our CA")
         try:
             names = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
         except x509.ExtensionNotFound:
             names = x509.SubjectAlternativeName([])
         if names.get_values_for_type(x509.UniformResourceIdentifier) != [SIGNER_URI]:
             raise Unauthenticated("the signer's certificate is for something else")
+
+    @staticmethod
+    def _issued(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
+        try:
+            leaf.verify_directly_issued_by(authority)
+        except (InvalidSignature, UnsupportedAlgorithm, ValueError, TypeError):
+            return False
+        return True
 
     def _principal(self, claims: dict[str, Any], peer: str) -> Principal:
         now = self._clock.now().timestamp()

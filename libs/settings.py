@@ -4,6 +4,7 @@ Environment variables are not read: Kubernetes injects `<SERVICE>_PORT`, and a m
 """
 
 import difflib
+import json
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -105,7 +106,8 @@ def load(path: Path, model: type[Model]) -> Model:
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: {error}") from None
     try:
-        return model.model_validate(raw)
+        # As JSON, because strict validation of Python objects would want a Path where TOML has only text.
+        return model.model_validate_json(json.dumps(raw, default=str), strict=True)
     except ValidationError as error:
         problems = [_explain(problem, model) for problem in error.errors(include_input=False, include_url=False)]
         raise SettingsError(f"{path}: " + "; ".join(problems)) from None

@@ -134,6 +134,19 @@ async def test_a_second_supervisor_in_the_same_folder_is_refused(own: State) -> 
     await until_nothing_runs(own)
 
 
+async def test_a_cluster_of_another_owner_is_taken_over(own: State) -> None:
+    """As it is after root had to become `nobody` here, or as it is after it no longer has to."""
+    await up(own)
+    data = own / "postgres/data"
+    (owner,) = {data.stat().st_uid, (data / "base").stat().st_uid}
+    await run(*PLEXCTL, "dev", "down", "--state", own.folder)
+    if os.geteuid() == 0:
+        for path in (data, *data.rglob("*")):
+            os.chown(path, 65534 - owner, -1)
+    await up(own)
+    assert {path.stat().st_uid for path in (data, *data.rglob("*"))} == {owner}
+
+
 async def test_openbao_that_was_killed_in_its_first_start_is_initialised_again(own: State) -> None:
     # What a first start leaves when it ends between the storage and the certificate roles.
     raft = own / "openbao/raft"

@@ -53,9 +53,16 @@ class Peer(grpc.aio.Channel):
     def current(self) -> grpc.aio.Channel:
         """Return the channel for the certificate files as they are now."""
         files = (self._tls.certificate_file, self._tls.key_file, self._tls.ca_file)
-        seen = tuple(path.stat().st_mtime_ns for path in files)
-        if self._channel is None or seen != self._seen:
+        try:
+            seen = tuple(path.stat().st_mtime_ns for path in files)
+            if self._channel is not None and seen == self._seen:
+                return self._channel
             certificate, key, authority = (path.read_bytes() for path in files)
+        except OSError:
+            # Files that are just being replaced must not fail a call that the open channel can carry.
+            if self._channel is None:
+                raise
+        else:
             credentials = grpc.ssl_channel_credentials(authority, key, certificate)
             options = [*OPTIONS, ("grpc.ssl_target_name_override", self._peer.name)]
             if self._channel is not None:

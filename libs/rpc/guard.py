@@ -8,8 +8,10 @@ shape is refused, except in the standard reflection service, which is one stream
 import asyncio
 import contextlib
 import functools
+import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -42,6 +44,14 @@ def peer_name(servicer_context: Context) -> str:
     found = [name.decode() for name in names if name.startswith(PEER_PREFIX.encode())]
     name = found[0].removeprefix(PEER_PREFIX) if len(found) == 1 else ""
     return "" if "/" in name else name
+
+
+@dataclass
+class Outcome:
+    """What came of a call, under which correlation id."""
+
+    correlation_id: str
+    code: str = "ok"
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -85,7 +95,7 @@ class Guard(grpc.aio.ServerInterceptor):
     async def _unary(self, handler: Any, method: str, request: Message, rpc: Context) -> Any:
         with self._observed(method, rpc) as outcome:
             try:
-                call = self._admit(method, request, rpc)
+                call = self._admit(method, request, rpc, outcome)
                 allowed = LONGEST_UNARY_S if call.deadline is None else call.deadline - time.monotonic()
                 with context.bind(call):
                     async with asyncio.timeout(allowed):
@@ -94,29 +104,25 @@ class Guard(grpc.aio.ServerInterceptor):
                 await self._refuse(method, error, rpc, outcome)
         return None
 
-    async def _stream(self, handler: Any, method: str, request: Message, rpc: Context) -> AsyncIterator[Any]:
+    # Streams are written here rather than yielded: a generator runs its body in its reader's context, where no call is
+    # bound, and is finished by another task when a client leaves.
+    async def _stream(self, handler: Any, method: str, request: Message, rpc: Context) -> None:
         with self._observed(method, rpc) as outcome:
             try:
-                call = self._admit(method, request, rpc)
-                with context.bind(call):
-                    stream = handler(request, rpc)
-                async for answer in stream:
-                    yield answer
+                with context.bind(self._admit(method, request, rpc, outcome)):
+                    await _write(handler(request, rpc), rpc)
             except Exception as error:  # noqa: BLE001 — as above
                 await self._refuse(method, error, rpc, outcome)
 
-    async def _reflect(
-        self, handler: Any, method: str, requests: AsyncIterator[Message], rpc: Context
-    ) -> AsyncIterator[Any]:
+    async def _reflect(self, handler: Any, method: str, requests: AsyncIterator[Message], rpc: Context) -> None:
         with self._observed(method, rpc) as outcome:
             try:
-                self._admit(method, None, rpc)
-                async for answer in handler(requests, rpc):
-                    yield answer
+                with context.bind(self._admit(method, None, rpc, outcome)):
+                    await _write(handler(requests, rpc), rpc)
             except Exception as error:  # noqa: BLE001 — as above
                 await self._refuse(method, error, rpc, outcome)
 
-    def _admit(self, method: str, request: Message | None, rpc: Context) -> context.Call:
+    def _admit(self, method: str, request: Message | None, rpc: Context, outcome: Outcome) -> context.Call:
         service = method.split("/")[1]
         peer = peer_name(rpc)
         if not peer or peer not in self._callers.get(service, ()):
@@ -134,14 +140,14 @@ class Guard(grpc.aio.ServerInterceptor):
         left = cast("float | None", rpc.time_remaining())
         return context.Call(
             peer=peer,
-            correlation_id=metadata.get(context.CORRELATION_KEY, "") or str(uuid7()),
+            correlation_id=outcome.correlation_id,
             client_ip=metadata.get(context.CLIENT_IP_KEY, ""),
             user_agent=metadata.get(context.USER_AGENT_KEY, ""),
             principal=principal,
             deadline=None if left is None else time.monotonic() + left,
         )
 
-    async def _refuse(self, method: str, error: Exception, rpc: Context, outcome: dict[str, str]) -> None:
+    async def _refuse(self, method: str, error: Exception, rpc: Context, outcome: Outcome) -> None:
         if isinstance(error, grpc.aio.AbortError):
             raise error
         if isinstance(error, TimeoutError):
@@ -151,18 +157,18 @@ class Guard(grpc.aio.ServerInterceptor):
         else:
             refusal = Internal()
             log.error("rpc.bug", method=method, exc_info=error)
-        outcome["code"] = refusal.code
+        outcome.code = refusal.code
         log.info("rpc.refused", method=method, code=refusal.code, reason=str(error) if refusal is error else "")
         await rpc.abort_with_status(rpc_status.to_status(to_status(refusal)))
 
     @contextlib.contextmanager
-    def _observed(self, method: str, rpc: Context) -> Iterator[dict[str, str]]:
-        outcome = {"code": "ok"}
+    def _observed(self, method: str, rpc: Context) -> Iterator[Outcome]:
         started = time.monotonic()
         metadata = rpc.invocation_metadata() or ()
-        correlation = next((value for name, value in metadata if name == context.CORRELATION_KEY), "")
+        sent = next((str(value) for name, value in metadata if name == context.CORRELATION_KEY), "")
+        outcome = Outcome(sent or str(uuid7()))
         with (
-            structlog.contextvars.bound_contextvars(correlation_id=correlation),
+            structlog.contextvars.bound_contextvars(correlation_id=outcome.correlation_id),
             tracer.start_as_current_span(
                 method,
                 context=extract(metadata),
@@ -173,10 +179,24 @@ class Guard(grpc.aio.ServerInterceptor):
         ):
             try:
                 yield outcome
+            except asyncio.CancelledError:
+                outcome.code = "cancelled"
+                raise
             finally:
-                span.set_attribute("rpc.code", outcome["code"])
-                CALLS.labels(method, outcome["code"]).inc()
+                span.set_attribute("rpc.code", outcome.code)
+                span.set_attribute("correlation_id", outcome.correlation_id)
+                CALLS.labels(method, outcome.code).inc()
                 LATENCY.labels(method).observe(time.monotonic() - started)
+
+
+async def _write(answers: Any, rpc: Context) -> None:
+    """Write what a stream handler yields; one that is a coroutine writes by itself."""
+    if inspect.isawaitable(answers):
+        await answers
+        return
+    async with contextlib.aclosing(answers):
+        async for answer in answers:
+            await rpc.write(answer)
 
 
 def _violation(error: protovalidate.ValidationError) -> str:

@@ -1,6 +1,7 @@
 """The gRPC server of every service: mTLS, the guard, health, reflection, drain."""
 
 import asyncio
+import os
 import signal
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,10 +9,11 @@ from typing import Any
 
 import grpc
 import structlog
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from libs.clock import SystemClock
+from libs.clock import Clock, SystemClock
 from libs.principal import AssertionVerifier
 from libs.rpc.channel import LARGEST_MESSAGE
 from libs.rpc.guard import REFLECTION, Guard
@@ -22,6 +24,7 @@ HEALTH = health.SERVICE_NAME
 LIVE = "live"
 READINESS_EVERY_S = 1.0
 READINESS_WITHIN_S = 2.0
+EXIT_SIGNALLED = 128
 Check = Callable[[], Awaitable[object]]
 
 log = structlog.get_logger()
@@ -42,6 +45,19 @@ def check_callers(callers: Mapping[str, list[str]], served: set[str]) -> None:
     wrong = sorted(served ^ set(callers))
     if wrong:
         raise SettingsError("[callers] must name exactly the gRPC services that exist; wrong: " + ", ".join(wrong))
+
+
+def check_shapes(names: set[str]) -> None:
+    """Refuse to start with a gRPC service that is not described, or that takes a stream of requests."""
+    pool = descriptor_pool.Default()
+    for name in sorted(names):
+        try:
+            service = pool.FindServiceByName(name)
+        except KeyError:
+            raise SettingsError(f"{name} is not a gRPC service of any contract") from None
+        for method in service.methods:
+            if method.client_streaming and name != REFLECTION:
+                raise SettingsError(f"{name}/{method.name}: only unary and server-stream methods are served")
 
 
 def credentials(tls: Tls) -> grpc.ServerCredentials:
@@ -74,10 +90,32 @@ async def serve(
     background: Sequence[Awaitable[None]] = (),
 ) -> None:
     """Serve until SIGTERM, then drain; a background task that ends takes the process down with it."""
+    status = health.aio.HealthServicer()
+    server = build(settings, registrations, status, SystemClock())
+    address = f"{settings.listen.host}:{settings.listen.port}"
+    if server.add_secure_port(address, credentials(settings.tls)) == 0:
+        raise SettingsError(f"cannot listen on {address}")
+    await server.start()
+    log.info("server.started", address=address)
+    try:
+        await until_told([*background, watch_readiness(readiness, status)])
+    finally:
+        # Health first, so that nobody is sent here any more while the last calls end.
+        await status.enter_graceful_shutdown()
+        log.info("server.draining", seconds=settings.drain_s)
+        await server.stop(settings.drain_s)
+        log.info("server.stopped")
+
+
+def build(
+    settings: Runtime, registrations: Sequence[Registration], status: health.aio.HealthServicer, clock: Clock
+) -> grpc.aio.Server:
+    """Return the guarded server with health and reflection, not yet listening."""
     served = {registration.name for registration in registrations} | {HEALTH, REFLECTION}
     check_callers(settings.callers, served)
+    check_shapes(served)
     principals = {registration.name: registration.principal for registration in registrations}
-    verifier = AssertionVerifier(settings.tls.ca_file, settings.service, SystemClock())
+    verifier = AssertionVerifier(settings.tls.ca_file, settings.service, clock)
     guard = Guard(settings.callers, principals | {HEALTH: False, REFLECTION: False}, verifier)
     server = grpc.aio.server(
         interceptors=[guard],
@@ -90,25 +128,13 @@ async def serve(
     )
     for registration in registrations:
         registration.add(registration.servicer, server)
-    status = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(status, server)
     reflection.enable_server_reflection([*served], server)
-    address = f"{settings.listen.host}:{settings.listen.port}"
-    if server.add_secure_port(address, credentials(settings.tls)) == 0:
-        raise SettingsError(f"cannot listen on {address}")
-    await server.start()
-    log.info("server.started", address=address)
-    try:
-        await until_told([*background, watch_readiness(readiness, status)])
-    finally:
-        await status.enter_graceful_shutdown()
-        log.info("server.draining", seconds=settings.drain_s)
-        await server.stop(settings.drain_s)
-        log.info("server.stopped")
+    return server
 
 
 async def until_told(background: Sequence[Awaitable[None]]) -> None:
-    """Run background tasks until SIGTERM or SIGINT; raises what one of them raised."""
+    """Run background tasks until SIGTERM or SIGINT; raises what one of them raised. The next signal ends the process."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -120,6 +146,10 @@ async def until_told(background: Sequence[Awaitable[None]]) -> None:
         for task in done:
             task.result()
     finally:
+        # What follows is the drain: whoever signals again does not want to wait for it. Not the default action, which
+        # the kernel withholds from the first process of a container.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, os._exit, EXIT_SIGNALLED + number)
         for task in [waiting, *tasks]:
             task.cancel()
         await asyncio.gather(waiting, *tasks, return_exceptions=True)

@@ -4,7 +4,7 @@ import json
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
-from google.rpc import error_details_pb2, status_pb2  # type: ignore[attr-defined]  # the stubs of protobuf hide it
+from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from libs.errors import BY_CODE, Internal, PlexError, Unavailable

@@ -17,6 +17,7 @@ from libs.ids import uuid7
 from libs.rpc import context
 from libs.telemetry import CALLS, LATENCY
 from services.gateway import bodies, problems
+from services.gateway.approval import approval
 from services.gateway.credentials import CSRF_COOKIE, Authenticator, Credential, present
 from services.gateway.csrf import require_same_site
 from services.gateway.document import SIGN_OUT, Operation
@@ -226,5 +227,7 @@ def build(edge: Edge, rules: list[Rules], routes: Mapping[str, Route]) -> web.Ap
         operation = one.operation
         endpoint = edge.endpoint(one, routes.get(operation.id))
         app.router.add_route(operation.method, operation.path, endpoint, expect_handler=expect)
+    for path in ("/", "/device"):
+        app.router.add_get(path, approval, allow_head=False)
     app.on_response_prepare.append(dress)
     return app

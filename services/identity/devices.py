@@ -14,13 +14,14 @@ from libs.errors import (
     DeviceCodeExpired,
     DeviceCodeNotFound,
     ExpiredToken,
+    IdpBindingNotFound,
     InvalidGrant,
     SlowDown,
     StepUpRequired,
 )
 from libs.ids import uuid7
 from services.identity.ports import Recorder
-from services.identity.sign_in import random_text
+from services.identity.sign_in import offered, random_text
 from services.identity.sign_in_model import Device, Login, Session, Wanted, digest
 from services.identity.sign_in_ports import SignInStore
 
@@ -52,19 +53,33 @@ class Devices:
     clock: Clock
     environment: str
 
-    async def start(self, domain_id: UUID | None, client_id: str, wanted: Wanted) -> tuple[Device, str, str]:
-        """Return a device authorization, its device code and its user code."""
+    async def start(
+        self, domain_id: UUID | None, client_id: str, wanted: Wanted, binding_id: UUID | None = None, alias: str = ""
+    ) -> tuple[Device, str, str]:
+        """Return a device authorization, its device code and its user code; a named binding is the only one then."""
+        if binding_id or alias:
+            binding_id = await self._named(domain_id, binding_id, alias)
         device_code = random_text()
         letters = base64.b32encode(os.urandom(5)).decode()
         user_code = f"{letters[:4]}-{letters[4:]}"
-        device = Device(uuid7(), client_id, domain_id, wanted, INTERVAL_S, self.clock.now() + CODE_FOR)
+        expires_at = self.clock.now() + CODE_FOR
+        device = Device(uuid7(), client_id, domain_id, wanted, INTERVAL_S, expires_at, binding_id=binding_id)
         await self.store.start_device(device, digest(device_code), user_code_digest(user_code))
         return device, device_code, user_code
+
+    async def _named(self, domain_id: UUID | None, binding_id: UUID | None, alias: str) -> UUID:
+        for binding in await offered(self.store, domain_id):
+            if binding_id in {None, binding.id} and alias in {"", binding.alias}:
+                return binding.id
+        raise IdpBindingNotFound
 
     async def approve(self, session: Session, user_code: str) -> None:
         """Give the device the login behind a session; it never becomes fresher by that."""
         device = await self.store.device_by_user_code(user_code_digest(user_code))
-        if device is None or (device.domain_id is not None and device.domain_id != session.person.domain_id):
+        # A device without a Domain asked for the platform: somebody of a Domain is not whom it waits for.
+        if device is None or device.domain_id != session.person.domain_id:
+            raise DeviceCodeNotFound
+        if device.binding_id and device.binding_id != await self.store.provider_of(session.person.id):
             raise DeviceCodeNotFound
         now = self.clock.now()
         if now >= device.expires_at:

@@ -8,6 +8,7 @@ from uuid import UUID
 import grpc
 
 from libs.decision import Record
+from libs.errors import Unauthenticated
 from libs.principal import Principal
 from libs.rpc.context import current_principal
 from plexsphere.identity.v1 import sign_in_pb2 as pb
@@ -92,8 +93,10 @@ class SignInApi(sign_in_pb2_grpc.SignInServiceServicer):
 
     async def StartDevice(self, request: pb.StartDeviceRequest, context: Context) -> pb.StartDeviceResponse:
         wanted = Wanted(tuple(request.acr_values), request.max_age if request.HasField("max_age") else None)
-        domain_id = pack.optional_id(request.domain_id)
-        device, device_code, user_code = await self._devices.start(domain_id, request.client_id, wanted)
+        domain_id, binding_id = pack.optional_id(request.domain_id), pack.optional_id(request.idp_binding_id)
+        device, device_code, user_code = await self._devices.start(
+            domain_id, request.client_id, wanted, binding_id, request.idp_binding_alias
+        )
         return pb.StartDeviceResponse(
             device_code=device_code, user_code=user_code, expires_in_s=600, interval_s=device.interval_s
         )
@@ -141,7 +144,11 @@ class SessionApi(sign_in_pb2_grpc.SessionServiceServicer):
         return pb.SignOutEverywhereResponse(ended=await self._sign_in.store.end_sessions(UUID(principal.subject)))
 
     async def ApproveDevice(self, request: pb.ApproveDeviceRequest, context: Context) -> pb.ApproveDeviceResponse:
-        await self._devices.approve(session_behind(current_principal()), request.user_code)
+        principal = current_principal()
+        if principal.credential != "session":
+            # A token must not beget tokens; the gateway refuses it too, and is not believed about it.
+            raise Unauthenticated("a session is needed")
+        await self._devices.approve(session_behind(principal), request.user_code)
         return pb.ApproveDeviceResponse()
 
     async def _record(self, principal: Principal, action: str) -> None:

@@ -1,9 +1,12 @@
 """OpenID providers over HTTPS: discovery, keys, the token endpoint."""
 
+import base64
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus
 
 import aiohttp
 
@@ -28,6 +31,16 @@ class Cached:
     keys: list[JSON] = field(default_factory=list)
     until: float = 0.0
     refreshed_at: float = 0.0
+
+
+async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
+    # A chunked or compressed answer names no length: what counts is what arrives.
+    body = bytearray()
+    async for chunk in answer.content.iter_any():
+        body += chunk
+        if len(body) > LARGEST_ANSWER:
+            raise ProviderFailed("the provider's answer is too large")
+    return bytes(body)
 
 
 class HttpProvider:
@@ -81,22 +94,22 @@ class HttpProvider:
     async def exchange(self, binding: Binding, secret: Secret, form: dict[str, str]) -> JSON:
         """Exchange a code at the token endpoint (RFC 6749, 4.1.3), with HTTP Basic as 2.3.1 says."""
         document = await self.metadata(binding)
-        auth = aiohttp.BasicAuth(binding.client_id, secret.reveal().decode())
-        return await self._json("POST", document["token_endpoint"], form, auth)
+        # Each half is form-encoded first, so that a colon or another alphabet cannot shift the border between them.
+        pair = f"{quote_plus(binding.client_id)}:{quote_plus(bytes(secret.reveal()))}"
+        return await self._json("POST", document["token_endpoint"], form, base64.b64encode(pair.encode()).decode())
 
-    async def _json(
-        self, method: str, url: str, form: dict[str, str] | None = None, auth: aiohttp.BasicAuth | None = None
-    ) -> JSON:
+    async def _json(self, method: str, url: str, form: dict[str, str] | None = None, basic: str = "") -> JSON:
+        headers = {"Accept": "application/json"} | ({"Authorization": f"Basic {basic}"} if basic else {})
         try:
             async with self._session().request(
-                method, url, data=form, auth=auth, timeout=TIMEOUT, allow_redirects=False
+                method, url, data=form, headers=headers, timeout=TIMEOUT, allow_redirects=False
             ) as answer:
-                if auth is not None and answer.status in CLIENT_ERRORS:
+                if basic and answer.status in CLIENT_ERRORS:
                     raise SignInRefused("the provider refused the code")
-                if answer.status != OK or (answer.content_length or 0) > LARGEST_ANSWER:
+                if answer.status != OK:
                     raise ProviderFailed(f"the provider answered {answer.status}")
-                content = await answer.json(content_type=None)
-        except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
+                content = json.loads(await _bounded(answer))
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError) as error:
             raise ProviderFailed(type(error).__name__) from error
         if not isinstance(content, dict):
             raise ProviderFailed("the provider's answer is not an object")

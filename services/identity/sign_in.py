@@ -34,6 +34,17 @@ def random_text() -> str:
     return base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
 
 
+def _text(claim: object) -> str:
+    # Characters that no database stores and no page shows are left out: NUL, lone surrogates, line ends.
+    return "".join(filter(str.isprintable, claim))[:256] if isinstance(claim, str) else ""
+
+
+async def offered(store: SignInStore, domain_id: UUID | None) -> list[Binding]:
+    """Return through which bindings somebody may sign in; an unknown Domain answers as one without any."""
+    own = await store.bindings(domain_id) if domain_id else []
+    return [one for one in own or await store.bindings(None) if one.status == "active"]
+
+
 @dataclass(frozen=True)
 class Started:
     """Where the browser goes, and what the client may know of it."""
@@ -72,8 +83,7 @@ class SignIn:
 
     async def options(self, domain_id: UUID | None) -> list[Binding]:
         """Return through which bindings somebody may sign in; an unknown Domain answers as one without any."""
-        own = await self.store.bindings(domain_id) if domain_id else []
-        return [one for one in own or await self.store.bindings(None) if one.status == "active"]
+        return await offered(self.store, domain_id)
 
     async def start(
         self, domain_id: UUID | None, binding_id: UUID | None, return_to: str, prompt: str, wanted: Wanted
@@ -102,7 +112,9 @@ class SignIn:
         query |= {"acr_values": " ".join(acr_values)} if acr_values else {}
         query |= {"max_age": str(wanted.max_age_s)} if wanted.max_age_s is not None else {}
         query |= {"prompt": prompt} if prompt else {}
-        url = f"{document['authorization_endpoint']}?{urlencode(query)}"
+        endpoint = str(document["authorization_endpoint"])
+        # It may have a query of its own (RFC 6749, 3.1).
+        url = f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
         return Started(url, state, self._derive("handle", state), nonce)
 
     async def _choose(self, domain_id: UUID | None, binding_id: UUID | None) -> Binding:
@@ -156,6 +168,8 @@ class SignIn:
     async def _verified(
         self, binding: Binding, pending: Pending, code: str, state: str, issuer: str, error: str
     ) -> tuple[str, dict[str, object], Login]:
+        if binding.status != "active":
+            raise TokenRefused("binding_inactive")
         document = await self.provider.metadata(binding)
         if issuer != binding.issuer and (issuer or document.get("authorization_response_iss_parameter_supported")):
             raise TokenRefused("response_iss")
@@ -179,7 +193,8 @@ class SignIn:
             nonce=self._derive("nonce", state),
             now=self.clock.now().timestamp(),
             access_token=str(answer.get("access_token", "")),
-            required_acr=pending.wanted.acr_values or binding.required_acr,
+            required_acr=binding.required_acr,
+            asked_acr=pending.wanted.acr_values,
             required_amr=binding.required_amr,
             max_age_s=pending.wanted.max_age_s,
         )
@@ -194,14 +209,17 @@ class SignIn:
         return Person(
             id=known.id if known else uuid7(),
             domain_id=binding.domain_id,
-            display_name=str(claims.get(names["display_name"], ""))[:256],
-            email=str(claims.get(names["email"], ""))[:256],
+            display_name=_text(claims.get(names["display_name"])),
+            email=_text(claims.get(names["email"])),
         )
 
     async def _open(
         self, binding: Binding, person: Person, subject: str, login: Login, pending: Pending, previous: str
     ) -> Opened:
         now = self.clock.now()
+        admin = binding.domain_id is None and subject in self.platform_admins
+        # Known before it is recorded: of two first sign-ins at once one id stays, and the row must name that one. It
+        # opens nothing by itself.
         person = await self.store.admit(binding, person, subject, now)
         await self.audit.record(
             Record(
@@ -212,9 +230,11 @@ class SignIn:
                 object_id=str(binding.id),
                 subject_id=str(person.id),
                 subject_kind="user",
+                # One row a request, so the grant that comes with it is named in it.
+                context={"relation": ["platform_admin"]} if admin else {},
             )
         )
-        if binding.domain_id is None and subject in self.platform_admins:
+        if admin:
             await self.admins.grant_platform_admin(person.id)
         session = Session(uuid7(), person, login, now + SESSION_FOR)
         cookie = random_text()

@@ -91,6 +91,7 @@ class Device:
     expires_at: datetime.datetime
     polled_at: datetime.datetime | None = None
     person_id: UUID | None = None
+    binding_id: UUID | None = None
     login: Login = field(default_factory=Login)
 
 

@@ -51,7 +51,10 @@ class SignInStore(Protocol):
         """Return a device authorization by what a person typed."""
 
     async def approve_device(self, device_id: UUID, session: Session) -> bool:
-        """Give a device the login behind a session; False when it has one already."""
+        """Give a device the login behind a session; False when it has one already.
+
+        Raises Unauthenticated when the session is over: the assertion that named it may be a minute old.
+        """
 
     async def poll_device(self, device_digest: bytes, client_id: str, at: datetime.datetime) -> Device | None:
         """Return a device authorization as it was before this poll, and note the poll."""
@@ -69,6 +72,9 @@ class SignInStore(Protocol):
 
     async def node_key(self, node_id: UUID, fingerprint: bytes) -> NodeKey | None:
         """Return the key of a node with this fingerprint, live or revoked."""
+
+    async def provider_of(self, person_id: UUID) -> UUID | None:
+        """Return the binding at which a person signs in."""
 
     async def email(self, person_id: UUID) -> str:
         """Return a person's e-mail address, or nothing."""

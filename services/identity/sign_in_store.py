@@ -7,7 +7,7 @@ from uuid import UUID
 
 import asyncpg
 
-from libs.errors import BindingConflict, NotFound
+from libs.errors import BindingConflict, NotFound, Unauthenticated
 from libs.pg import connection, transaction
 from services.identity.relation_store import notify
 from services.identity.relations import Revocation
@@ -15,8 +15,8 @@ from services.identity.sign_in_model import Binding, Device, Login, NodeKey, Pen
 
 BINDING = """id, domain_id, issuer, client_id, client_secret_ref, discovery_url, claim_mappings, required_acr,
 required_amr, jit_policy, status, alias, is_primary, created_at, updated_at"""
-DEVICE = """id, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at, polled_at, identity_id, acr, amr,
-auth_time"""
+DEVICE = """id, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at, polled_at, identity_id, binding_id,
+acr, amr, auth_time"""
 
 
 def binding_of(row: asyncpg.Record) -> Binding:
@@ -45,6 +45,7 @@ def device_of(row: asyncpg.Record) -> Device:
         expires_at=row["expires_at"],
         polled_at=row["polled_at"],
         person_id=row["identity_id"],
+        binding_id=row["binding_id"],
         login=login_of(row),
     )
 
@@ -195,8 +196,9 @@ class PgSignInStore:
         """Remember a device authorization."""
         sql = """
         INSERT INTO identity.device_codes
-            (id, device_digest, user_code_digest, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+            (id, device_digest, user_code_digest, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at,
+            binding_id)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
         """
         async with transaction(self.pool, "start_device") as lent:
             # An expired code is kept a while, so that a late approval hears that it expired.
@@ -204,6 +206,7 @@ class PgSignInStore:
             await lent.execute(
                 sql, device.id, device_digest, user_code_digest, device.client_id, device.domain_id,
                 list(device.wanted.acr_values), device.wanted.max_age_s, device.interval_s, device.expires_at,
+                device.binding_id,
             )  # fmt: skip
 
     async def device_by_user_code(self, user_code_digest: bytes) -> Device | None:
@@ -220,10 +223,14 @@ class PgSignInStore:
         WHERE id = $1 AND identity_id IS NULL RETURNING true
         """
         login = session.login
-        async with transaction(self.pool, "approve_device") as lent:
-            approved = await lent.fetchval(
-                sql, device_id, session.person.id, session.id, login.acr, list(login.amr), login.auth_time
-            )
+        try:
+            async with transaction(self.pool, "approve_device") as lent:
+                approved = await lent.fetchval(
+                    sql, device_id, session.person.id, session.id, login.acr, list(login.amr), login.auth_time
+                )
+        except asyncpg.ForeignKeyViolationError:
+            # The session ended, or it was none: a token must not beget tokens.
+            raise Unauthenticated("a session is needed") from None
         return bool(approved)
 
     async def poll_device(self, device_digest: bytes, client_id: str, at: datetime.datetime) -> Device | None:
@@ -284,6 +291,14 @@ class PgSignInStore:
         async with connection(self.pool, "node_key") as lent:
             row = await lent.fetchrow(sql, node_id, fingerprint)
         return NodeKey(**row) if row else None
+
+    async def provider_of(self, person_id: UUID) -> UUID | None:
+        """Return the binding at which a person signs in."""
+        async with connection(self.pool, "provider_of") as lent:
+            binding_id: UUID | None = await lent.fetchval(
+                "SELECT binding_id FROM identity.identities WHERE id = $1", person_id
+            )
+        return binding_id
 
     async def email(self, person_id: UUID) -> str:
         """Return a person's e-mail address, or nothing."""

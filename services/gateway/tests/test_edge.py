@@ -234,5 +234,5 @@ async def test_the_edge_describes_itself(edge: Client) -> None:
     assert (await (await edge.get("/v1/version")).json())["commit"] == "abc"
     posture = await (await edge.get("/v1/platform/posture", headers=OPERATOR)).json()
     assert posture["rows"][0]["posture"] == "partial"
-    assert posture["rows"][0]["missing"][0] == "event stream"
+    assert posture["rows"][0]["missing"][0] == "port event stream"
     assert (await edge.get("/v1/health")).status == 503

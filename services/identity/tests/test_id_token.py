@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives import hashes, hmac
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from joserfc.jwk import ECKey, RSAKey
 
 from services.identity.id_token import LONGEST, Expected, TokenRefused, validate
@@ -66,6 +67,10 @@ def hs256_with_the_public_key() -> str:
     return f"{signed}.{b64(tag.finalize())}"
 
 
+def numbered(name: str, literal: str) -> bytes:
+    return json.dumps(CLAIMS | {name: "here"}).replace('"here"', literal).encode()
+
+
 REFUSED: dict[str, tuple[Callable[[], str], str]] = {
     "wrong issuer": (lambda: token({"iss": "https://evil.example"}), "iss"),
     "issuer with a slash more": (lambda: token({"iss": ISSUER + "/"}), "iss"),
@@ -79,6 +84,8 @@ REFUSED: dict[str, tuple[Callable[[], str], str]] = {
     "another azp": (lambda: token({"azp": "other"}), "azp"),
     "expired": (lambda: token({"exp": NOW - 31}), "exp"),
     "expired at the leeway": (lambda: token({"exp": NOW - 30}), "exp"),
+    "expiry that never comes": (lambda: token(payload=numbered("exp", "1e400")), "exp"),
+    "expiry that is Python's infinity": (lambda: token(payload=numbered("exp", "Infinity")), "form"),
     "missing expiry": (lambda: token(payload=without("exp")), "exp"),
     "expiry that is no number": (lambda: token({"exp": "soon"}), "exp"),
     "not yet valid": (lambda: token({"nbf": NOW + 31}), "nbf"),
@@ -87,6 +94,17 @@ REFUSED: dict[str, tuple[Callable[[], str], str]] = {
     "wrong nonce": (lambda: token({"nonce": "other"}), "nonce"),
     "missing nonce": (lambda: token(payload=without("nonce")), "nonce"),
     "wrong at_hash": (lambda: token({"at_hash": "other"}), "at_hash"),
+    "login before all time": (lambda: token(payload=numbered("auth_time", "-1e400")), "auth_time_form"),
+    "login at a time below zero": (lambda: token({"auth_time": -1}), "auth_time_form"),
+    "login at a time that is no number": (lambda: token({"auth_time": "now"}), "auth_time_form"),
+    "subject with NUL": (lambda: token({"sub": "a\x00"}), "sub"),
+    "subject beyond ASCII": (lambda: token({"sub": "\u0430lice"}), "sub"),
+    "subject too long": (lambda: token({"sub": "a" * 256}), "sub"),
+    "class that is no text": (lambda: token({"acr": ["urn:mfa"]}), "acr_form"),
+    "class with NUL": (lambda: token({"acr": "urn:mfa\x00"}), "acr_form"),
+    "methods in one text": (lambda: token({"amr": "otp"}), "amr_form"),
+    "methods that are lists": (lambda: token({"amr": [["otp"]]}), "amr_form"),
+    "more methods than there are": (lambda: token({"amr": ["otp"] * 33}), "amr_form"),
     "login in the future": (lambda: token({"auth_time": NOW + 31}), "auth_time_future"),
     "signed by another key": (lambda: token(key=OTHER), "signature"),
     "unknown kid": (lambda: token(header={"kid": "k9"}), "kid"),
@@ -156,7 +174,10 @@ def test_at_the_boundary_it_is_accepted(claims: dict[str, Any], want: Expected) 
         ({"acr": "c"}, replace(WANT, required_acr=("a", "b")), "acr"),
         ({"acr": None}, replace(WANT, required_acr=("a",)), "acr"),
         ({"amr": ["pwd"]}, replace(WANT, required_amr=("pwd", "otp")), "amr"),
-        ({"amr": "pwd otp"}, replace(WANT, required_amr=("pwd",)), "amr"),
+        ({"amr": "pwd otp"}, replace(WANT, required_amr=("pwd",)), "amr_form"),
+        ({"acr": "a"}, replace(WANT, asked_acr=("b",)), "acr_asked"),
+        # Asking for less must not lower what the binding demands.
+        ({"acr": "a"}, replace(WANT, required_acr=("b",), asked_acr=("a",)), "acr"),
     ],
 )
 def test_what_was_asked_for_must_come_back(claims: dict[str, Any], want: Expected, reason: str) -> None:
@@ -170,3 +191,44 @@ def test_a_key_of_another_use_does_not_count() -> None:
         validate(token(), [KEYS[0] | {"use": "enc"}], WANT)
     assert LONGEST < 2_000_000
     assert ECKey.generate_key("P-256").as_dict(private=False)["kty"] == "EC"
+
+
+def ed25519_token(algorithm: str, claims: dict[str, Any]) -> str:
+    body = b64(json.dumps(CLAIMS | claims).encode())
+    signed = f"{b64(json.dumps({'alg': algorithm, 'kid': 'e1'}).encode())}.{body}"
+    return f"{signed}.{b64(EDWARDS.sign(signed.encode()))}"
+
+
+EDWARDS = Ed25519PrivateKey.generate()
+EDWARDS_JWK = {"kty": "OKP", "crv": "Ed25519", "x": b64(EDWARDS.public_key().public_bytes_raw()), "kid": "e1"}
+LONG_HASH = b64(hashlib.sha512(ACCESS.encode()).digest()[:32])
+
+
+@pytest.mark.parametrize("algorithm", ["EdDSA", "Ed25519"])
+@pytest.mark.parametrize("named", [{}, {"alg": "EdDSA"}, {"alg": "Ed25519"}])
+def test_ed25519_has_two_names_and_a_longer_hash(algorithm: str, named: dict[str, str]) -> None:
+    validate(ed25519_token(algorithm, {"at_hash": LONG_HASH}), [EDWARDS_JWK | named], WANT)
+    # The half of SHA-256 belongs to RS256 and ES256.
+    with pytest.raises(TokenRefused, match="at_hash"):
+        validate(ed25519_token(algorithm, {"at_hash": AT_HASH}), [EDWARDS_JWK | named], WANT)
+
+
+def test_eddsa_means_one_curve_only() -> None:
+    with pytest.raises(TokenRefused, match="kid"):
+        validate(ed25519_token("EdDSA", {}), [EDWARDS_JWK | {"crv": "Ed448"}], WANT)
+
+
+def test_a_short_rsa_key_does_not_count() -> None:
+    weak = rsa.generate_private_key(public_exponent=65537, key_size=1024)
+    with pytest.raises(TokenRefused, match="key_weak"):
+        validate(token(key=weak), [jwk(weak, "k1")], WANT)
+
+
+def test_a_header_member_that_nobody_knows_is_ignored() -> None:
+    validate(token(header={"x-vendor": "a" * 600}), KEYS, WANT)
+
+
+@pytest.mark.parametrize("broken", [{"n": 7}, {"n": "!"}, {"n": None}, {"e": ""}])
+def test_a_broken_key_is_a_refusal(broken: dict[str, Any]) -> None:
+    with pytest.raises(TokenRefused, match="signature"):
+        validate(token(), [KEYS[0] | broken], WANT)

@@ -44,7 +44,7 @@ def channel(world: World, service: str, caller: str) -> grpc.aio.Channel:
 async def methods(world: World, service: str) -> list[tuple[str, bool]]:
     """Return every registered method with whether it streams, as the running server tells it."""
 
-    async def ask(stub: Any, **question: str) -> Any:
+    async def ask(stub: Any, **question: Any) -> Any:
         async def requests() -> AsyncIterator[Any]:
             yield reflection_pb2.ServerReflectionRequest(**question)
 
@@ -53,7 +53,7 @@ async def methods(world: World, service: str) -> list[tuple[str, bool]]:
         raise AssertionError("no answer")
 
     async with channel(world, service, "operator") as opened:
-        stub = reflection_pb2_grpc.ServerReflectionStub(opened)
+        stub = reflection_pb2_grpc.ServerReflectionStub(opened)  # type: ignore[arg-type]  # the stub forgets asyncio
         listed = await ask(stub, list_services="")
         found = []
         for row in listed.list_services_response.service:

@@ -1,0 +1,258 @@
+"""One fake a port of signing in, in memory, and a provider that signs real id_tokens with keys of its own."""
+
+import datetime
+import hashlib
+import json
+from dataclasses import dataclass, field, replace
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+from uuid import UUID
+
+from joserfc import jws
+from joserfc.jwk import OKPKey
+
+from libs.clock import FixedClock
+from libs.custody import Secret
+from libs.errors import BindingConflict, PlexError, SignInRefused, Unauthenticated
+from libs.ids import uuid7
+from services.identity.devices import Devices
+from services.identity.sign_in import Opened, SignIn
+from services.identity.sign_in_model import Binding, Device, NodeKey, Pending, Person, Session, Wanted
+from services.identity.tests.fakes import NOW, FakeAudit
+
+ISSUER, CLIENT = "https://op.example", "plexsphere"
+
+
+def a_binding(domain_id: UUID | None = None, issuer: str = ISSUER, **more: Any) -> Binding:
+    """Return a binding that asks for nothing special."""
+    plain = Binding(
+        id=uuid7(), domain_id=domain_id, issuer=issuer, client_id=CLIENT, client_secret_ref="kv/idp/op",
+        discovery_url=f"{issuer}/.well-known/openid-configuration", claim_mappings={}, required_acr=(),
+        required_amr=(), jit_policy="allow", status="active", alias="op", primary=True, created_at=NOW, updated_at=NOW,
+    )  # fmt: skip
+    return replace(plain, **more)
+
+
+@dataclass
+class FakeSignInStore:
+    """Bindings, people, sessions, devices."""
+
+    trace: list[str]
+    binding_rows: dict[UUID, Binding] = field(default_factory=dict)
+    pending: dict[bytes, Pending] = field(default_factory=dict)
+    people: dict[tuple[UUID, str], Person] = field(default_factory=dict)
+    sessions: dict[bytes, Session] = field(default_factory=dict)
+    seen: dict[bytes, datetime.datetime] = field(default_factory=dict)
+    devices: dict[UUID, Device] = field(default_factory=dict)
+    codes: dict[bytes, UUID] = field(default_factory=dict)
+    approvers: dict[UUID, UUID] = field(default_factory=dict)
+    tokens: dict[bytes, Session] = field(default_factory=dict)
+    node_keys: list[NodeKey] = field(default_factory=list)
+
+    async def add_binding(self, binding: Binding) -> None:
+        for row in self.binding_rows.values():
+            if row.domain_id == binding.domain_id and (row.issuer == binding.issuer or row.primary & binding.primary):
+                raise BindingConflict
+        self.binding_rows[binding.id] = binding
+
+    async def binding(self, binding_id: UUID) -> Binding | None:
+        return self.binding_rows.get(binding_id)
+
+    async def bindings(self, domain_id: UUID | None) -> list[Binding]:
+        rows = (row for row in self.binding_rows.values() if row.domain_id == domain_id)
+        return sorted(rows, key=lambda row: (not row.primary, row.id))
+
+    async def start(self, state_digest: bytes, pending: Pending) -> None:
+        self.pending[state_digest] = pending
+
+    async def finish(self, state_digest: bytes, at: datetime.datetime) -> Pending | None:
+        pending = self.pending.pop(state_digest, None)
+        return pending if pending and pending.expires_at > at else None
+
+    async def person(self, binding: Binding, subject: str) -> Person | None:
+        return self.people.get((binding.id, subject))
+
+    async def admit(self, binding: Binding, person: Person, subject: str, at: datetime.datetime) -> Person:
+        self.trace.append("admit")
+        known = self.people.get((binding.id, subject))
+        self.people[binding.id, subject] = replace(person, id=known.id if known else person.id)
+        return self.people[binding.id, subject]
+
+    async def open_session(self, session: Session, digest: bytes, at: datetime.datetime, ended: bytes | None) -> None:
+        self.trace.append("open_session")
+        if ended is not None:
+            self._end(lambda found, _: found == ended)
+        self.sessions[digest], self.seen[digest] = session, at
+
+    async def use_session(self, digest: bytes, at: datetime.datetime, idle_since: datetime.datetime) -> Session | None:
+        session = self.sessions.get(digest)
+        if session is None or session.expires_at <= at or self.seen[digest] <= idle_since:
+            return None
+        self.seen[digest] = at
+        return session
+
+    async def end_session(self, session_id: UUID) -> None:
+        self._end(lambda _, session: session.id == session_id)
+
+    async def end_sessions(self, person_id: UUID) -> int:
+        ended = self._end(lambda _, session: session.person.id == person_id)
+        self.tokens = {digest: token for digest, token in self.tokens.items() if token.person.id != person_id}
+        return ended
+
+    def _end(self, matches: Any) -> int:
+        gone = {digest: session for digest, session in self.sessions.items() if matches(digest, session)}
+        for digest, session in gone.items():
+            del self.sessions[digest]
+            for device_id in [device_id for device_id, by in self.approvers.items() if by == session.id]:
+                self.devices.pop(device_id, None)
+        return len(gone)
+
+    async def start_device(self, device: Device, device_digest: bytes, user_code_digest: bytes) -> None:
+        self.devices[device.id] = device
+        self.codes[device_digest] = self.codes[user_code_digest] = device.id
+
+    async def device_by_user_code(self, user_code_digest: bytes) -> Device | None:
+        return self.devices.get(self.codes.get(user_code_digest, UUID(int=0)))
+
+    async def approve_device(self, device_id: UUID, session: Session) -> bool:
+        self.trace.append("approve_device")
+        if session.id not in {live.id for live in self.sessions.values()}:
+            raise Unauthenticated
+        device = self.devices[device_id]
+        if device.person_id is not None:
+            return False
+        self.devices[device_id] = replace(device, person_id=session.person.id, login=session.login)
+        self.approvers[device_id] = session.id
+        return True
+
+    async def poll_device(self, device_digest: bytes, client_id: str, at: datetime.datetime) -> Device | None:
+        before = self.devices.get(self.codes.get(device_digest, UUID(int=0)))
+        if before is None or before.client_id != client_id:
+            return None
+        self.devices[before.id] = replace(before, polled_at=at)
+        return before
+
+    async def issue_token(
+        self, device: Device, digest: bytes, at: datetime.datetime, expires_at: datetime.datetime
+    ) -> bool:
+        approved = self.devices.pop(device.id, None)
+        if approved is None or approved.person_id is None:
+            return False
+        self.tokens[digest] = Session(device.id, Person(approved.person_id, None), approved.login, expires_at)
+        return True
+
+    async def use_token(self, digest: bytes, at: datetime.datetime) -> Session | None:
+        token = self.tokens.get(digest)
+        return token if token and token.expires_at > at else None
+
+    async def end_token(self, token_id: UUID) -> None:
+        self.tokens = {digest: token for digest, token in self.tokens.items() if token.id != token_id}
+
+    async def node_key(self, node_id: UUID, fingerprint: bytes) -> NodeKey | None:
+        found = (key for key in self.node_keys if (key.node_id, key.fingerprint) == (node_id, fingerprint))
+        return next(found, None)
+
+    async def email(self, person_id: UUID) -> str:
+        return next((person.email for person in self.people.values() if person.id == person_id), "")
+
+    async def provider_of(self, person_id: UUID) -> UUID | None:
+        return next((binding for (binding, _), person in self.people.items() if person.id == person_id), None)
+
+
+@dataclass
+class FakeProvider:
+    """An OpenID provider: gives a code for each authorization URL and a signed id_token for each code."""
+
+    clock: FixedClock
+    key: OKPKey = field(default_factory=lambda: OKPKey.generate_key("Ed25519"))
+    claims: dict[str, Any] = field(default_factory=dict)
+    document: dict[str, Any] = field(default_factory=dict)
+    asked: dict[str, dict[str, str]] = field(default_factory=dict)
+    exchanged: list[dict[str, str]] = field(default_factory=list)
+    refusal: PlexError | None = None
+
+    async def metadata(self, binding: Binding) -> dict[str, Any]:
+        if self.refusal:
+            raise self.refusal
+        plain = {"authorization_endpoint": f"{binding.issuer}/auth", "issuer": binding.issuer}
+        return plain | {"authorization_response_iss_parameter_supported": True} | self.document
+
+    async def keys(self, binding: Binding, kid: str) -> list[dict[str, Any]]:
+        return [{**self.key.as_dict(private=False), "kid": "k1", "use": "sig"}]
+
+    def authorize(self, url: str) -> str:
+        """Sign somebody in; returns the code."""
+        code = f"code-{len(self.asked)}"
+        self.asked[code] = {name: values[0] for name, values in parse_qs(urlsplit(url).query).items()}
+        return code
+
+    async def exchange(self, binding: Binding, secret: Secret, form: dict[str, str]) -> dict[str, Any]:
+        assert bytes(secret.reveal()) == b"client-secret"
+        self.exchanged.append(form)
+        asked = self.asked.pop(form["code"], None)
+        if asked is None:
+            raise SignInRefused("the provider refused the code")
+        now = int(self.clock.now().timestamp())
+        claims = {
+            "iss": binding.issuer, "aud": CLIENT, "sub": "alice", "iat": now, "exp": now + 300, "auth_time": now - 5,
+            "nonce": asked["nonce"], "email": "alice@op.example", "name": "Alice",
+        } | self.claims  # fmt: skip
+        header = {"alg": "Ed25519", "kid": "k1"}
+        payload = json.dumps(claims).encode()
+        token = jws.serialize_compact(header, payload, self.key, algorithms=["Ed25519"])
+        return {"access_token": "at", "id_token": token}
+
+
+@dataclass
+class FakeClientSecrets:
+    """One secret; remembers the object, to see that it was wiped."""
+
+    handed_out: list[Secret] = field(default_factory=list)
+
+    async def client_secret(self, reference: str) -> Secret:
+        self.handed_out.append(Secret(b"client-secret"))
+        return self.handed_out[-1]
+
+
+@dataclass
+class FakeAdmins:
+    """Who was made an administrator."""
+
+    trace: list[str]
+    granted: list[UUID] = field(default_factory=list)
+
+    async def grant_platform_admin(self, person_id: UUID) -> None:
+        self.trace.append("grant")
+        self.granted.append(person_id)
+
+
+class SignInWorld:
+    """A Domain's binding and the platform's, and the rules on top of fakes."""
+
+    def __init__(self, **binding: Any) -> None:
+        self.trace: list[str] = []
+        self.clock = FixedClock(NOW)
+        self.store, self.audit, self.admins = FakeSignInStore(self.trace), FakeAudit(self.trace), FakeAdmins(self.trace)
+        self.provider, self.secrets = FakeProvider(self.clock), FakeClientSecrets()
+        self.platform = a_binding(None, "https://platform.example", alias="platform")
+        self.domain_id = uuid7()
+        self.binding = a_binding(self.domain_id, **binding)
+        self.store.binding_rows = {row.id: row for row in (self.platform, self.binding)}
+        self.sign_in = SignIn(
+            store=self.store, provider=self.provider, secrets=self.secrets, audit=self.audit, admins=self.admins,
+            clock=self.clock, pkce_key=Secret(b"p" * 32), csrf_key=Secret(b"c" * 32),
+            redirect_uri="https://edge/v1/auth/callback", platform_admins=("operator",), return_paths=("/", "/device"),
+        )  # fmt: skip
+        self.devices = Devices(self.store, self.audit, self.clock, "dev")
+
+    async def walk(self, domain_id: UUID | None = None, wanted: Wanted | None = None, previous: str = "") -> Opened:
+        """Sign in from the first click to the session."""
+        started = await self.sign_in.start(domain_id, None, "", "", wanted or Wanted())
+        code = self.provider.authorize(started.authorization_url)
+        issuer = (self.binding if domain_id else self.platform).issuer
+        return await self.sign_in.complete(code, started.state, issuer, "", previous)
+
+
+def sha256(text: str) -> bytes:
+    """Return what a store has of a credential."""
+    return hashlib.sha256(text.encode()).digest()
