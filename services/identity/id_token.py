@@ -14,7 +14,7 @@ from typing import Any
 
 from joserfc import jws
 from joserfc.errors import JoseError
-from joserfc.jwk import KeySet, RSAKey
+from joserfc.jwk import KeySet
 from joserfc.jws import JWSRegistry
 
 from services.identity.sign_in_model import Login
@@ -189,19 +189,25 @@ def header_of(token: str) -> dict[str, Any]:
 
 def _signed_claims(token: str, keys: list[dict[str, Any]]) -> tuple[Claims, str]:
     header = header_of(token)
-    usable = [key for key in keys if key.get("use", "sig") == "sig" and _fits(key, header["alg"])]
+    fitting = [key for key in keys if key.get("use", "sig") == "sig" and _fits(key, header["alg"])]
     if "kid" in header:
-        usable = [key for key in usable if key.get("kid") == header["kid"]]
-    if len(usable) != 1:
+        fitting = [key for key in fitting if key.get("kid") == header["kid"]]
+    if len(fitting) != 1:
         raise TokenRefused("kid")
+    # The algorithm was compared above, where both names of Ed25519 count as one.
+    usable = {name: value for name, value in fitting[0].items() if name != "alg"}
     try:
-        key = KeySet.import_key_set({"keys": usable}).keys[0]
-        if isinstance(key, RSAKey) and key.raw_value.key_size < SHORTEST_RSA_KEY:
+        if usable["kty"] == "RSA" and _modulus(usable).bit_length() < SHORTEST_RSA_KEY:
             raise TokenRefused("key_weak")
+        key = KeySet.import_key_set({"keys": [usable]}).keys[0]
         payload = jws.deserialize_compact(token.encode(), key, registry=REGISTRY).payload
     except (JoseError, LookupError, ValueError, TypeError):
         raise TokenRefused("signature") from None
     return _object(payload), header["alg"]
+
+
+def _modulus(key: dict[str, Any]) -> int:
+    return int.from_bytes(base64.urlsafe_b64decode(key["n"] + "=="))
 
 
 def _fits(key: dict[str, Any], algorithm: str) -> bool:

@@ -1,0 +1,68 @@
+"""Custody of secret bytes: not shown, not copied, wiped; and a process that cannot be dumped."""
+
+import copy
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from libs.custody import Secret, read_secret_file
+
+pytestmark = pytest.mark.unit
+
+PLANTED = b"planted-7f1c9e"
+
+
+def test_a_secret_is_never_shown() -> None:
+    secret = Secret(PLANTED)
+    shown = f"{secret} {secret!r} {[secret]} {secret:>20}"
+    assert "planted" not in shown
+    for leak in (pickle.dumps, copy.copy, copy.deepcopy, hash):
+        with pytest.raises(TypeError):
+            leak(secret)
+    with pytest.raises(TypeError):
+        assert secret == secret  # noqa: PLR0124 — comparing is what is refused
+
+
+def test_it_is_wiped_in_place_when_the_block_ends() -> None:
+    with Secret(PLANTED) as secret:
+        held = secret.reveal()
+        assert secret.matches(PLANTED)
+        assert secret.matches(Secret(PLANTED))
+        assert not secret.matches(b"other")
+    assert held == bytes(len(PLANTED))
+
+
+def test_a_file_that_everybody_may_read_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "secret"
+    path.write_bytes(PLANTED)
+    path.chmod(0o640)
+    assert read_secret_file(path).matches(PLANTED)
+    path.chmod(0o644)
+    with pytest.raises(PermissionError):
+        read_secret_file(path)
+
+
+def test_a_hardened_process_is_not_dumpable_and_leaves_no_core() -> None:
+    code = (
+        "import ctypes, faulthandler, resource; from libs.custody import harden; harden();"
+        "print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0), resource.getrlimit(resource.RLIMIT_CORE),"
+        " faulthandler.is_enabled())"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout.strip() == "0 (0, 0) False"
+
+
+def test_a_crash_with_a_secret_in_flight_says_nothing_of_it() -> None:
+    code = (
+        "from libs import telemetry; telemetry.set_up_logs('test', 'info');"
+        "value = '" + PLANTED.decode() + "'\n"
+        "def handler(value):\n    raise ValueError('no good: ' + value)\n"
+        "handler(value)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    assert ran.returncode == 1
+    assert "ValueError" in ran.stdout
+    assert PLANTED.decode() not in ran.stdout + ran.stderr
