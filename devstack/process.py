@@ -45,21 +45,17 @@ class Spec:
     within_s: float = 30.0
 
 
-def map_to_nobody() -> bool:
-    """Stay root outside, be an ordinary user inside a user namespace (user_namespaces(7)); False where that is refused.
+def map_to_nobody() -> None:
+    """Stay root outside, be an ordinary user inside a user namespace (user_namespaces(7)); raises OSError where not.
 
     PostgreSQL refuses to run as root. Like this it still owns its files and passes through folders that only root may
     enter: a checkout below /root, or a temporary folder of mode 0700.
     """
     if libc.unshare(CLONE_NEWUSER) != 0:
-        return False
-    try:
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{INSIDE} 0 1")
-        Path("/proc/self/gid_map").write_text(f"{INSIDE} 0 1")
-    except OSError:
-        return False
-    return True
+        raise OSError(ctypes.get_errno(), "unshare of the user namespace")
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{INSIDE} 0 1")
+    Path("/proc/self/gid_map").write_text(f"{INSIDE} 0 1")
 
 
 @functools.cache
@@ -67,7 +63,11 @@ def namespaces_work() -> bool:
     """Say whether this machine lets root make user namespaces, by trying it in a child."""
     child = os.fork()
     if child == 0:
-        os._exit(0 if map_to_nobody() else 1)
+        try:
+            map_to_nobody()
+        except OSError:
+            os._exit(1)
+        os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
@@ -87,7 +87,12 @@ def child_setup(parent: int, *, unprivileged: bool) -> Callable[[], None]:
     def set_up() -> None:
         os.setpgid(0, 0)
         if mapped:
-            map_to_nobody()
+            try:
+                map_to_nobody()
+            except OSError as error:
+                # Standard error is the log by now; an exception would only reach the supervisor without its reason.
+                os.write(2, f"cannot leave root: {error}\n".encode())
+                os._exit(1)
         elif drop:
             become_nobody()
         # After setuid, which clears it.

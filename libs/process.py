@@ -30,4 +30,5 @@ def main(model: type[Model], run: Callable[[Model], Awaitable[None]]) -> None:
 
 
 async def _run(run: Callable[[Model], Awaitable[None]], settings: Model) -> None:
+    asyncio.get_running_loop().set_exception_handler(telemetry.log_loop_error)
     await run(settings)

@@ -11,7 +11,7 @@ import functools
 import inspect
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 import grpc
@@ -96,9 +96,10 @@ class Guard(grpc.aio.ServerInterceptor):
         with self._observed(method, rpc) as outcome:
             try:
                 call = self._admit(method, request, rpc, outcome)
-                allowed = LONGEST_UNARY_S if call.deadline is None else call.deadline - time.monotonic()
-                with context.bind(call):
-                    async with asyncio.timeout(allowed):
+                deadline = call.deadline or time.monotonic() + LONGEST_UNARY_S
+                # Bound with its deadline, so that what the handler calls ends in time as well.
+                with context.bind(replace(call, deadline=deadline)):
+                    async with asyncio.timeout(deadline - time.monotonic()):
                         return await handler(request, rpc)
             except Exception as error:  # noqa: BLE001 — the border: everything becomes a status here and nowhere else
                 await self._refuse(method, error, rpc, outcome)

@@ -134,7 +134,7 @@ def build(
 
 
 async def until_told(background: Sequence[Awaitable[None]]) -> None:
-    """Run background tasks until SIGTERM or SIGINT; raises what one of them raised. The next signal ends the process."""
+    """Run background tasks until SIGTERM or SIGINT; raises what one of them raised. A second signal ends it."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -1,5 +1,6 @@
 """OpenID providers over HTTPS: discovery, keys, the token endpoint."""
 
+import asyncio
 import base64
 import json
 import time
@@ -31,6 +32,11 @@ class Cached:
     keys: list[JSON] = field(default_factory=list)
     until: float = 0.0
     refreshed_at: float = 0.0
+    refreshing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def has(self, kid: str) -> bool:
+        """Whether a key of this id is among them."""
+        return kid in {key.get("kid") for key in self.keys}
 
 
 async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
@@ -63,11 +69,14 @@ class HttpProvider:
     async def keys(self, binding: Binding, kid: str) -> list[JSON]:
         """Return the provider's public keys, fetched again at most once a minute for an unknown key id."""
         known = await self._known(binding)
-        now = time.monotonic()
-        unknown = kid and kid not in {key.get("kid") for key in known.keys}
-        if unknown and now - known.refreshed_at >= REFRESH_AT_MOST_EVERY_S:
-            known.keys = await self._fetch_keys(known.metadata)
-            known.refreshed_at = now
+        if kid and not known.has(kid):
+            # Whoever comes while the keys are fetched waits for that fetch, and looks again.
+            async with known.refreshing:
+                now = time.monotonic()
+                if not known.has(kid) and now - known.refreshed_at >= REFRESH_AT_MOST_EVERY_S:
+                    # Noted first: a provider that does not answer is not asked again at once either.
+                    known.refreshed_at = now
+                    known.keys = await self._fetch_keys(known.metadata)
         return known.keys
 
     async def _known(self, binding: Binding) -> Cached:

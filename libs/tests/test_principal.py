@@ -1,0 +1,77 @@
+"""Principal assertions: what identity signs is understood, and every forgery is refused before a claim is used."""
+
+import os
+from dataclasses import replace
+
+import pytest
+
+from libs.clock import SystemClock
+from libs.errors import Unauthenticated
+from libs.principal import AssertionSigner, AssertionVerifier, Principal
+from libs.tests.forge import ATTACKS, SUBJECT, Forge
+from libs.tests.pki import Authority, make_authority
+
+pytestmark = pytest.mark.unit
+
+NODE = Principal(
+    subject=SUBJECT, kind="node", credential="node_key", domain_id=SUBJECT, node_id=SUBJECT, project_id=SUBJECT,
+    nsk_kid="nsk_" + "0" * 32, nsk_digest="ab" * 32, acr="gold", amr=("pwd", "otp"), auth_time=1_700_000_000,
+)  # fmt: skip
+
+
+@pytest.fixture
+def verifier(authority: Authority) -> AssertionVerifier:
+    return AssertionVerifier(authority.ca_file, "identity", SystemClock())
+
+
+def test_what_is_signed_is_what_is_understood(authority: Authority, verifier: AssertionVerifier) -> None:
+    own = authority.signer()
+    signer = AssertionSigner(own.certificate_file, own.key_file, SystemClock())
+    token, expires = signer.sign(NODE, "identity")
+    found = verifier.verify(token, "gateway")
+    same = replace(
+        NODE, audience="identity", azp="gateway", jti=found.jti, issued_at=found.issued_at, expires_at=found.expires_at
+    )
+    assert found == same
+    assert found.expires_at - found.issued_at == 60
+    assert found.expires_at == int(expires.timestamp())
+    assert found.reference == f"node:{SUBJECT}"
+
+
+def test_the_forge_makes_what_is_accepted(authority: Authority, verifier: AssertionVerifier) -> None:
+    # Else each attack below could be refused for a reason of its own.
+    assert verifier.verify(Forge(authority).sign(), "gateway").subject == SUBJECT
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_assertion_is_refused(attack: str, authority: Authority, verifier: AssertionVerifier) -> None:
+    forge = Forge(authority)
+    for _ in range(2):
+        # The second time with the genuine signer in the cache.
+        with pytest.raises(Unauthenticated):
+            verifier.verify(ATTACKS[attack](forge), "gateway")
+        verifier.verify(forge.sign(), "gateway")
+
+
+def test_a_presenter_cannot_use_what_was_made_for_another(authority: Authority, verifier: AssertionVerifier) -> None:
+    with pytest.raises(Unauthenticated):
+        verifier.verify(Forge(authority).sign(), "mesh")
+
+
+def test_a_ca_that_was_replaced_does_not_live_on_in_the_cache(
+    authority: Authority, verifier: AssertionVerifier
+) -> None:
+    token = Forge(authority).sign()
+    verifier.verify(token, "gateway")
+    authority.ca_file.write_bytes(make_authority(authority.folder / "next").ca_file.read_bytes())
+    os.utime(authority.ca_file, (0, 0))
+    with pytest.raises(Unauthenticated):
+        verifier.verify(token, "gateway")
+
+
+def test_while_the_ca_changes_both_are_trusted(authority: Authority, verifier: AssertionVerifier) -> None:
+    newer = make_authority(authority.folder / "next")
+    token = Forge(authority).sign()
+    authority.ca_file.write_bytes(newer.ca_file.read_bytes() + authority.ca_file.read_bytes())
+    assert verifier.verify(token, "gateway")
+    assert verifier.verify(Forge(newer).sign(), "gateway")
