@@ -1,157 +1,136 @@
-"""JSON text as Go's encoder writes it: compact, HTML-safe, everything else kept as it was written.
+"""JSON text as Go's encoder writes it, and canonical JSON (RFC 8785).
 
-The envelope is signed over such text, so numbers, key order and escapes of a payload must survive untouched. This works
-on bytes, in one pass and without recursion.
+The envelope is signed over Go's compact, HTML-safe form of text that was written by somebody else, so numbers, key order
+and escapes of a payload must survive untouched: this works on the bytes, in one pass and without recursion.
 """
 
 import codecs
+import json
 import re
-from collections.abc import Iterator
+from typing import Any
 
+import rfc8785
+
+# As Go's decoder: the outermost object counts as one.
 DEEPEST = 10_000
-TOKEN = re.compile(
-    rb"""[ \t\r\n]*+(?:
-    (?P<string>"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+")
-    |(?P<scalar>-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?|true|false|null)
-    |(?P<punctuation>[{}\[\]:,])
-    |(?P<end>\Z)
-    )""",
-    re.VERBOSE,
+WHITESPACE = b" \t\r\n"
+GOOD = (
+    rb'"(?:[^"\\\x00-\x1f]++|\\(?:["\\/bfnrt]|u[0-9a-fA-F]{4}))*+"'
+    rb"|-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?"
+    rb"|true|false|null|[{}\[\]:,]|[ \t\r\n]++"
 )
-ESCAPE = re.compile(rb'\\(?:u([0-9a-fA-F]{4})|(["\\/bfnrt]))')
-SHORT = {b"b": "\b", b"f": "\f", b"n": "\n", b"r": "\r", b"t": "\t", b'"': '"', b"\\": "\\", b"/": "/"}
-UNSAFE = re.compile(rb"[<>&]|\xe2\x80[\xa8\xa9]")
-SAFE = {
-    b"<": b"\\u003c",
-    b">": b"\\u003e",
-    b"&": b"\\u0026",
-    b"\xe2\x80\xa8": b"\\u2028",
-    b"\xe2\x80\xa9": b"\\u2029",
-}
-WRITTEN = {
-    **{chr(code): f"\\u{code:04x}" for code in range(0x20)},
-    "\b": "\\b", "\f": "\\f", "\n": "\\n", "\r": "\\r", "\t": "\\t", '"': '\\"', "\\": "\\\\",
-    "<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029",
-}  # fmt: skip
-WRITE = str.maketrans(WRITTEN)
+WHOLE = re.compile(GOOD)
+# What is no token swallows the rest: going on after it would make an unclosed string cost a scan for each of its quotes.
+TOKEN = re.compile(GOOD + rb"|(?s:.+)")
+UNSAFE = (
+    (b"<", rb"\u003c"),
+    (b">", rb"\u003e"),
+    (b"&", rb"\u0026"),
+    (b"\xe2\x80\xa8", rb"\u2028"),
+    (b"\xe2\x80\xa9", rb"\u2029"),
+)
+SURROGATE = re.compile("[\ud800-\udfff]")
 REPLACEMENT = "\ufffd"
+
+# What may follow what: from each state, the state after a token by its first byte; closing returns to the state that
+# the opening one pushed.
+NAME, VALUE, CLOSE = b'"', b'"{[-0123456789tfn', b"}]"
+NEXT: dict[str, dict[int, str]] = {
+    "top": dict.fromkeys(VALUE, "end"),
+    "end": {},
+    "object": dict.fromkeys(NAME, "name") | {b"}"[0]: ""},
+    "name": {b":"[0]: "colon"},
+    "colon": dict.fromkeys(VALUE, "member"),
+    "member": {b","[0]: "next member", b"}"[0]: ""},
+    "next member": dict.fromkeys(NAME, "name"),
+    "array": dict.fromkeys(VALUE, "item") | {b"]"[0]: ""},
+    "item": {b","[0]: "next item", b"]"[0]: ""},
+    "next item": dict.fromkeys(VALUE, "item"),
+}
+OPEN = {b"{"[0]: "object", b"["[0]: "array"}
 
 
 class NotJson(ValueError):
-    """Text that is not one JSON value (RFC 8259)."""
+    """Text that is not one JSON value (RFC 8259), or that has no canonical form."""
 
 
 # Go replaces each byte that is not UTF-8 by itself; Python's own handler would replace runs of them.
 codecs.register_error("each-byte", lambda error: (REPLACEMENT, error.start + 1))  # type: ignore[attr-defined]
 
 
-def tokens(text: bytes) -> Iterator[tuple[str, bytes]]:
-    """Yield kind and text of each token, the grammar checked, whitespace dropped; raises NotJson."""
-    at, stack, want = 0, bytearray(), "value"
-    while True:
-        match = TOKEN.match(text, at)
-        if match is None:
-            raise NotJson("not a token")
-        at = match.end()
-        kind, token = match.lastgroup or "", match[match.lastgroup or 0]
-        if kind == "end":
-            if want != "end":
-                raise NotJson("the text ends too early")
-            return
-        want = _step(kind, token, stack, want)
-        yield kind, token
+def _tokens(text: bytes) -> list[bytes]:
+    """Return the tokens without whitespace; raises NotJson for what is none."""
+    found: list[bytes] = TOKEN.findall(text)
+    if not found or not WHOLE.fullmatch(found[-1]):
+        raise NotJson("not a token")
+    return [token for token in found if token[0] not in WHITESPACE]
 
 
-def _step(kind: str, token: bytes, stack: bytearray, want: str) -> str:
-    """Return what may follow a token, given what was wanted and what is open."""
-    if kind != "punctuation":
-        if want in {"name", "name or }"} and kind == "string":
-            return ":"
-        if want in {"value", "value or ]"}:
-            return _after(stack)
-    elif token in b"{[":
-        if want in {"value", "value or ]"}:
-            stack += token
-            if len(stack) > DEEPEST:
+def _check(tokens: list[bytes], deepest: int) -> list[int]:
+    """Hold tokens to the grammar; returns where the outermost value has its colons, commas and end. Raises NotJson."""
+    state, outer, marks = "top", list[str](), list[int]()
+    for at, token in enumerate(tokens):
+        first = token[0]
+        follows = NEXT[state].get(first)
+        if follows is None:
+            raise NotJson("a token where it may not be")
+        if first in OPEN:
+            outer.append(follows)
+            if len(outer) > deepest:
                 raise NotJson("nested too deep")
-            return "name or }" if token == b"{" else "value or ]"
-    elif token in b"}]":
-        fits = want in ({"name or }", "more"} if token == b"}" else {"value or ]", "more"})
-        if fits and stack and bytes(stack[-1:]) == (b"{" if token == b"}" else b"["):
-            stack.pop()
-            return _after(stack)
-    elif token == b":" and want == ":":
-        return "value"
-    elif token == b"," and want == "more":
-        return "name" if stack[-1:] == b"{" else "value"
-    raise NotJson("a token where it may not be")
+            state = OPEN[first]
+            continue
+        if len(outer) == 1 and first in b":,}]":
+            marks.append(at)
+        state = outer.pop() if first in CLOSE else follows
+    if state != "end":
+        raise NotJson("the text ends too early")
+    return marks
 
 
-def _after(stack: bytearray) -> str:
-    return "more" if stack else "end"
-
-
-def compact(text: bytes) -> bytes:
+def compact(text: bytes, deepest: int = DEEPEST) -> bytes:
     """Return a JSON value without whitespace and HTML-safe, otherwise as it was written; raises NotJson."""
-    return b"".join(html_safe(token) if kind == "string" else token for kind, token in tokens(text))
+    tokens = _tokens(text)
+    _check(tokens, deepest)
+    return html_safe(b"".join(tokens))
 
 
-def html_safe(token: bytes) -> bytes:
-    """Escape what Go's encoder escapes inside a string: <, >, &, U+2028 and U+2029."""
-    return UNSAFE.sub(lambda match: SAFE[match[0]], token)
+def html_safe(text: bytes) -> bytes:
+    """Escape what Go's encoder escapes inside strings: <, >, &, U+2028 and U+2029; none may stand outside of them."""
+    for raw, escaped in UNSAFE:
+        text = text.replace(raw, escaped)
+    return text
 
 
 def members(text: bytes) -> list[tuple[str, bytes]]:
-    """Return the members of a JSON object in order, values compact; raises NotJson for anything else."""
-    found: list[tuple[str, bytes]] = []
-    depth, name, value = 0, None, bytearray()
-    for kind, token in tokens(text):
-        if depth == 0:
-            if token != b"{":
-                raise NotJson("not an object")
-            depth = 1
-            continue
-        if depth == 1 and token in {b",", b"}"} and name is not None:
-            found.append((name, bytes(value)))
-            name, value = None, bytearray()
-        elif depth == 1 and name is None and kind == "string":
-            name = decode(token)
-            continue
-        elif depth > 1 or token != b":":
-            value += html_safe(token) if kind == "string" else token
-        if kind == "punctuation":
-            depth += (token in b"{[") - (token in b"}]")
-    return found
+    """Return the members of a JSON object in order, values as `compact` writes them; raises NotJson for others."""
+    tokens = _tokens(text)
+    marks = _check(tokens, DEEPEST)
+    if tokens[0] != b"{":
+        raise NotJson("not an object")
+    return [
+        (decode(tokens[colon - 1]), html_safe(b"".join(tokens[colon + 1 : end])))
+        for colon, end in zip(marks[::2], marks[1::2], strict=False)  # `{}` has only its end
+    ]
 
 
 def decode(token: bytes) -> str:
     """Return the text of a JSON string as Go decodes it: what is not Unicode becomes U+FFFD."""
-    parts: list[str] = []
-    at = 0
-    units: list[int] = []
-
-    def flush() -> None:
-        if units:
-            raw = b"".join(unit.to_bytes(2, "big") for unit in units)
-            parts.append(raw.decode("utf-16-be", errors="surrogatepass"))
-            units.clear()
-
-    body = token[1:-1]
-    for match in ESCAPE.finditer(body):
-        if match.start() > at:
-            flush()
-            parts.append(body[at : match.start()].decode("utf-8", errors="each-byte"))
-        if match[1]:
-            units.append(int(match[1], 16))
-        else:
-            flush()
-            parts.append(SHORT[match[2]])
-        at = match.end()
-    flush()
-    parts.append(body[at:].decode("utf-8", errors="each-byte"))
-    return "".join(REPLACEMENT if "\ud800" <= char <= "\udfff" else char for part in parts for char in part)
+    text: str = json.loads(token.decode(errors="each-byte"))
+    return SURROGATE.sub(REPLACEMENT, text)
 
 
 def encode(text: str) -> bytes:
-    """Return a JSON string as Go's encoder writes it."""
-    return b'"' + text.translate(WRITE).encode() + b'"'
+    """Return a JSON string as Go's encoder (1.22 and later) writes it; raises NotJson for a lone surrogate."""
+    try:
+        return html_safe(json.dumps(text, ensure_ascii=False).encode())
+    except UnicodeEncodeError:
+        raise NotJson("not Unicode") from None
+
+
+def jcs(value: Any) -> bytes:  # noqa: ANN401 — any JSON value
+    """Return canonical JSON (RFC 8785); raises NotJson for what has none: NaN, integers beyond 2^53, other types."""
+    try:
+        return rfc8785.dumps(value)
+    except (rfc8785.CanonicalizationError, UnicodeError, RecursionError) as error:
+        raise NotJson(type(error).__name__) from None

@@ -8,12 +8,13 @@ another case, loose base64), this refuses.
 import base64
 import datetime
 import re
+import string
 from dataclasses import dataclass
 
 from nacl.exceptions import BadSignatureError
 from nacl.signing import VerifyKey
 
-from libs.canon import NotJson, compact, decode, encode, members
+from libs.canon import DEEPEST, NotJson, compact, decode, encode, members
 
 SIGNED = ("id", "type", "scope", "key_id", "issued_at", "payload")
 KNOWN = frozenset({*SIGNED, "signature"})
@@ -21,10 +22,16 @@ WINDOW_NS = 5 * 60 * 1_000_000_000
 # The published agent's line buffer ends at 65,535 bytes, and it would loop for ever on a longer line.
 LARGEST = 60_000
 KEY_BYTES = 32
+SIGNATURE_BYTES = 64
 SIGNATURE = re.compile(r"[A-Za-z0-9+/]{85}[AQgw]==")
-TIME = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d+))?(Z|[+-]\d\d:\d\d)", re.ASCII)
-EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-ZERO = datetime.datetime(1, 1, 1, tzinfo=datetime.UTC)
+TIME = re.compile(r"((\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d))(?:\.(\d+))?(?:Z|([+-])(\d\d):(\d\d))", re.ASCII)
+EPOCH_DAY = datetime.date(1970, 1, 1).toordinal()
+# Go's zero time, which its decoder leaves when there is none.
+ZERO_NS = (1 - EPOCH_DAY) * 86_400 * 1_000_000_000
+# As Go folds names: the letters of ASCII, the long s and the Kelvin sign, and no more ("ß" is not "ss").
+FOLD = str.maketrans(string.ascii_uppercase + "\u017f\u212a", string.ascii_lowercase + "sk")
+# Go 1.22 and later sign them as short escapes, older ones do not: never to be signed.
+UNSTABLE = ("\b", "\f")
 
 
 class EnvelopeRefused(Exception):
@@ -81,15 +88,29 @@ def canonical(identifier: str, kind: str, scope: str, key_id: str, issued_at: st
 
 
 def build(identifier: str, kind: str, scope: str, key_id: str, issued_at: str, payload: bytes) -> bytes:
-    """Return the bytes to sign for a new event; raises EnvelopeRefused for a payload that is not JSON."""
+    """Return the bytes to sign for a new event; raises EnvelopeRefused for what a strict receiver may refuse."""
+    texts = (identifier, kind, scope, key_id)
+    if not (identifier and kind and key_id):
+        raise EnvelopeRefused("missing_member")
+    if any(char in text for text in texts for char in UNSTABLE):
+        raise EnvelopeRefused("unstable_member")
     try:
-        return canonical(identifier, kind, scope, key_id, issued_at, compact(payload))
-    except NotJson:
-        raise EnvelopeRefused("payload") from None
+        if instant(issued_at)[1] != issued_at or not issued_at.endswith("Z"):
+            raise EnvelopeRefused("issued_at")
+    except ValueError:
+        raise EnvelopeRefused("issued_at") from None
+    try:
+        payload.decode()
+        # One level is the envelope's own.
+        return canonical(*texts, issued_at, compact(payload, DEEPEST - 1))
+    except (NotJson, UnicodeDecodeError) as error:
+        raise EnvelopeRefused("payload" if str(error) != "not Unicode" else "member_text") from None
 
 
 def assemble(signed: bytes, signature: bytes) -> bytes:
     """Return an envelope's wire text; raises EnvelopeRefused over 60,000 bytes."""
+    if len(signature) != SIGNATURE_BYTES:
+        raise EnvelopeRefused("signature_form")
     wire = signed[:-1] + b',"signature":"' + base64.b64encode(signature) + b'"}'
     if len(wire) > LARGEST:
         raise EnvelopeRefused("too_long")
@@ -104,23 +125,17 @@ def instant(text: str) -> tuple[int, str]:
     match = TIME.fullmatch(text)
     if match is None:
         raise ValueError("not an RFC 3339 time")
-    whole, fraction, zone = match.groups()
-    at = datetime.datetime.fromisoformat(whole).replace(tzinfo=datetime.UTC)
-    if zone != "Z":
-        hours, minutes = int(zone[1:3]), int(zone[4:6])
-        if hours > 23 or minutes > 59:  # noqa: PLR2004 — of a day, of an hour
-            raise ValueError("not an offset")
-        offset = datetime.timedelta(hours=hours, minutes=minutes)
-        try:
-            at = at - offset if zone[0] == "+" else at + offset
-        except OverflowError:
-            raise ValueError("out of range") from None
-        zone = zone if offset else "Z"
+    whole, year, month, day, hour, minute, second, fraction, sign, off_hour, off_minute = match.groups()
+    # The constructors hold the fields to their ranges; none knows hour 24 or a leap second.
+    clock = datetime.time(int(hour), int(minute), int(second))
+    off = datetime.time(int(off_hour or 0), int(off_minute or 0))
+    offset = (off.hour * 60 + off.minute) * (-60 if sign == "-" else 60)
+    days = datetime.date(int(year), int(month), int(day)).toordinal() - EPOCH_DAY
+    seconds = days * 86_400 + (clock.hour * 60 + clock.minute) * 60 + clock.second - offset
     digits = (fraction or "")[:9]
-    since = at - EPOCH
-    nanoseconds = (since.days * 86_400 + since.seconds) * 1_000_000_000 + int(digits.ljust(9, "0"))
-    digits = digits.rstrip("0")
-    return nanoseconds, whole + (f".{digits}" if digits else "") + zone
+    trimmed = digits.rstrip("0")
+    zone = f"{sign}{off_hour}:{off_minute}" if offset else "Z"
+    return seconds * 1_000_000_000 + int(digits.ljust(9, "0")), whole + (f".{trimmed}" if trimmed else "") + zone
 
 
 def parse(wire: bytes) -> Envelope:
@@ -133,7 +148,7 @@ def parse(wire: bytes) -> Envelope:
     for name, value in pairs:
         if name in found:
             raise EnvelopeRefused("duplicate_member")
-        if name not in KNOWN and name.casefold() in KNOWN:
+        if name not in KNOWN and name.translate(FOLD) in KNOWN:
             raise EnvelopeRefused("folded_member")
         found[name] = value
     texts = {name: _text(found.get(name, b"null")) for name in ("id", "type", "scope", "key_id", "signature")}
@@ -162,7 +177,7 @@ def _issued(value: bytes) -> tuple[int, str]:
         issued_ns, issued_at = instant(value[1:-1].decode("ascii") if value.startswith(b'"') else "")
     except ValueError:
         raise EnvelopeRefused("issued_at") from None
-    if issued_ns == int((ZERO - EPOCH).total_seconds()) * 1_000_000_000:
+    if issued_ns == ZERO_NS:
         raise EnvelopeRefused("missing_issued_at")
     return issued_ns, issued_at
 

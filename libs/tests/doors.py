@@ -25,7 +25,7 @@ ASKED = pb.CheckRequest(subject=SUBJECT, permission="read", resource="platform:m
 
 
 @dataclass
-class Relations(stubs.RelationsServiceServicer):
+class Relations:
     """Notes what it was allowed to see, then does as told."""
 
     raises: Exception | None = None
@@ -33,6 +33,7 @@ class Relations(stubs.RelationsServiceServicer):
     seen: list[context.Call] = field(default_factory=list)
     sent_on: list[tuple[str, str]] = field(default_factory=list)
     left_s: float = 0
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def Check(self, request: pb.CheckRequest, rpc: Any) -> pb.CheckResponse:  # noqa: N802 — gRPC's own
         self.seen.append(context.current_call())
@@ -54,7 +55,9 @@ class Relations(stubs.RelationsServiceServicer):
             if self.raises is not None:
                 raise self.raises
         finally:
-            self.left_s = -1
+            self.ended.set()
+
+    BulkCheck = WriteRelation = DeleteRelation = Check
 
 
 def runtime(identity: Tls, callers: dict[str, list[str]] | None = None, port: int = 1) -> Runtime:

@@ -1,0 +1,41 @@
+"""What ships: the compose file and the chart name the six processes, hardened, and hold no secret."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = pytest.mark.unit
+
+ROOT = Path(__file__).resolve().parent.parent
+SERVICES = {"access", "audit", "gateway", "identity", "mesh", "secrets"}
+
+
+def test_compose_runs_the_six_processes_hardened_and_publishes_the_edge_alone() -> None:
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert set(compose["services"]) == SERVICES
+    for name, service in compose["services"].items():
+        assert service["read_only"] is True
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert ("ports" in service) is (name == "gateway")
+        assert service["build"]["args"] == {"SERVICE": name}
+        for volume in service["volumes"]:
+            assert volume.endswith(":ro")
+
+
+def test_the_chart_has_a_block_for_each_process_and_no_secret_in_its_values() -> None:
+    values = yaml.safe_load((ROOT / "deploy/helm/plexsphere/values.yaml").read_text())
+    assert set(values["services"]) == SERVICES
+    assert all(service["existingSecret"] for service in values["services"].values())
+    template = (ROOT / "deploy/helm/plexsphere/templates/services.yaml").read_text()
+    for hardening in ("runAsNonRoot: true", "readOnlyRootFilesystem: true", "enableServiceLinks: false", "drop: [ALL]"):
+        assert hardening in template
+
+
+def test_the_image_is_built_from_the_lock_and_runs_as_nobody_in_particular() -> None:
+    dockerfile = (ROOT / "deploy/image/Dockerfile").read_text()
+    assert "--require-hashes -r requirements.lock" in dockerfile
+    assert re.search(r"^USER 10001:10001$", dockerfile, re.MULTILINE)
+    assert "ARG BASE_IMAGE" in dockerfile
