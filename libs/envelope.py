@@ -95,16 +95,21 @@ def build(identifier: str, kind: str, scope: str, key_id: str, issued_at: str, p
     if any(char in text for text in texts for char in UNSTABLE):
         raise EnvelopeRefused("unstable_member")
     try:
-        if instant(issued_at)[1] != issued_at or not issued_at.endswith("Z"):
-            raise EnvelopeRefused("issued_at")
+        issued_ns, written = instant(issued_at)
     except ValueError:
         raise EnvelopeRefused("issued_at") from None
+    if written != issued_at or not written.endswith("Z") or issued_ns == ZERO_NS:
+        raise EnvelopeRefused("issued_at")
     try:
         payload.decode()
         # One level is the envelope's own.
-        return canonical(*texts, issued_at, compact(payload, DEEPEST - 1))
-    except (NotJson, UnicodeDecodeError) as error:
-        raise EnvelopeRefused("payload" if str(error) != "not Unicode" else "member_text") from None
+        value = compact(payload, DEEPEST - 1)
+    except (NotJson, UnicodeDecodeError):
+        raise EnvelopeRefused("payload") from None
+    try:
+        return canonical(*texts, issued_at, value)
+    except NotJson:
+        raise EnvelopeRefused("member_text") from None
 
 
 def assemble(signed: bytes, signature: bytes) -> bytes:

@@ -15,6 +15,7 @@ from libs.errors import NodeUnauthorized
 ID_BYTES = 16
 KEY_BYTES = 32
 TEXT = re.compile(r"[A-Za-z0-9_-]{64}")
+TAG = re.compile(r"[!-^`-~]+")  # printable ASCII but for the underscore, which ends it
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class NodeBearer:
 def parse(text: str) -> NodeBearer:
     """Read a node bearer; raises NodeUnauthorized for anything that is not exactly one."""
     parts = text.split("_", 2)
-    if len(parts) != 3 or parts[0] != "nsk" or not parts[1] or not TEXT.fullmatch(parts[2]):  # noqa: PLR2004 — as above
+    if len(parts) != 3 or parts[0] != "nsk":  # noqa: PLR2004 — as above
         raise NodeUnauthorized("not a node bearer")
-    if not text.isascii() or not text.isprintable() or " " in text:
+    if not TAG.fullmatch(parts[1]) or not TEXT.fullmatch(parts[2]):
         raise NodeUnauthorized("not a node bearer")
     try:
         raw = base64.b64decode(parts[2], altchars=b"-_", validate=True)
@@ -49,6 +50,8 @@ def parse_header(value: str) -> NodeBearer:
 
 
 def format_bearer(environment: str, node_id: UUID, key: Secret) -> str:
-    """Write a node bearer."""
+    """Write a node bearer; raises ValueError for what `parse` would not read back."""
+    if not TAG.fullmatch(environment) or len(key) != KEY_BYTES:
+        raise ValueError("not the parts of a node bearer")
     raw = node_id.bytes + bytes(key.reveal())
     return f"nsk_{environment}_" + base64.urlsafe_b64encode(raw).decode()

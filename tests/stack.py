@@ -46,7 +46,7 @@ def stack(request: pytest.FixtureRequest) -> Iterator[State]:
         supervisor = subprocess.Popen(
             [*PLEXCTL, "dev", "up", *only, "--state", folder], stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             # A run that is killed takes its stack with it.
-            preexec_fn=child_setup(os.getpid(), unprivileged=False),  # noqa: PLW1509 — no thread runs yet
+            preexec_fn=child_setup(os.getpid()),  # noqa: PLW1509 — no thread runs yet
         )  # fmt: skip
     try:
         asyncio.run(_until_healthy(state, supervisor))

@@ -120,6 +120,35 @@ async def test_a_backend_is_killed_stays_down_and_starts_again(own: State) -> No
     await until_nothing_runs(own)
 
 
+async def test_postgresql_starts_from_a_supervisor_that_has_spoken_grpc(own: State) -> None:
+    """gRPC starts its threads again in every fork of a process with a channel, and a namespace wants one thread."""
+    own.prepare()
+    script = f"""
+import asyncio, grpc, os
+from pathlib import Path
+from devstack import pki, postgres
+from devstack.layout import State
+from devstack.process import spawn, until_ready
+async def main():
+    state = State(Path({str(own.folder)!r}))
+    channel = grpc.insecure_channel("127.0.0.1:1")
+    try:
+        channel.unary_unary("/a/b")(b"", timeout=0.2)
+    except grpc.RpcError:
+        pass
+    pki.prepare(state)
+    await postgres.prepare(state)
+    spec = postgres.spec(state)
+    process = await spawn(state, spec)
+    await until_ready(state, spec, process)
+    print("ready", flush=True)
+    os._exit(0)
+asyncio.run(main())
+"""
+    assert "ready" in await run(PLEXCTL[0], "-c", script)
+    await until_nothing_runs(own)
+
+
 async def test_a_second_supervisor_in_the_same_folder_is_refused(own: State) -> None:
     own.control.parent.mkdir(parents=True)
     command = [PLEXCTL[0], "-m", "devstack.supervisor", "--backends-only", "--state", str(own.folder)]

@@ -83,12 +83,16 @@ class Peer(grpc.aio.Channel):
         """Return a callable for one method that answers with a stream; the caller bounds it."""
 
         async def call(request: Any, *, metadata: Metadata = (), timeout: float | None = None) -> AsyncIterator[Any]:  # noqa: ASYNC109 — gRPC's own
-            rpc = self.current().unary_stream(method, request_serializer, response_deserializer)
+            open_stream = self.current().unary_stream(method, request_serializer, response_deserializer)
+            stream = open_stream(request, metadata=outgoing(metadata), timeout=timeout)
             try:
-                async for answer in rpc(request, metadata=outgoing(metadata), timeout=timeout):
+                async for answer in stream:
                     yield answer
             except grpc.aio.AioRpcError as error:
                 raise from_rpc(error) from None
+            finally:
+                # A reader that leaves must not hold the peer's drain up until a collector finds the call.
+                stream.cancel()
 
         return call
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import grpc
 import pytest
@@ -75,7 +76,8 @@ async def test_no_certificate_and_another_cas_are_refused_in_the_handshake(autho
                     await stubs.RelationsServiceStub(channel).Check(ASKED, timeout=1)
         bare = grpc.ssl_channel_credentials(authority.ca_file.read_bytes())
         named = [("grpc.ssl_target_name_override", "identity")]
-        async with grpc.aio.secure_channel(peer.address, bare, options=named) as channel:
+        anonymous: Any = grpc.aio.secure_channel(peer.address, bare, options=named)
+        async with anonymous as channel:
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await channel.unary_unary(f"/{NAME}/Check")(b"", timeout=1)
     assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
@@ -205,14 +207,15 @@ async def test_health_and_reflection_have_their_own_rows(authority: Authority) -
 
     async with door(authority, Relations(), principal=True) as peer:
         async with raw_channel(peer, authority.issue("operator")) as operator:
-            listed = await reflection_pb2_grpc.ServerReflectionStub(operator).ServerReflectionInfo(questions()).read()  # type: ignore[arg-type, attr-defined]
+            stub: Any = reflection_pb2_grpc.ServerReflectionStub(operator)
+            listed = await stub.ServerReflectionInfo(questions()).read()
             found = {row.name for row in listed.list_services_response.service}
             with pytest.raises(grpc.aio.AioRpcError) as refused:
                 await operator.unary_unary("/grpc.health.v1.Health/Check")(b"", timeout=5)
         assert found == {NAME, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
         assert refused.value.code() is grpc.StatusCode.PERMISSION_DENIED
         async with connect(peer, authority.issue("gateway")) as channel:
-            health = health_pb2_grpc.HealthStub(channel)
+            health: Any = health_pb2_grpc.HealthStub(channel)
             serving = health_pb2.HealthCheckResponse.SERVING
             assert (await health.Check(health_pb2.HealthCheckRequest())).status == serving
             async for answer in health.Watch(health_pb2.HealthCheckRequest()):

@@ -27,6 +27,12 @@ def https(url: str) -> bool:
     return parts.scheme == "https" and bool(parts.hostname) and not parts.username
 
 
+async def offered(store: SignInStore, domain_id: UUID | None) -> list[Binding]:
+    """Return through which bindings somebody may sign in; an unknown Domain answers as one without any."""
+    own = await store.bindings(domain_id) if domain_id else []
+    return [one for one in own or await store.bindings(None) if one.status == "active"]
+
+
 @dataclass(frozen=True)
 class Bindings:
     """Creates and shows bindings."""

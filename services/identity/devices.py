@@ -20,9 +20,9 @@ from libs.errors import (
     StepUpRequired,
 )
 from libs.ids import uuid7
+from services.identity.bindings import offered
 from services.identity.ports import Recorder
-from services.identity.sign_in import offered, random_text
-from services.identity.sign_in_model import Device, Login, Session, Wanted, digest
+from services.identity.sign_in_model import Device, Login, Session, Wanted, digest, random_text
 from services.identity.sign_in_ports import SignInStore
 
 CODE_FOR = datetime.timedelta(minutes=10)

@@ -4,7 +4,6 @@ import base64
 import datetime
 import hashlib
 import hmac
-import os
 from dataclasses import dataclass
 from urllib.parse import urlencode
 from uuid import UUID
@@ -17,9 +16,10 @@ from libs.decision import ANONYMOUS, Record
 from libs.errors import IdpBindingNotFound, InvalidRequest, PlexError, SignInRefused, SignInStateInvalid
 from libs.ids import uuid7
 from libs.telemetry import REFUSALS
+from services.identity.bindings import offered
 from services.identity.id_token import Expected, TokenRefused, header_of, validate
 from services.identity.ports import Recorder
-from services.identity.sign_in_model import Binding, Login, Pending, Person, Session, Wanted, digest
+from services.identity.sign_in_model import Binding, Login, Pending, Person, Session, Wanted, digest, random_text
 from services.identity.sign_in_ports import Admins, ClientSecrets, Provider, SignInStore
 
 PENDING_FOR = datetime.timedelta(minutes=10)
@@ -29,20 +29,9 @@ SCOPE = "openid email profile"
 log = structlog.get_logger()
 
 
-def random_text() -> str:
-    """Return 256 random bits as base64url."""
-    return base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
-
-
 def _text(claim: object) -> str:
     # Characters that no database stores and no page shows are left out: NUL, lone surrogates, line ends.
     return "".join(filter(str.isprintable, claim))[:256] if isinstance(claim, str) else ""
-
-
-async def offered(store: SignInStore, domain_id: UUID | None) -> list[Binding]:
-    """Return through which bindings somebody may sign in; an unknown Domain answers as one without any."""
-    own = await store.bindings(domain_id) if domain_id else []
-    return [one for one in own or await store.bindings(None) if one.status == "active"]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """What identity knows of people: bindings, logins, sessions, devices; credentials only as digests."""
 
+import base64
 import datetime
 import hashlib
+import os
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -9,6 +11,11 @@ from uuid import UUID
 def digest(text: str) -> bytes:
     """Return what is stored of a credential: its SHA-256. Credentials are 256 random bits, so no salt is needed."""
     return hashlib.sha256(text.encode()).digest()
+
+
+def random_text() -> str:
+    """Return 256 random bits as base64url."""
+    return base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
 
 
 @dataclass(frozen=True)

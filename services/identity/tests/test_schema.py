@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml  # type: ignore[import-untyped]  # it publishes no types; only this test reads YAML
+import yaml
 
 from services.identity.model import Tuple
 from services.identity.spicedb import SCHEMA, SpiceDb

@@ -14,8 +14,17 @@ from libs.errors import BindingConflict, Unauthenticated
 from libs.ids import uuid7
 from services.identity.devices import INTERVAL_S
 from services.identity.model import Domain, Reachability
-from services.identity.sign_in import random_text
-from services.identity.sign_in_model import Binding, Device, Login, Pending, Person, Session, Wanted, digest
+from services.identity.sign_in_model import (
+    Binding,
+    Device,
+    Login,
+    Pending,
+    Person,
+    Session,
+    Wanted,
+    digest,
+    random_text,
+)
 from services.identity.sign_in_ports import SignInStore
 from services.identity.sign_in_store import PgSignInStore
 from services.identity.store import PgStore
