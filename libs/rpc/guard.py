@@ -39,10 +39,15 @@ tracer = trace.get_tracer("libs.rpc")
 
 
 def peer_name(servicer_context: Context) -> str:
-    """Return the name in the URI SAN of the peer's certificate, or nothing when it is not one of ours."""
-    names = servicer_context.auth_context().get("x509_subject_alternative_name", ())
-    found = [name.decode() for name in names if name.startswith(PEER_PREFIX.encode())]
-    name = found[0].removeprefix(PEER_PREFIX) if len(found) == 1 else ""
+    """Return the name in the URI SAN of the peer's certificate, or nothing when it is not one of ours.
+
+    Only URI entries count: a DNS or e-mail entry with the same text names nobody. An X.509-SVID has exactly one URI
+    (SPIFFE X509-SVID, 2), so a second one, whosever it is, makes the certificate nobody's.
+    """
+    uris = [bytes(uri) for uri in servicer_context.auth_context().get("peer_uri", ())]
+    if len(uris) != 1 or not uris[0].startswith(PEER_PREFIX.encode()):
+        return ""
+    name = uris[0].decode(errors="replace").removeprefix(PEER_PREFIX)
     return "" if "/" in name else name
 
 

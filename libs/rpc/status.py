@@ -34,6 +34,9 @@ def from_rpc(failed: grpc.aio.AioRpcError) -> PlexError:
     for detail in status.details if status else ():
         info = error_details_pb2.ErrorInfo()
         if detail.Unpack(info) and info.domain == DOMAIN and info.reason.lower() in BY_CODE:
-            extra = {name: json.loads(value) for name, value in info.metadata.items()}
+            try:
+                extra = {name: json.loads(value) for name, value in info.metadata.items()}
+            except (ValueError, RecursionError):
+                return Internal()
             return BY_CODE[info.reason.lower()](failed.details() or "", **extra)
     return Internal() if failed.code() in BUGS else Unavailable()

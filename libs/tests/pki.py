@@ -31,11 +31,18 @@ class Authority:
         return self.folder / "ca.crt"
 
     def issue(
-        self, name: str, *, uris: tuple[str, ...] | None = None, key: Key | None = None, valid_for: float = 1
+        self,
+        name: str,
+        *,
+        uris: tuple[str, ...] | None = None,
+        others: tuple[x509.GeneralName, ...] = (),
+        key: Key | None = None,
+        valid_for: float = 1,
     ) -> Tls:
         """Write a leaf and its key; `valid_for` is in hours, negative for one that has expired."""
         own = key or ec.generate_private_key(ec.SECP256R1())
-        names = [x509.UniformResourceIdentifier(uri) for uri in uris or (f"spiffe://plexsphere/{name}",)]
+        wanted = (f"spiffe://plexsphere/{name}",) if uris is None else uris
+        names: list[x509.GeneralName] = [*(x509.UniformResourceIdentifier(uri) for uri in wanted), *others]
         local = [x509.DNSName(name), x509.DNSName("localhost"), x509.IPAddress(ipaddress.IPv4Address("127.0.0.1"))]
         sans = [*names, *local] if isinstance(own, ec.EllipticCurvePrivateKey) else names
         leaf = _certificate(name, own, valid_for).issuer_name(self.certificate.subject)

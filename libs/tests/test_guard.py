@@ -6,6 +6,7 @@ from typing import Any
 
 import grpc
 import pytest
+from cryptography import x509
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -41,6 +42,11 @@ OUTSIDERS: dict[str, Callable[[Authority], Tls]] = {
     "a name around the caller's": lambda ca: ca.issue("gateway", uris=(OURS + "x/gateway",)),
     "two names": lambda ca: ca.issue("gateway", uris=(OURS + "gateway", OURS + "mesh")),
     "no name of ours": lambda ca: ca.issue("gateway", uris=("https://gateway",)),
+    "a foreign name beside the caller's": lambda ca: ca.issue("gateway", uris=(OURS + "gateway", "https://gateway")),
+    "the caller's name as a DNS entry": lambda ca: ca.issue("x", uris=(), others=(x509.DNSName(OURS + "gateway"),)),
+    "the caller's name as an e-mail entry": lambda ca: ca.issue(
+        "x", uris=(), others=(x509.RFC822Name(OURS + "gateway"),)
+    ),
     "an empty name": lambda ca: ca.issue("gateway", uris=(OURS,)),
 }
 
