@@ -192,7 +192,11 @@ def verify(wire: bytes, trust: Trust, now_ns: int) -> Envelope:
 
     Cheap checks first: form, age, key, and the signature last.
     """
-    envelope = parse(wire)
+    return authenticate(parse(wire), trust, now_ns)
+
+
+def authenticate(envelope: Envelope, trust: Trust, now_ns: int) -> Envelope:
+    """Return a parsed envelope when it is fresh and signed by a valid key; raises EnvelopeRefused with the reason."""
     signed = envelope.canonical()
     age = now_ns - envelope.issued_ns
     if abs(age) > WINDOW_NS:

@@ -85,6 +85,14 @@ async def connection(pool: asyncpg.Pool, name: str) -> AsyncIterator[asyncpg.Con
 
 
 @contextlib.asynccontextmanager
+async def held(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    """Lend a connection for as long as the block lasts, which may be for good: it belongs to no trace."""
+    with unavailable():
+        async with pool.acquire() as lent:
+            yield cast("asyncpg.Connection", lent)
+
+
+@contextlib.asynccontextmanager
 async def transaction(pool: asyncpg.Pool, name: str) -> AsyncIterator[asyncpg.Connection]:
     """Lend a connection within one transaction for the block; `name` is the span's."""
     async with connection(pool, name) as lent, lent.transaction():

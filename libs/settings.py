@@ -71,6 +71,13 @@ class OpenBao(Settings):
     timeout_s: Seconds = 5.0
 
 
+class Nats(Settings):
+    """The event bus; the user is the URI SAN of the service's certificate."""
+
+    address: Annotated[str, Field(pattern=r"^tls://")]
+    timeout_s: Seconds = 2.0
+
+
 class Telemetry(Settings):
     """Logs to stdout, metrics over HTTP, spans to a collector or a file when one is named."""
 

@@ -30,6 +30,11 @@ from libs.settings import Runtime, SettingsError
 CALLS = Counter("plexsphere_rpc_calls_total", "Calls served, by method and outcome.", ["method", "code"])
 LATENCY = Histogram("plexsphere_rpc_seconds", "Seconds a call took.", ["method"])
 REFUSALS = Counter("plexsphere_refusals_total", "Refusals by control and reason.", ["control", "reason"])
+VERIFIED = Counter("plexsphere_envelopes_verified_total", "Signatures of envelopes that were verified.")
+DELIVERED = Counter("plexsphere_events_delivered_total", "Events written to event streams.")
+STREAMS = Gauge("plexsphere_event_streams", "Event streams that are open.")
+STREAMS_ENDED = Counter("plexsphere_event_streams_ended_total", "Event streams that ended, by cause.", ["cause"])
+OUTBOX = Gauge("plexsphere_outbox_oldest_seconds", "Age of the oldest event that waits to be published.", ["schema"])
 READY = Gauge("plexsphere_ready", "1 when a dependency is reachable.", ["dependency"])
 
 SENSITIVE = re.compile(r"(?i)(secret|token|password|authorization|cookie|nsk|assertion|verifier|pepper|private)")

@@ -4,25 +4,35 @@ from collections.abc import Mapping
 
 from aiohttp import web
 
+from libs.audit import AuditClient
+from libs.clock import SystemClock
+from libs.nats import Bus, open_bus
 from libs.process import main
 from libs.rpc.channel import Peer, connect
 from libs.rpc.server import until_told
 from services.gateway import platform
 from services.gateway.audit import Audit
+from services.gateway.bus import JetStreamEvents
 from services.gateway.credentials import AssertionCache, Authenticator
 from services.gateway.document import load, operations
 from services.gateway.edge import Edge, Route, build
+from services.gateway.events import Events
 from services.gateway.fleet import Fleet
-from services.gateway.gate import Ports
+from services.gateway.gate import Ports, open_gate
 from services.gateway.health import Health
+from services.gateway.hub import Hub
 from services.gateway.limits import AddressLimit
+from services.gateway.mesh import MeshKeys, MeshNonces, Reconciler
 from services.gateway.nodes import Nodes
 from services.gateway.platform import Platform
+from services.gateway.refusals import RefusedEnvelopes
 from services.gateway.revocations import follow_revocations
 from services.gateway.secrets import Secrets
 from services.gateway.server import follow_certificate, listening, tls_context
 from services.gateway.settings import GatewaySettings, Rate
 from services.gateway.sign_in import SignIn
+from services.gateway.signing_keys import Mesh
+from services.gateway.standings import IdentityStandings
 from services.gateway.tenancy import Tenancy
 from services.gateway.validation import compile_rules
 
@@ -33,7 +43,12 @@ def limit(rate: Rate) -> AddressLimit:
 
 
 def application(
-    settings: GatewaySettings, peers: Mapping[str, Peer], cache: AssertionCache, health: Health, ports: Ports
+    settings: GatewaySettings,
+    peers: Mapping[str, Peer],
+    cache: AssertionCache,
+    health: Health,
+    ports: Ports,
+    hub: Hub | None,
 ) -> web.Application:
     """Return the edge: the document, the handlers, and the way to them."""
     identity = peers["identity"]
@@ -41,7 +56,9 @@ def application(
         **SignIn(identity, settings.public_url).routes(),
         **Tenancy(identity).routes(),
         **Fleet(identity).routes(),
-        **Nodes(identity, ports).routes(),
+        **Nodes(identity).routes(),
+        **Events(ports, hub, cache, Reconciler(peers["mesh"])).routes(),
+        **Mesh(peers["mesh"]).routes(),
         **Secrets(peers["secrets"]).routes(),
         **Audit(peers["audit"]).routes(),
     }
@@ -57,6 +74,18 @@ def application(
     return build(edge, [compile_rules(document, one) for one in operations(document)], routes)
 
 
+def provided(settings: GatewaySettings, peers: Mapping[str, Peer], cache: AssertionCache, bus: Bus) -> Ports:
+    """Return the ports that this deployment provides."""
+    mesh, standings = peers["mesh"], IdentityStandings(peers["identity"], cache)
+    return Ports(
+        event_stream=JetStreamEvents(bus, mesh) if "event_stream" in settings.ports else None,
+        nonce_store=MeshNonces(mesh) if "nonce_store" in settings.ports else None,
+        signature_verifier=MeshKeys(mesh) if "signature_verifier" in settings.ports else None,
+        relation_checker=standings if "relation_checker" in settings.ports else None,
+        node_repo=standings if "node_repo" in settings.ports else None,
+    )
+
+
 async def run(settings: GatewaySettings) -> None:
     """Serve the edge until told to stop."""
     wanted = settings.peers
@@ -66,21 +95,27 @@ async def run(settings: GatewaySettings) -> None:
         connect(wanted.secrets, settings.tls) as secrets,
         connect(wanted.mesh, settings.tls) as mesh,
         connect(wanted.audit, settings.tls) as audit,
+        open_bus(settings.nats, settings.tls, settings.service) as bus,
     ):
         peers = {"identity": identity, "access": access, "secrets": secrets, "mesh": mesh, "audit": audit}
         cache, health = AssertionCache(), Health(peers)
-        # The five ports of the signed event bus are not provided by this version.
-        app = application(settings, peers, cache, health, Ports())
+        ports = provided(settings, peers, cache, bus)
+        refusals = RefusedEnvelopes(AuditClient(audit), ports.signature_verifier, SystemClock())
+        hub = None if ports.missing else Hub(open_gate(ports), refusals)
+        app = application(settings, peers, cache, health, ports, hub)
         context = tls_context(settings.certificate)
+        background = [
+            follow_revocations(identity, cache, hub),
+            follow_certificate(settings.certificate, context),
+            health.watch(),
+        ]
+        if hub is not None:
+            background += [hub.run(), hub.beat(), hub.pulse(), refusals.run()]
         async with listening(app, settings.listen, context, settings.drain_s):
-            await until_told(
-                [
-                    follow_revocations(identity, cache),
-                    follow_certificate(settings.certificate, context),
-                    health.watch(),
-                ]
-            )
+            await until_told(background)
             health.draining = True
+            if hub is not None:
+                await hub.drain(settings.drain_s / 2)
 
 
 if __name__ == "__main__":

@@ -62,6 +62,15 @@ def present(operation: Operation, request: web.Request) -> Credential:
 
 
 @dataclass(frozen=True)
+class Standing:
+    """Where a node stands, as identity decided it with its authentication."""
+
+    domain_id: str
+    project_id: str
+    agent: bool
+
+
+@dataclass(frozen=True)
 class Kept:
     """An assertion, whom it is about, and until when it may be used again (monotonic seconds)."""
 
@@ -69,6 +78,7 @@ class Kept:
     digest: str
     subjects: frozenset[str]
     until: float
+    standing: Standing | None = None
 
 
 @dataclass
@@ -79,6 +89,7 @@ class AssertionCache:
     generation: int = 0
     _heard: float = float("-inf")
     _kept: OrderedDict[tuple[str, str], Kept] = field(default_factory=OrderedDict)
+    _standings: OrderedDict[str, Kept] = field(default_factory=OrderedDict)
 
     @property
     def open(self) -> bool:
@@ -99,11 +110,24 @@ class AssertionCache:
         kept = self._kept.get((digest, audience))
         return kept.assertion if kept and self.open and self.clock() < kept.until else None
 
-    def put(self, digest: str, audience: str, assertion: str, generation: int) -> None:
+    def standing(self, node_id: str) -> Standing | None:
+        """Return a kept standing that may be used again."""
+        kept = self._standings.get(node_id)
+        return kept.standing if kept and self.open and self.clock() < kept.until else None
+
+    def put(
+        self, digest: str, audience: str, assertion: str, generation: int, standing: Standing | None = None
+    ) -> None:
         """Keep an assertion, unless something was revoked since `generation`: it may have been this credential."""
         if not self.open or generation != self.generation:
             return
-        kept = Kept(assertion, digest, subjects_of(assertion), self.clock() + KEPT_S)
+        kept = Kept(assertion, digest, subjects_of(assertion), self.clock() + KEPT_S, standing)
+        if standing is not None:
+            for node_id in kept.subjects:
+                self._standings[node_id] = kept
+                self._standings.move_to_end(node_id)
+            while len(self._standings) > MOST_KEPT:
+                self._standings.popitem(last=False)
         self._kept[digest, audience] = kept
         self._kept.move_to_end((digest, audience))
         while len(self._kept) > MOST_KEPT:
@@ -114,6 +138,8 @@ class AssertionCache:
         self.generation += 1
         for key in [key for key, kept in self._kept.items() if matches(kept)]:
             del self._kept[key]
+        for node_id in [node_id for node_id, kept in self._standings.items() if matches(kept)]:
+            del self._standings[node_id]
 
 
 def digest_of(value: str) -> str:
@@ -136,18 +162,26 @@ class Authenticator:
         self._cache = cache
         self._bad_bearers = bad_bearers
 
-    async def assertion(self, credential: Credential, audience: str, address: str) -> str:
-        """Return the principal assertion; raises Unauthenticated, or TooMany for an address that guesses."""
+    async def assertion(self, credential: Credential, audience: str, address: str, *, standing: bool = False) -> str:
+        """Return the principal assertion; raises Unauthenticated, or TooMany for an address that guesses.
+
+        With `standing`, where the node stands is asked for in the same call and kept beside the assertion.
+        """
         digest = digest_of(credential.value)
-        if kept := self._cache.get(digest, audience):
+        kept = self._cache.get(digest, audience)
+        if kept and not (standing and credential.node and self._cache.standing(str(credential.node.node_id)) is None):
             return kept
         self._bad_bearers.check(address)
         generation = self._cache.generation
-        request = pb.AuthenticateRequest(kind=credential.kind, credential=credential.value, audience=audience)
+        request = pb.AuthenticateRequest(
+            kind=credential.kind, credential=credential.value, audience=audience, standing=standing
+        )
         try:
             answer = await self._stub.Authenticate(request)
         except Unauthenticated:
             self._bad_bearers.spend(address)
             raise
-        self._cache.put(digest, audience, answer.assertion, generation)
+        found = answer.standing if answer.HasField("standing") else None
+        stands = Standing(found.domain_id, found.project_id, found.agent) if found else None
+        self._cache.put(digest, audience, answer.assertion, generation, stands)
         return str(answer.assertion)

@@ -26,9 +26,14 @@ from services.gateway.validation import Rules, body_error
 
 CORRELATION = web.RequestKey("correlation", str)
 OPERATION = web.RequestKey("operation", str)
+# A handler that streams lifts the deadline of its request, and says that its answer has begun.
+DEADLINE = web.RequestKey("deadline", asyncio.Timeout)
+STREAMED = web.RequestKey("streamed", web.StreamResponse)
 LONGEST_USER_AGENT = 512
 LONGEST_CORRELATION = 64
 OCTETS = "application/octet-stream"
+# Opening a stream needs to know where the node stands; identity says so with the assertion.
+STREAMS = frozenset({"GetNodeEvents"})
 
 log = structlog.get_logger()
 tracer = trace.get_tracer("services.gateway")
@@ -100,7 +105,8 @@ class Edge:
         audience = route.audience if route else "identity"
         try:
             credential = present(operation, request)
-            assertion = await self.authenticator.assertion(credential, audience, address)
+            standing = operation.id in STREAMS
+            assertion = await self.authenticator.assertion(credential, audience, address, standing=standing)
         except errors.Unauthenticated:
             if operation.id == SIGN_OUT:
                 return None, ()
@@ -162,9 +168,17 @@ def middleware(timeout_s: float) -> Any:
             ) as span,
         ):
             try:
-                async with asyncio.timeout(timeout_s):
+                async with asyncio.timeout(timeout_s) as deadline:
+                    request[DEADLINE] = deadline
                     response = await handler(request)
             except Exception as raised:  # noqa: BLE001 — the edge answers with a problem whatever happens
+                begun: web.StreamResponse | None = request.get(STREAMED)
+                if begun is not None:
+                    # The answer has begun; all that can be told is that it ends.
+                    refusal_of(raised)
+                    if request.transport is not None:
+                        request.transport.abort()
+                    return begun
                 error = refusal_of(raised)
                 code = error.code
                 operation = request.get(OPERATION, "")

@@ -1,59 +1,126 @@
-"""The five-port gate in front of a node's events and state: all five, or 501; never half on.
+"""The five-port gate in front of a node's events: all five, or 501; never half on.
 
 A port is absent when the deployment does not provide it. One that is provided but cannot be reached is not absent: its
 methods raise Unavailable, which is 503, because published agents stop for good or slow down on anything else.
 """
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, fields
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import Enum
 from typing import Protocol
 from uuid import UUID
 
-from libs.errors import BusNotProvisioned
+from libs import envelope
+from libs.envelope import Envelope, EnvelopeRefused, Trust
+from libs.errors import BusNotProvisioned, Forbidden, NotFound
+from libs.ids import parse_uuid
+from libs.telemetry import VERIFIED
+
+SUBJECT = re.compile(r"events\.([0-9a-f-]{36})\.(node|project|domain)\.([0-9a-f-]{36})\.([a-z][a-z0-9_]{0,63})")
+SCOPE = re.compile(r"(node|project|domain):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
+PENDING_FOR_S = 2.0
+PENDING_EVERY_S = 0.02
+MOST_REFUSED = 10_000
 
 
 @dataclass(frozen=True)
-class Envelope:
-    """A signed event as it came from the stream: its sequence, the Domain of its subject, and its bytes."""
+class Message:
+    """A message as it came from the stream; nothing of it is believed yet."""
+
+    sequence: int
+    subject: str
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """Messages in the order of the stream, and whether more is known to wait behind them."""
+
+    messages: tuple[Message, ...]
+    more: bool
+
+
+@dataclass(frozen=True)
+class Published:
+    """An event from the log that the stream did not deliver; it is verified like any other."""
 
     sequence: int
     domain_id: UUID
-    raw: bytes
+    data: bytes
+
+
+class Verdict(Enum):
+    """What the nonce store says of an envelope."""
+
+    PUBLISHED = "published"
+    PENDING = "nonce_pending"
+    REPLAYED = "nonce_replayed"
+    ALTERED = "nonce_altered"
+    UNKNOWN = "nonce_unknown"
+
+
+@dataclass(frozen=True)
+class Seen:
+    """An envelope that asks to be believed: its nonce, where it stands, and the SHA-256 of its bytes."""
+
+    sequence: int
+    id: UUID
+    digest: bytes
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a node stands."""
+
+    domain_id: UUID
+    project_id: UUID
 
 
 class EventStream(Protocol):
-    """The Domain's events in the order of their sequence."""
+    """The events of all Domains. Raises Unavailable."""
 
-    def follow(self, domain_id: UUID, after: int | None) -> AsyncIterator[Envelope]:
-        """Yield envelopes above `after`, from now on without it; raises EventStreamUnavailable, never skips a gap."""
+    def follow(self, after: int | None, back_s: int) -> AsyncGenerator[Delivery, None]:
+        """Yield what comes after a sequence, or from some seconds ago on; first of all where the stream stands.
+
+        The first delivery has no messages when none waits. It ends or raises when something could be missed.
+        """
+
+    @property
+    def position(self) -> int:
+        """The last sequence of the stream when it was opened."""
 
 
 class NonceStore(Protocol):
-    """What mesh published, by the envelope's id."""
+    """What mesh published: an id is good once, at one sequence, with its bytes. Raises Unavailable."""
 
-    async def published(self, event_id: UUID, sequence: int, digest: bytes) -> bool:
-        """Say whether exactly these bytes were published at this sequence; authoritative, never cached beyond that."""
+    async def check(
+        self, seen: Sequence[Seen], gaps: Sequence[tuple[int, int]]
+    ) -> tuple[list[Verdict], list[Published]]:
+        """Say of each what mesh's log says, and return what was published in the gaps; authoritative, never kept."""
 
 
 class SignatureVerifier(Protocol):
-    """The Domain's event keys."""
+    """The Domains' event keys. Raises Unavailable."""
 
-    async def verifies(self, domain_id: UUID, key_id: str, signed: bytes, signature: bytes) -> bool:
-        """Say whether the signature is by the Domain's current or still valid previous key."""
+    async def trust(self, domain_ids: Collection[UUID]) -> Mapping[UUID, Mapping[str, Trust]]:
+        """Return the keys that verify now by Domain and key id; never kept, so that a revocation counts at once."""
 
 
 class RelationChecker(Protocol):
-    """Who may receive what."""
+    """Who may receive. Raises Unavailable, never a denial in its stead."""
 
-    async def is_agent(self, node_id: UUID) -> bool:
-        """Say whether the node holds `node-agent` on itself; fully consistent."""
+    async def agents(self, node_ids: Collection[UUID]) -> frozenset[UUID]:
+        """Return those that hold `node-agent` on themselves; fully consistent."""
 
 
 class NodeRepo(Protocol):
-    """The nodes that exist."""
+    """The nodes that exist. Raises Unavailable."""
 
-    async def scopes(self, node_id: UUID) -> frozenset[str] | None:
-        """Return the scopes that the node receives, or nothing when there is no such node."""
+    async def place(self, node_id: UUID) -> Place | None:
+        """Return where a node stands; None when there is no such node."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +148,115 @@ class Gate:
     signature_verifier: SignatureVerifier
     relation_checker: RelationChecker
     node_repo: NodeRepo
+    # Ids that were logged and never acknowledged: they get no second wait.
+    given_up: set[UUID] = field(default_factory=set)
+
+    async def node(self, node_id: UUID) -> Place:
+        """Return where a node stands that may receive; raises Forbidden, and then NotFound."""
+        if node_id not in await self.relation_checker.agents([node_id]):
+            raise Forbidden
+        place = await self.node_repo.place(node_id)
+        if place is None:
+            raise NotFound
+        return place
+
+    async def admit(self, messages: Sequence[Message], gaps: Sequence[tuple[int, int]], now_ns: int) -> "Passage":
+        """Return the events that may be delivered, in order, and why the others may not.
+
+        Cheap checks first: form, Domain and scope against the subject, age, key, signature, and the nonce last. Each
+        envelope is checked once, however many nodes it is for.
+        """
+        passage = Passage([], [], {})
+        read = [one for message in messages if (one := _read(message, now_ns, passage.refused))]
+        await self._published(await self._signed(read, now_ns, passage), gaps, now_ns, passage)
+        return passage
+
+    async def _signed(self, candidates: "list[Admitted]", now_ns: int, passage: "Passage") -> "list[Admitted]":
+        if not candidates:
+            return []
+        trusted = await self.signature_verifier.trust({one.domain_id for one in candidates})
+        passage.trusted.update({domain_id: frozenset(keys) for domain_id, keys in trusted.items()})
+        passed = []
+        for one in candidates:
+            trust = trusted.get(one.domain_id, {}).get(one.envelope.key_id, Trust("", b""))
+            try:
+                if trust.key or trust.previous_key:
+                    VERIFIED.inc()
+                envelope.authenticate(one.envelope, trust, now_ns)
+            except EnvelopeRefused as error:
+                passage.refused.append(Refusal(one.sequence, one.domain_id, error.reason))
+            else:
+                passed.append(one)
+        return passed
+
+    async def _published(
+        self, candidates: "list[Admitted]", gaps: Sequence[tuple[int, int]], now_ns: int, passage: "Passage"
+    ) -> None:
+        if not candidates and not gaps:
+            return
+        seen = [Seen(one.sequence, one.id, hashlib.sha256(one.data).digest()) for one in candidates]
+        verdicts, missing = await self.nonce_store.check(seen, gaps)
+        verdicts = await self._settled(seen, verdicts)
+        for one, verdict in zip(candidates, verdicts, strict=True):
+            if verdict is Verdict.PUBLISHED:
+                passage.admitted.append(one)
+            else:
+                passage.refused.append(Refusal(one.sequence, one.domain_id, verdict.value))
+        if missing:
+            # What the log brings back is believed no more than what the stream brings.
+            filled = [entry for row in missing if (entry := _read(_message(row), now_ns, passage.refused))]
+            passage.admitted.extend(await self._signed(filled, now_ns, passage))
+            passage.admitted.sort(key=lambda one: one.sequence)
+
+    async def _settled(self, seen: list[Seen], verdicts: list[Verdict]) -> list[Verdict]:
+        """Wait for those that are logged and whose sequence is not noted yet; it comes within moments or never."""
+        deadline = asyncio.get_running_loop().time() + PENDING_FOR_S
+        while True:
+            waiting = [
+                turn
+                for turn, verdict in enumerate(verdicts)
+                if verdict is Verdict.PENDING and seen[turn].id not in self.given_up
+            ]
+            if not waiting:
+                return verdicts
+            if asyncio.get_running_loop().time() >= deadline:
+                if len(self.given_up) > MOST_REFUSED:
+                    self.given_up.clear()
+                self.given_up.update(seen[turn].id for turn in waiting)
+                return verdicts
+            await asyncio.sleep(PENDING_EVERY_S)
+            answers, _ = await self.nonce_store.check([seen[turn] for turn in waiting], ())
+            for turn, verdict in zip(waiting, answers, strict=True):
+                verdicts[turn] = verdict
+
+
+@dataclass(frozen=True)
+class Admitted:
+    """An event on its way through the gate, and past it."""
+
+    sequence: int
+    domain_id: UUID
+    id: UUID
+    envelope: Envelope
+    data: bytes
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An envelope that is dropped: where, in whose name (None when the subject names nobody), and why."""
+
+    sequence: int
+    domain_id: UUID | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What came of some messages; `trusted` holds the key ids that verify now, of the Domains that were asked for."""
+
+    admitted: list[Admitted]
+    refused: list[Refusal]
+    trusted: dict[UUID, frozenset[str]]
 
 
 def open_gate(ports: Ports) -> Gate:
@@ -90,3 +266,48 @@ def open_gate(ports: Ports) -> Gate:
     if stream is None or nonces is None or verifier is None or relations is None or nodes is None:
         raise BusNotProvisioned
     return Gate(stream, nonces, verifier, relations, nodes)
+
+
+def _read(message: Message, now_ns: int, refused: list[Refusal]) -> Admitted | None:
+    """Return a message whose form, subject and age are right; notes the refusal of any other."""
+    subject = SUBJECT.fullmatch(message.subject)
+    if subject is None or (domain_id := canonical_uuid(subject[1])) is None:
+        refused.append(Refusal(message.sequence, None, "subject"))
+        return None
+    try:
+        parsed = envelope.parse(message.data)
+    except EnvelopeRefused as error:
+        refused.append(Refusal(message.sequence, domain_id, error.reason))
+        return None
+    scope, nonce = SCOPE.fullmatch(parsed.scope), canonical_uuid(parsed.id)
+    reason = ""
+    if len(message.data) > envelope.LARGEST:
+        reason = "too_long"
+    elif abs(now_ns - parsed.issued_ns) > envelope.WINDOW_NS:
+        reason = "stale" if now_ns > parsed.issued_ns else "future"
+    elif scope is None or (scope[1] == "domain" and scope[2] != subject[1]):
+        reason = "scope"
+    elif (scope[1], scope[2], parsed.type) != (subject[2], subject[3], subject[4]):
+        reason = "subject_mismatch"
+    if not reason and nonce is not None:
+        return Admitted(message.sequence, domain_id, nonce, parsed, message.data)
+    refused.append(Refusal(message.sequence, domain_id, reason or "nonce_form"))
+    return None
+
+
+def canonical_uuid(text: str) -> UUID | None:
+    """Return a UUID in its one canonical spelling; None for anything else."""
+    try:
+        return parse_uuid(text)
+    except ValueError:
+        return None
+
+
+def _message(row: Published) -> Message:
+    """Return a row of the log as if the stream had delivered it, under the subject that its envelope implies."""
+    try:
+        found = envelope.parse(row.data)
+    except EnvelopeRefused:
+        return Message(row.sequence, "", row.data)
+    subject = f"events.{row.domain_id}.{found.scope.replace(':', '.')}.{found.type}"
+    return Message(row.sequence, subject, row.data)

@@ -14,29 +14,24 @@ from plexsphere.identity.v1 import enrolment_pb2 as pb
 from plexsphere.identity.v1 import enrolment_pb2_grpc as stubs
 from services.gateway.answers import CREATED, JSON, given, reply, timestamp, when
 from services.gateway.edge import Asked, Route
-from services.gateway.gate import Ports, open_gate
 
 REGISTER_S = 15.0
 HEX_CHECKSUM = re.compile(r"[0-9a-fA-F]{64}")
 CHECKSUM_BYTES = 32
-SEQUENCE = re.compile(r"[0-9]{1,19}")
-LARGEST_SEQUENCE = 2**63 - 1
 
 
 class Nodes:
     """Handlers of the nodes' own operations."""
 
-    def __init__(self, identity: Peer, ports: Ports) -> None:
+    def __init__(self, identity: Peer) -> None:
         self._enrolment = stubs.EnrolmentServiceStub(identity)
         self._nodes = stubs.NodeServiceStub(identity)
-        self._ports = ports
 
     def routes(self) -> dict[str, Route]:
         """Return the handlers by operation."""
         return {
             "PostRegister": Route(self.register),
             "PostNodeHeartbeat": Route(self.heartbeat),
-            "GetNodeEvents": Route(self.events),
             "GetNodeState": Route(self.state),
         }
 
@@ -86,32 +81,9 @@ class Nodes:
             }
         )
 
-    async def events(self, asked: Asked) -> web.StreamResponse:
-        """Stream the node's events; behind the gate the order is relation, existence, cursor."""
-        gate = open_gate(self._ports)
-        node = asked.credential.node if asked.credential else None
-        if node is None:
-            raise errors.NodeUnauthorized
-        if not await gate.relation_checker.is_agent(node.node_id):
-            raise errors.Forbidden
-        if await gate.node_repo.scopes(node.node_id) is None:
-            raise errors.NotFound
-        cursor(asked.http.headers.get("Last-Event-ID"))
-        raise errors.EventStreamUnavailable
-
     async def state(self, _: Asked) -> web.StreamResponse:
-        """Answer with the node's state; it is behind the same gate as the events that it reconciles."""
-        open_gate(self._ports)
+        """Answer with the node's state."""
         raise errors.EventStreamUnavailable
-
-
-def cursor(text: str | None) -> int | None:
-    """Read `Last-Event-ID`; raises InvalidCursor for anything but a non-negative integer."""
-    if text is None:
-        return None
-    if not SEQUENCE.fullmatch(text) or int(text) > LARGEST_SEQUENCE:
-        raise errors.InvalidCursor("Last-Event-ID must be a non-negative integer")
-    return int(text)
 
 
 def checksum(text: str) -> bytes:

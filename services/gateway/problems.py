@@ -3,7 +3,7 @@
 import asyncio
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from aiohttp import web
@@ -122,16 +122,19 @@ def from_http(raised: web.HTTPException) -> PlexError:
 class Protocol(web.RequestHandler):
     """HTTP/1.1 of the edge; what is not even HTTP gets a problem as well, and nothing of it is logged."""
 
-    __slots__ = ("_patience",)
+    __slots__ = ("_patience", "when_lost")
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Give a new connection a few seconds for the headers of its first request; later ones have keep-alive's."""
         super().connection_made(transport)
+        self.when_lost: Callable[[str], None] | None = None
         self._patience = asyncio.get_running_loop().call_later(HEADERS_WITHIN_S, self._close_if_silent)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Stop waiting."""
+        """Stop waiting, and tell a stream that nobody is there any more."""
         self._patience.cancel()
+        if self.when_lost is not None:
+            self.when_lost("gone")
         super().connection_lost(exc)
 
     def _close_if_silent(self) -> None:

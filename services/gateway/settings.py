@@ -1,11 +1,11 @@
 """Settings of the gateway."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from libs.settings import Peer, Runtime, Seconds, Settings
+from libs.settings import Nats, Peer, Runtime, Seconds, Settings
 
 Count = Annotated[int, Field(ge=1, le=1_000_000)]
 Url = Annotated[str, Field(pattern=r"^https://[^/\s]+$")]
@@ -51,8 +51,14 @@ class Build(Settings):
     date: str
 
 
+Port = Literal["event_stream", "nonce_store", "signature_verifier", "relation_checker", "node_repo"]
+
+
 class GatewaySettings(Runtime):
     """All of them."""
+
+    ports: list[Port]
+    nats: Nats
 
     public_url: Url
     allowed_origins: list[Url]

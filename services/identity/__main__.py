@@ -12,6 +12,7 @@ from libs.cursor import Cursors
 from libs.custody import read_secret_file
 from libs.errors import BindingConflict
 from libs.ids import uuid7
+from libs.outbox import MeshPublisher, Relay
 from libs.pg import check_durable, create_pool, ping
 from libs.principal import AssertionSigner
 from libs.process import main
@@ -107,7 +108,7 @@ async def run(settings: IdentitySettings) -> None:
         )
         devices = Devices(sign_in_store, audit, clock, settings.environment)
         signer = AssertionSigner(settings.assertion.certificate_file, settings.assertion.key_file, clock)
-        authentication = Authentication(sign_in_store, signer, clock)
+        authentication = Authentication(sign_in_store, relations, signer, clock)
         bindings = Bindings(sign_in_store, gate, clock)
         servicers = [
             ("AuthenticationService", AuthenticationApi(authentication), sign_in_pb2_grpc, False),
@@ -117,7 +118,7 @@ async def run(settings: IdentitySettings) -> None:
             ("EnrolmentService", EnrolmentApi(enrolment), enrolment_pb2_grpc, False),
             ("NodeService", NodeApi(enrolment), enrolment_pb2_grpc, True),
             ("RelationsService", RelationsApi(relations, feed, clock), relations_pb2_grpc, False),
-            ("FleetService", FleetApi(store), relations_pb2_grpc, False),
+            ("FleetService", FleetApi(store, relations), relations_pb2_grpc, False),
         ]
         registrations = [
             Registration(PACKAGE + name, servicer, getattr(module, f"add_{name}Servicer_to_server"), principal)
@@ -132,7 +133,11 @@ async def run(settings: IdentitySettings) -> None:
                     "openbao": bao.ping,
                     "spicedb": relations.ready,
                 },
-                background=[relations.run(), follow(pool, feed)],
+                background=[
+                    relations.run(),
+                    follow(pool, feed),
+                    Relay(pool, "identity", MeshPublisher(mesh_peer)).run(),
+                ],
             )
         finally:
             await provider.close()

@@ -10,6 +10,7 @@ from libs import nsk
 from libs.clock import Clock
 from libs.errors import NskInvalid, NskRevoked, Unauthenticated
 from libs.principal import AssertionSigner, Principal
+from services.identity.ports import Authority
 from services.identity.sign_in_model import Session, digest
 from services.identity.sign_in_ports import SignInStore
 
@@ -37,6 +38,7 @@ class Authentication:
     """Turns credentials into assertions, in one round trip to the database each."""
 
     store: SignInStore
+    authority: Authority
     signer: AssertionSigner
     clock: Clock
 
@@ -60,7 +62,20 @@ class Authentication:
         return self.signer.sign(person_principal(session, "access_token"), audience)
 
     async def node_bearer(self, value: str, audience: str) -> tuple[str, datetime.datetime]:
-        """Return an assertion for a node; the key is compared by its SHA-256, in constant time."""
+        """Return an assertion for a node."""
+        return self.signer.sign(await self.node(value), audience)
+
+    async def node_with_standing(
+        self, value: str, audience: str
+    ) -> tuple[tuple[str, datetime.datetime], Principal, bool]:
+        """Return an assertion for a node, who it is, and whether it is its own agent: all that a stream needs."""
+        principal = await self.node(value)
+        this = f"node:{principal.node_id}"
+        decision = await self.authority.decide(this, "node-agent", this)
+        return self.signer.sign(principal, audience), principal, decision.granted
+
+    async def node(self, value: str) -> Principal:
+        """Return the principal behind a node bearer; the key is compared by its SHA-256, in constant time."""
         bearer = nsk.parse(value)
         with bearer.key:
             fingerprint = hashlib.sha256(bearer.key.reveal()).digest()
@@ -69,7 +84,7 @@ class Authentication:
             raise NskInvalid
         if not known.live or known.project_id is None:
             raise NskRevoked
-        principal = Principal(
+        return Principal(
             subject=str(known.node_id),
             kind="node",
             credential="node_key",
@@ -79,4 +94,3 @@ class Authentication:
             nsk_kid=known.kid,
             nsk_digest=fingerprint.hex(),
         )
-        return self.signer.sign(principal, audience)

@@ -25,7 +25,14 @@ COLUMNS: Declared = {
         "subject_id": Is.IDENTIFIER,
         "state": Is.METADATA,
     },
-    "event_outbox": {"type": Is.METADATA, "scope": Is.IDENTIFIER, "payload": Is.METADATA},
+    "event_outbox": {
+        "type": Is.METADATA,
+        "scope": Is.IDENTIFIER,
+        "payload": Is.METADATA,
+        "refused_code": Is.METADATA,
+    },
+    "endpoints": {"endpoint": Is.METADATA, "nat_type": Is.METADATA},
+    "key_rotations": {"public_key": Is.PUBLIC_KEY},
     "idp_bindings": {
         "issuer": Is.METADATA,
         "client_id": Is.IDENTIFIER,

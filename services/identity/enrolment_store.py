@@ -21,11 +21,12 @@ from libs.errors import (
     TokenExpired,
     TokenRevoked,
 )
+from libs.outbox import add_event
 from libs.pg import connection, transaction
 from services.identity.model import BootstrapToken, Candidate, Peer, Registered, Resource, Tuple, WrappedKey
 from services.identity.relation_store import add_tuples, notify
 from services.identity.relations import Revocation
-from services.identity.store import BOOTSTRAP, LOCK_RANGES, RESOURCE, add_event
+from services.identity.store import BOOTSTRAP, LOCK_RANGES, RESOURCE
 
 CONSUME = """
 UPDATE identity.bootstrap_tokens SET consumed_at = $2, nonce = $3, public_key = $4, node_id = $5
@@ -121,7 +122,7 @@ class PgEnrolmentStore:
                     "public_key": base64.b64encode(node.public_key).decode(),
                 }
                 domain = f"domain:{resource.domain_id}"
-                await add_event(lent, resource.domain_id, "peer_added", domain, {"peer": peer}, at)
+                await add_event(lent, "identity", resource.domain_id, "peer_added", domain, {"peer": peer}, at)
                 peers = await self._peers(lent, resource.domain_id, node.node_id)
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name == "nonce_once":

@@ -126,8 +126,23 @@ class RelationsApi(relations_pb2_grpc.RelationsServiceServicer):
 class FleetApi(relations_pb2_grpc.FleetServiceServicer):
     """Tells the other services where things stand."""
 
-    def __init__(self, store: DirectoryStore) -> None:
+    def __init__(self, store: DirectoryStore, relations: Relations) -> None:
         self._store = store
+        self._relations = relations
+
+    async def GetStandings(self, request: rel.GetStandingsRequest, context: Context) -> rel.GetStandingsResponse:
+        places = await self._store.places([UUID(node_id) for node_id in request.node_ids])
+        nodes = [f"node:{place.node_id}" for place in places]
+        decisions = await self._relations.decide_all([(node, "node-agent", node) for node in nodes]) if nodes else []
+        return rel.GetStandingsResponse(
+            standings=[
+                rel.Standing(
+                    node_id=str(place.node_id), domain_id=str(place.domain_id), project_id=str(place.project_id),
+                    agent=decision.granted,
+                )
+                for place, decision in zip(places, decisions, strict=True)
+            ]
+        )  # fmt: skip
 
     async def LocateNode(self, request: rel.LocateNodeRequest, context: Context) -> rel.LocateNodeResponse:
         place = await self._store.place(UUID(request.node_id))

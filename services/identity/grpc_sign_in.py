@@ -38,6 +38,7 @@ class AuthenticationApi(sign_in_pb2_grpc.AuthenticationServiceServicer):
     """Turns credentials into assertions."""
 
     def __init__(self, authentication: Authentication) -> None:
+        self._authentication = authentication
         self._verifiers = {
             pb.CREDENTIAL_KIND_SESSION_COOKIE: authentication.session_cookie,
             pb.CREDENTIAL_KIND_OPERATOR_BEARER: authentication.operator_bearer,
@@ -45,6 +46,10 @@ class AuthenticationApi(sign_in_pb2_grpc.AuthenticationServiceServicer):
         }
 
     async def Authenticate(self, request: pb.AuthenticateRequest, context: Context) -> pb.AuthenticateResponse:
+        if request.standing and request.kind == pb.CREDENTIAL_KIND_NODE_BEARER:
+            signed, node, agent = await self._authentication.node_with_standing(request.credential, request.audience)
+            standing = pb.NodeStanding(domain_id=node.domain_id, project_id=node.project_id, agent=agent)
+            return pb.AuthenticateResponse(assertion=signed[0], expires_at=pack.timestamp(signed[1]), standing=standing)
         assertion, expires_at = await self._verifiers[request.kind](request.credential, request.audience)
         return pb.AuthenticateResponse(assertion=assertion, expires_at=pack.timestamp(expires_at))
 

@@ -116,6 +116,9 @@ class DirectoryStore(Protocol):
     async def place(self, node_id: UUID) -> NodePlace | None:
         """Return where a node stands."""
 
+    async def places(self, node_ids: list[UUID]) -> list[NodePlace]:
+        """Return where nodes stand that have a live key, in no order."""
+
     async def add_token(self, token: BootstrapToken) -> None:
         """Store a token's hash; raises NotFound when the project is gone."""
 

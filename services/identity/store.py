@@ -1,7 +1,6 @@
 """All SQL of the directory; each method is one transaction, and the race is decided in SQL."""
 
 import datetime
-import json
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -19,7 +18,7 @@ from libs.errors import (
     SubRangeOverlap,
     Unprocessable,
 )
-from libs.ids import uuid7
+from libs.outbox import add_event
 from libs.pg import connection, transaction
 from services.identity.model import (
     BootstrapToken,
@@ -290,11 +289,12 @@ class PgStore:
                     node["id"], at,
                 )  # fmt: skip
                 await notify(lent, Revocation("node", str(node["id"])))
+            await lent.execute("DELETE FROM identity.resources WHERE id = $1", resource_id)
+            if node is not None:
                 await add_event(
-                    lent, node["domain_id"], "peer_removed", f"domain:{node['domain_id']}",
+                    lent, "identity", node["domain_id"], "peer_removed", f"domain:{node['domain_id']}",
                     {"node_id": str(node["id"])}, at,
                 )  # fmt: skip
-            await lent.execute("DELETE FROM identity.resources WHERE id = $1", resource_id)
             return await mark_tuples(lent, OF_OBJECTS, kinds, ids)
 
     async def nodes(self, domain_id: UUID | None, after: UUID, limit: int) -> list[NodeSummary]:
@@ -309,13 +309,17 @@ class PgStore:
 
     async def place(self, node_id: UUID) -> NodePlace | None:
         """Return where a node stands."""
+        places = await self.places([node_id])
+        return places[0] if places else None
+
+    async def places(self, node_ids: list[UUID]) -> list[NodePlace]:
+        """Return where nodes stand that have a live key, in no order."""
         sql = """
         SELECT n.id AS node_id, n.project_id, n.domain_id, k.kid FROM identity.nodes n
-        JOIN identity.node_secret_keys k ON k.node_id = n.id AND k.revoked_at IS NULL WHERE n.id = $1
+        JOIN identity.node_secret_keys k ON k.node_id = n.id AND k.revoked_at IS NULL WHERE n.id = ANY ($1)
         """
-        async with connection(self.pool, "place") as lent:
-            row = await lent.fetchrow(sql, node_id)
-        return NodePlace(**row) if row else None
+        async with connection(self.pool, "places") as lent:
+            return [NodePlace(**row) for row in await lent.fetch(sql, node_ids)]
 
     # Bootstrap tokens -------------------------------------------------------------------------------------------------
 
@@ -363,14 +367,3 @@ class PgStore:
             exists = "SELECT false FROM identity.bootstrap_tokens WHERE project_id = $1 AND id = $2"
             revoked: bool | None = await lent.fetchval(exists, project_id, token_id)
         return revoked
-
-
-async def add_event(
-    lent: asyncpg.Connection, domain_id: UUID, kind: str, scope: str, payload: dict[str, Any], at: datetime.datetime
-) -> None:
-    """Add an event to the outbox, in the transaction of the change that it announces."""
-    sql = """
-    INSERT INTO identity.event_outbox (id, domain_id, type, scope, payload, created_at)
-    VALUES ($1, $2, $3, $4, $5, $6)
-    """
-    await lent.execute(sql, uuid7(), domain_id, kind, scope, json.dumps(payload), at)

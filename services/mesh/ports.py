@@ -1,30 +1,149 @@
 """What the rules of mesh need; each docstring is the promise."""
 
-from typing import Protocol
+import datetime
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, Protocol
 from uuid import UUID
 
-from services.mesh.model import PublicHalf, SigningKey
+from libs.decision import Decision, Record
+from services.mesh.model import Event, Keys, Logged, Publication, PublicHalf, Seen, SigningKey, StreamState
 
 
 class Vault(Protocol):
     """Event keys; private halves never leave it. Raises SigningUnavailable."""
 
-    async def current(self, domain_id: UUID) -> PublicHalf | None:
-        """Return the newest version of a Domain's key; None when it has no key."""
+    async def halves(self, domain_id: UUID) -> list[PublicHalf]:
+        """Return all versions of a Domain's key, oldest first; none when it has no key."""
 
     async def create(self, domain_id: UUID) -> PublicHalf:
         """Make a Domain's key; of concurrent callers one makes it and all get the same one."""
 
+    async def rotate(self, domain_id: UUID) -> PublicHalf:
+        """Make one more version of a Domain's key and return the newest."""
 
-class Store(Protocol):
-    """Public halves. Raises DatastoreUnavailable."""
+    async def sign(self, domain_id: UUID, version: int, messages: Sequence[bytes]) -> list[bytes]:
+        """Return the Ed25519 signatures (RFC 8032) of the exact bytes under one version, in their order."""
+
+
+class KeyStore(Protocol):
+    """Public halves and what became of them; a method is a transaction. Raises DatastoreUnavailable."""
 
     async def remember(self, domain_id: UUID, half: PublicHalf) -> SigningKey:
         """Return the row of a key version, made when it was not there; of concurrent callers all get the same row."""
+
+    async def keys(self, domain_ids: Collection[UUID]) -> dict[UUID, Keys]:
+        """Return the Domains' keys as they are now, never from memory; Domains without a key are left out."""
+
+    async def begin_rotation(
+        self, domain_id: UUID, half: PublicHalf, expires: datetime.datetime, at: datetime.datetime
+    ) -> SigningKey:
+        """Record a key that is to be announced; raises RotationUnderWay when another one is, or still in transition."""
+
+    async def activate(self, key: SigningKey, at: datetime.datetime) -> None:
+        """Make an announced key the one that signs, and begin the transition of the one before it; idempotent."""
+
+    async def revoke(self, key: SigningKey, successor: PublicHalf | None, at: datetime.datetime) -> None:
+        """Revoke a key; of a current one the successor signs from now on. Announces it in the same transaction."""
+
+    async def pending(self) -> list[SigningKey]:
+        """Return the keys that are recorded and not announced."""
+
+    async def to_announce(self, at: datetime.datetime, before: datetime.datetime) -> list[SigningKey]:
+        """Return the keys in transition at `at` whose last announcement was before `before`."""
+
+    async def repeat(self, key: SigningKey, payload: dict[str, Any], at: datetime.datetime) -> None:
+        """Put one more announcement of a key into the outbox, and note when."""
+
+    async def renew(self, key: SigningKey, announcement_id: UUID) -> None:
+        """Give the announcement of a pending key another id."""
+
+    async def ask_reconcile(
+        self,
+        domain_id: UUID,
+        events: Sequence[tuple[str, dict[str, Any]]],
+        at: datetime.datetime,
+        quiet: datetime.timedelta,
+    ) -> bool:
+        """Put events for a Domain's nodes into the outbox; False when some were put there within `quiet`."""
+
+
+class Log(Protocol):
+    """The signed bytes of what was published; append-only. Raises DatastoreUnavailable."""
+
+    async def find(self, ids: Collection[UUID]) -> dict[UUID, Logged]:
+        """Return the events that are logged, with their newest place."""
+
+    async def append(self, rows: Sequence[Logged]) -> set[UUID]:
+        """Log events; returns the ids of those that were not there. Durable once it returns."""
+
+    async def note(self, rows: Sequence[tuple[int, UUID]]) -> None:
+        """Note at which sequence events were published; raises EventBusUnavailable when one is another's already."""
+
+    async def highest(self) -> int:
+        """Return the highest sequence ever noted; 0 for none."""
+
+    async def fresh(self, since: datetime.datetime) -> list[Logged]:
+        """Return published events that were issued after `since`, in the order of their newest places."""
+
+    async def check(self, seen: Sequence[Seen]) -> list[Publication]:
+        """Say of each whether exactly these bytes were published at this sequence."""
+
+    async def between(self, first: int, last: int, since: datetime.datetime) -> list[Logged]:
+        """Return what was published at these sequences and issued after `since`, both ends included, in order."""
+
+    async def roll(self) -> None:
+        """Make the partitions of the next days and drop those that are past keeping."""
+
+    def leading(self) -> AbstractAsyncContextManager[bool]:
+        """Hold the keeper's lock for the block; False when another replica holds it."""
+
+
+class Stream(Protocol):
+    """The stream on the broker. Raises EventBusUnavailable."""
+
+    async def publish(self, rows: Sequence[Logged]) -> list[int | Exception]:
+        """Publish in order and return the acknowledged sequences; what was not acknowledged is an exception."""
+
+    async def state(self) -> StreamState | None:
+        """Return how the stream is; None when there is none."""
+
+    async def create(self, first: int) -> None:
+        """Make the stream; its first message gets the sequence `first`. Changes the settings of one that is there."""
+
+    async def restart(self, first: int) -> None:
+        """Empty the stream; its next message gets the sequence `first`."""
+
+    async def read(self, first: int, count: int) -> list[tuple[int, bytes]]:
+        """Return up to `count` messages from a sequence on; what cannot be read is left out."""
+
+    async def open_consumer(self, start: int, back: datetime.timedelta) -> tuple[str, int]:
+        """Open a pull consumer from a sequence on, or from a time ago for 0; returns its name and what waits for it."""
 
 
 class Audit(Protocol):
     """The chain."""
 
-    async def record_creation(self, domain_id: UUID) -> None:
-        """Append that a Domain gets its event key. Durable once it returns; raises AuditUnavailable otherwise."""
+    async def record(self, record: Record) -> int:
+        """Return the row's sequence once it is durable; raises AuditUnavailable, and then nothing may happen."""
+
+
+class Authority(Protocol):
+    """Who may do what."""
+
+    async def check(self, subject: str, permission: str, resource: str) -> Decision:
+        """Answer one check, fully consistent; raises AuthzUnavailable for anything but an answer."""
+
+
+class Fleet(Protocol):
+    """Where things stand. Raises Unavailable."""
+
+    async def domain_of(self, scope: str) -> UUID | None:
+        """Return the Domain of `node:<id>` or `project:<id>`; None when there is no such thing."""
+
+
+class Publishing(Protocol):
+    """The way to the bus."""
+
+    async def publish(self, event: Event) -> int:
+        """Return the sequence at which exactly this event was published; asked again, the same one."""

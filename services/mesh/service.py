@@ -1,33 +1,276 @@
-"""The keys that sign a Domain's events."""
+"""The keys that sign a Domain's events: made, rotated, revoked; and events that operators publish.
 
+A rotation is announced under the old key before the new one signs anything. Whatever a crash leaves half-done is
+finished by `keep_up`, and asking again changes nothing.
+"""
+
+import base64
+import datetime
 import hmac
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
-from libs.errors import SigningUnavailable
-from services.mesh.model import SigningKey
-from services.mesh.ports import Audit, Store, Vault
+import structlog
+
+from libs.clock import Clock, rfc3339
+from libs.decision import ANONYMOUS, GRANTED, Record
+from libs.errors import (
+    EventExpired,
+    EventTypeReserved,
+    EventTypeUnknown,
+    NotFound,
+    RotationUnderWay,
+    SigningKeyMissing,
+    SigningKeyNotFound,
+    SigningKeyRevoked,
+    SigningUnavailable,
+    Unprocessable,
+)
+from libs.ids import uuid7
+from libs.principal import Principal
+from services.mesh.model import ROTATED, STATE_UPDATED, TYPES, Event, Keys, PublicHalf, SigningKey
+from services.mesh.ports import Audit, Authority, Fleet, KeyStore, Publishing, Vault
+
+# Sooner than an envelope goes stale, so that a node that comes back at any time hears of the rotation.
+ANNOUNCE_EVERY = datetime.timedelta(minutes=4)
+RECONCILE_EVERY = datetime.timedelta(seconds=10)
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Halves:
+    """Public halves as OpenBao has them; a version never changes, so each is asked for once."""
+
+    vault: Vault
+    _known: dict[tuple[UUID, int], PublicHalf] = field(default_factory=dict)
+
+    async def of(self, key: SigningKey) -> PublicHalf | None:
+        """Return the half of a key's version; None when OpenBao's is not the one that the row states.
+
+        The row is one that a hostile DBA could change; nodes and gateways get only what OpenBao confirms.
+        """
+        at = (key.domain_id, key.version)
+        if at not in self._known:
+            for found in await self.vault.halves(key.domain_id):
+                self._known[key.domain_id, found.version] = found
+        half = self._known.get(at)
+        if half is None or half.kid != key.kid or not hmac.compare_digest(half.public_key, key.public_key):
+            log.error("signing_key.not_the_vaults", kid=key.kid, domain=str(key.domain_id))
+            return None
+        return half
 
 
 @dataclass(frozen=True)
 class SigningKeys:
-    """Event keys, one a Domain."""
+    """Event keys, one current a Domain."""
 
     vault: Vault
-    store: Store
+    halves: Halves
+    store: KeyStore
     audit: Audit
+    authority: Authority
+    publisher: Publishing
+    clock: Clock
 
     async def ensure(self, domain_id: UUID) -> SigningKey:
         """Return a Domain's current event key, made when it has none."""
-        # OpenBao is asked each time: nodes will trust this key for as long as they live, and the row is one that a
-        # hostile DBA could change.
-        half = await self.vault.current(domain_id)
-        if half is None:
-            await self.audit.record_creation(domain_id)
-            half = await self.vault.create(domain_id)
-        key = await self.store.remember(domain_id, half)
-        if (key.domain_id, key.kid) != (domain_id, half.kid) or not hmac.compare_digest(
-            key.public_key, half.public_key
-        ):
+        current = (await self._keys(domain_id)).current
+        if current is None:
+            halves = await self.vault.halves(domain_id)
+            if not halves:
+                await self.audit.record(_record(domain_id, "signing_key.create"))
+                halves = [await self.vault.create(domain_id)]
+            current = await self.store.remember(domain_id, halves[-1])
+        if current.domain_id != domain_id or not current.current or await self.halves.of(current) is None:
             raise SigningUnavailable("the recorded public half is not the key's")
-        return key
+        return current
+
+    async def trust(self, domain_ids: list[UUID]) -> list[tuple[SigningKey, ...]]:
+        """Return the keys that verify now, by Domain; the database is asked each time: a revocation counts at once."""
+        now, found = self.clock.now(), await self.store.keys(domain_ids)
+        return [
+            tuple(
+                [
+                    key
+                    for key in found.get(domain_id, Keys()).rows
+                    if key.verifies(now) and await self.halves.of(key) is not None
+                ]
+            )
+            for domain_id in domain_ids
+        ]
+
+    async def list(self, caller: Principal, domain_id: UUID) -> tuple[SigningKey, ...]:
+        """Return all keys that a Domain ever had, newest first."""
+        decision = await self.authority.check(caller.reference, "read", f"domain:{domain_id}")
+        decision.require()
+        return tuple(reversed((await self._keys(domain_id)).rows))
+
+    async def rotate(self, caller: Principal, domain_id: UUID, transition: datetime.timedelta) -> SigningKey:
+        """Give a Domain a new event key; both verify until the transition ends."""
+        await self._allowed(caller, domain_id, "signing_key.rotate")
+        keys, now = await self._keys(domain_id), self.clock.now()
+        if keys.current is None:
+            raise NotFound if not keys.rows else SigningKeyMissing
+        if keys.pending or keys.previous(now):
+            raise RotationUnderWay
+        half = await self._successor(keys)
+        pending = await self.store.begin_rotation(domain_id, half, now + transition, now)
+        await self._finish(pending)
+        return await self.ensure(domain_id)
+
+    async def revoke(self, caller: Principal, domain_id: UUID, kid: str) -> tuple[SigningKey, SigningKey]:
+        """Revoke a key at once; returns it and the one that signs now. Nodes that know no other register again."""
+        await self._allowed(caller, domain_id, "signing_key.revoke", kid)
+        keys, now = await self._keys(domain_id), self.clock.now()
+        key = keys.by_id(kid)
+        if key is None:
+            raise SigningKeyNotFound
+        if not key.verifies(now):
+            raise SigningKeyRevoked
+        await self.store.revoke(key, await self._successor(keys) if key.current else None, now)
+        keys = await self._keys(domain_id)
+        revoked = keys.by_id(kid)
+        if revoked is None or keys.current is None:
+            raise SigningKeyMissing
+        return revoked, keys.current
+
+    async def keep_up(self) -> None:
+        """Finish rotations that a crash interrupted, and repeat the announcements of those in transition."""
+        for pending in await self.store.pending():
+            await self._finish(pending)
+        now = self.clock.now()
+        for key in await self.store.to_announce(now, now - ANNOUNCE_EVERY):
+            if previous := (await self._keys(key.domain_id)).previous(now):
+                await self.store.repeat(key, announcement(key, previous), now)
+
+    async def reconcile(self, domain_id: UUID, node_id: UUID) -> bool:
+        """Tell a Domain's nodes to fetch their state; False when they were told within the last seconds."""
+        now, keys = self.clock.now(), await self._keys(domain_id)
+        payload = {"node_id": str(node_id), "revision": str(uuid7()), "reason": "resume_not_possible"}
+        events = [(STATE_UPDATED, payload)]
+        if keys.current and (previous := keys.previous(now)):
+            # A node that was away may know only the key before; without this it could not verify what follows.
+            events.insert(0, (ROTATED, announcement(keys.current, previous)))
+        return await self.store.ask_reconcile(domain_id, events, now, RECONCILE_EVERY)
+
+    async def _finish(self, pending: SigningKey) -> None:
+        keys = await self._keys(pending.domain_id)
+        signer = keys.current
+        if signer is not None:
+            payload = json.dumps(announcement(pending, signer))
+            scope = f"domain:{pending.domain_id}"
+            event = Event(pending.announcement_id or uuid7(), pending.domain_id, ROTATED, scope, payload)
+            try:
+                await self.publisher.publish(event)
+            except EventExpired:
+                # It was signed, and went stale before it was published; an id is signed once.
+                await self.store.renew(pending, uuid7())
+                raise
+        await self.store.activate(pending, self.clock.now())
+
+    async def _successor(self, keys: Keys) -> PublicHalf:
+        """Return a version that no row has: one that a crash left unused, or a new one."""
+        domain_id, used = keys.rows[0].domain_id, {key.version for key in keys.rows}
+        newest = (await self.vault.halves(domain_id))[-1]
+        return newest if newest.version not in used else await self.vault.rotate(domain_id)
+
+    async def _keys(self, domain_id: UUID) -> Keys:
+        return (await self.store.keys([domain_id])).get(domain_id, Keys())
+
+    async def _allowed(self, caller: Principal, domain_id: UUID, action: str, kid: str = "") -> None:
+        decision = await self.authority.check(caller.reference, "manage", f"domain:{domain_id}")
+        known = decision.granted or bool((await self._keys(domain_id)).rows)
+        # A made-up Domain must not get a chain: whoever is refused could fill the audit service with them.
+        chain = domain_id if known else None
+        await self.audit.record(
+            _record(chain, action, caller, decision.reason, domain_id, {"key": [kid]} if kid else {})
+        )
+        decision.require()
+
+
+@dataclass(frozen=True)
+class OperatorEvents:
+    """Events that an operator publishes."""
+
+    store: KeyStore
+    audit: Audit
+    authority: Authority
+    fleet: Fleet
+    publisher: Publishing
+    clock: Clock
+
+    async def publish(
+        self, caller: Principal, domain_id: UUID, kind: str, scope: str, payload: str
+    ) -> tuple[UUID, int]:
+        """Publish any type of event for a Domain's nodes; returns its id and sequence."""
+        if kind not in TYPES:
+            raise EventTypeUnknown
+        of, _, identifier = scope.partition(":")
+        if of == "domain" and identifier != str(domain_id):
+            raise Unprocessable("the scope is another Domain")
+        permission = "node-operate" if of == "node" else "manage"
+        decision = await self.authority.check(caller.reference, permission, scope)
+        keys = (await self.store.keys([domain_id])).get(domain_id, Keys())
+        event = Event(uuid7(), domain_id, kind, scope, payload)
+        here = of == "domain" or (decision.granted and await self.fleet.domain_of(scope) == domain_id)
+        reason = decision.reason if not decision.granted or (here and keys.rows) else "out_of_scope"
+        record = Record(
+            domain_id=str(domain_id) if keys.rows else "",
+            action="event.publish",
+            relation=permission,
+            object_type=of,
+            object_id=identifier,
+            reason=reason,
+            subject_id=caller.subject,
+            subject_kind=caller.kind,
+            context={"event": [kind, str(event.id)]},
+        )
+        if reason == GRANTED and kind == ROTATED:
+            self._check_announcement(keys, payload)
+        await self.audit.record(record)
+        decision.require()
+        if reason != GRANTED:
+            raise NotFound("the scope is not one of this Domain")
+        return event.id, await self.publisher.publish(event)
+
+    def _check_announcement(self, keys: Keys, payload: str) -> None:
+        # Nodes take the key that this type names: anybody's own key here would be the end of the Domain's trust root.
+        previous = keys.previous(self.clock.now())
+        if keys.current is None or previous is None:
+            raise EventTypeReserved
+        if json.loads(payload) != announcement(keys.current, previous):
+            raise EventTypeReserved
+
+
+def announcement(key: SigningKey, previous: SigningKey) -> dict[str, Any]:
+    """Return the payload that tells nodes of a new key; its envelope is signed by the previous one."""
+    return {
+        "key_id": key.kid,
+        "public_key": base64.b64encode(key.public_key).decode(),
+        "previous_key_id": previous.kid,
+        "transition_expires": rfc3339(key.transition_expires or key.created_at),
+    }
+
+
+def _record(
+    chain: UUID | None,
+    action: str,
+    caller: Principal | None = None,
+    reason: str = GRANTED,
+    domain_id: UUID | None = None,
+    context: dict[str, list[str]] | None = None,
+) -> Record:
+    return Record(
+        domain_id=str(chain or ""),
+        action=action,
+        relation="manage",
+        object_type="domain",
+        object_id=str(domain_id or chain),
+        reason=reason,
+        context=context or {},
+        subject_id=caller.subject if caller else "",
+        subject_kind=caller.kind if caller else ANONYMOUS,
+    )

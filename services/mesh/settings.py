@@ -1,11 +1,12 @@
 """Settings of the mesh process."""
 
-from libs.settings import OpenBao, Peer, Postgres, Runtime, Settings
+from libs.settings import Nats, OpenBao, Peer, Postgres, Runtime, Settings
 
 
 class Peers(Settings):
     """The processes that this one calls."""
 
+    identity: Peer
     audit: Peer
 
 
@@ -14,4 +15,5 @@ class MeshSettings(Runtime):
 
     postgres: Postgres
     openbao: OpenBao
+    nats: Nats
     peers: Peers

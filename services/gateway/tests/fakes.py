@@ -12,13 +12,14 @@ from google.protobuf.message import Message
 
 from libs.rpc import context
 from libs.rpc.channel import Peer
-from libs.settings import Listen, Telemetry, Tls
+from libs.settings import Listen, Nats, Telemetry, Tls
 from libs.settings import Peer as PeerSettings
 from plexsphere.identity.v1 import sign_in_pb2
 from services.gateway.__main__ import application
 from services.gateway.credentials import AssertionCache
 from services.gateway.gate import Ports
 from services.gateway.health import Health
+from services.gateway.hub import Hub
 from services.gateway.settings import Build, Certificate, GatewaySettings, Limits, Peers, Rate
 
 ORIGIN = "https://edge.test"
@@ -86,6 +87,8 @@ def settings(tmp: Any, *, origins: list[str], rate: Rate) -> GatewaySettings:
         listen=Listen(host="127.0.0.1", port=1),
         tls=Tls(certificate_file=tmp, key_file=tmp, ca_file=tmp),
         telemetry=Telemetry(metrics_host="127.0.0.1", metrics_port=1),
+        ports=[],
+        nats=Nats(address="tls://127.0.0.1:1"),
         public_url=ORIGIN,
         allowed_origins=origins,
         request_timeout_s=2.0,
@@ -97,7 +100,13 @@ def settings(tmp: Any, *, origins: list[str], rate: Rate) -> GatewaySettings:
 
 
 async def start(
-    peer: FakePeer, tmp: Any, *, origins: list[str] | None = None, rate: Rate | None = None, ports: Ports | None = None
+    peer: FakePeer,
+    tmp: Any,
+    *,
+    origins: list[str] | None = None,
+    rate: Rate | None = None,
+    ports: Ports | None = None,
+    hub: Hub | None = None,
 ) -> Client:
     """Serve the whole edge over HTTP in front of the fake services."""
     real = cast("Peer", peer)
@@ -105,7 +114,7 @@ async def start(
     peer.answers.setdefault("Authenticate", authenticated)
     limit = rate or Rate(per_minute=1000, burst=1000)
     wanted = settings(tmp, origins=[ORIGIN] if origins is None else origins, rate=limit)
-    app = application(wanted, peers, AssertionCache(), Health({}), ports or Ports())
+    app = application(wanted, peers, AssertionCache(), Health({}), ports or Ports(), hub)
     server = TestServer(app)
     await server.start_server(auto_decompress=False)
     return TestClient(server)

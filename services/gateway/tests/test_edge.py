@@ -1,16 +1,14 @@
 """Requests through the whole edge over HTTP, in front of fake services; the real ones are in tests/e2e."""
 
-import asyncio
 import gzip
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pytest
 
 from libs import errors
 from plexsphere.identity.v1 import enrolment_pb2
-from services.gateway.gate import Ports
 from services.gateway.settings import Rate
 from services.gateway.tests.fakes import (
     BEAT,
@@ -61,7 +59,6 @@ pytestmark = pytest.mark.unit
         ("GET", f"/v1/nodes/{OTHER}/secrets/a", NODE, (403, "node_id_mismatch")),
         ("POST", f"/v1/nodes/{OTHER}/sessions/{OTHER}", NODE, (403, "nsk_node_mismatch")),
         ("GET", f"/v1/nodes/{NODE_ID}/events", NODE, (501, "signed_event_bus_not_provisioned")),
-        ("GET", f"/v1/nodes/{NODE_ID}/state", NODE, (501, "signed_event_bus_not_provisioned")),
         ("POST", "/v1/auth/tokens", {}, (401, "unauthenticated")),
         ("POST", "/v1/auth/tokens", OPERATOR, (501, "not_provisioned")),
         ("POST", "/v1/auth/service/token", {"Authorization": "garbage"}, (501, "not_provisioned")),
@@ -188,39 +185,6 @@ async def test_an_address_that_guesses_or_floods_is_refused(peer: FakePeer, tmp_
     assert [answer.status for answer in answers] == [201, 201, 429]
     assert int(answers[-1].headers["Retry-After"]) >= 1
     assert (await answers[0].json())["peer_snapshot"] == []
-    await client.close()
-
-
-class Slow:
-    async def is_agent(self, _: Any) -> bool:
-        await asyncio.sleep(30)
-        return True
-
-
-class Present:
-    async def is_agent(self, _: Any) -> bool:
-        return True
-
-    async def scopes(self, _: Any) -> frozenset[str]:
-        return frozenset()
-
-
-def five(relations: Any) -> Ports:
-    anything = cast("Any", object())
-    return Ports(anything, anything, anything, relations, cast("Any", Present()))
-
-
-async def test_behind_the_gate_a_cursor_is_a_number_and_a_silent_dependency_is_503(
-    peer: FakePeer, tmp_path: Path
-) -> None:
-    path = f"/v1/nodes/{NODE_ID}/events"
-    client = await start(peer, tmp_path, ports=five(Present()))
-    bad = NODE | {"Last-Event-ID": "-1"}
-    assert await problem(await client.get(path, headers=bad)) == (400, "invalid_cursor")
-    assert await problem(await client.get(path, headers=NODE)) == (503, "event_stream_unavailable")
-    await client.close()
-    client = await start(peer, tmp_path, ports=five(Slow()))
-    assert await problem(await client.get(path, headers=NODE)) == (503, "unavailable")
     await client.close()
 
 

@@ -160,7 +160,8 @@ class FakeFeed:
     ("message", "kept"),
     [
         (pb.WatchRevocationsResponse(), True),
-        (pb.WatchRevocationsResponse(relation=pb.RevokedRelation(subject="node:n")), True),
+        (pb.WatchRevocationsResponse(relation=pb.RevokedRelation(subject="node:other")), True),
+        (pb.WatchRevocationsResponse(relation=pb.RevokedRelation(subject="node:n")), False),
         (pb.WatchRevocationsResponse(credential_digest="d"), False),
         (pb.WatchRevocationsResponse(credential_digest="e"), True),
         (pb.WatchRevocationsResponse(node_id="n"), False),
@@ -173,7 +174,7 @@ async def test_the_feed_purges_and_its_end_forgets_all(message: pb.WatchRevocati
     cache.heard()
     cache.put("d", "audit", assertion(sub="u", node_id="n"), cache.generation)
     feed = FakeFeed(message)
-    following = asyncio.create_task(follow_revocations(cast("Any", feed), cache))
+    following = asyncio.create_task(follow_revocations(cast("Any", feed), cache, None))
     await feed.sent.wait()
     assert (cache.get("d", "audit") is not None) == kept
     await asyncio.sleep(0.2)

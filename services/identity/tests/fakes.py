@@ -118,6 +118,7 @@ class FakeStore:
     project_rows: dict[UUID, Project] = field(default_factory=dict)
     resource_rows: dict[UUID, Resource] = field(default_factory=dict)
     token_rows: dict[UUID, BootstrapToken] = field(default_factory=dict)
+    place_rows: dict[UUID, NodePlace] = field(default_factory=dict)
     tuples: list[Tuple] = field(default_factory=list)
 
     async def exists(self, domain_id: UUID) -> bool:
@@ -182,7 +183,10 @@ class FakeStore:
         return []
 
     async def place(self, node_id: UUID) -> NodePlace | None:
-        return None
+        return next(iter(await self.places([node_id])), None)
+
+    async def places(self, node_ids: list[UUID]) -> list[NodePlace]:
+        return [self.place_rows[node_id] for node_id in node_ids if node_id in self.place_rows]
 
     async def add_token(self, token: BootstrapToken) -> None:
         self._write("add_token")

@@ -18,7 +18,7 @@ from libs.ids import uuid7
 from services.identity.devices import Devices
 from services.identity.sign_in import Opened, SignIn
 from services.identity.sign_in_model import Binding, Device, NodeKey, Pending, Person, Session, Wanted
-from services.identity.tests.fakes import NOW, FakeAudit
+from services.identity.tests.fakes import NOW, FakeAudit, FakeAuthority
 
 ISSUER, CLIENT = "https://op.example", "plexsphere"
 
@@ -232,6 +232,7 @@ class SignInWorld:
     def __init__(self, **binding: Any) -> None:
         self.trace: list[str] = []
         self.clock = FixedClock(NOW)
+        self.authority = FakeAuthority(self.trace)
         self.store, self.audit, self.admins = FakeSignInStore(self.trace), FakeAudit(self.trace), FakeAdmins(self.trace)
         self.provider, self.secrets = FakeProvider(self.clock), FakeClientSecrets()
         self.platform = a_binding(None, "https://platform.example", alias="platform")

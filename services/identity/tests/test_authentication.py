@@ -1,6 +1,7 @@
 """Which credential is believed as what, for how long, and what its assertion says."""
 
 import datetime
+import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from libs.custody import Secret
-from libs.errors import NodeUnauthorized, NskInvalid, NskRevoked, PlexError, Unauthenticated
+from libs.errors import AuthzUnavailable, NodeUnauthorized, NskInvalid, NskRevoked, PlexError, Unauthenticated
 from libs.ids import uuid7
 from libs.nsk import format_bearer
 from libs.principal import SIGNER_URI, AssertionSigner, AssertionVerifier, Principal
@@ -54,7 +55,7 @@ def scene(tmp_path: Path) -> Scene:
     (tmp_path / "c.pem").write_bytes(signer.public_bytes(Encoding.PEM))
     (tmp_path / "k.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
     authentication = Authentication(
-        world.store, AssertionSigner(tmp_path / "c.pem", tmp_path / "k.pem", world.clock), world.clock
+        world.store, world.authority, AssertionSigner(tmp_path / "c.pem", tmp_path / "k.pem", world.clock), world.clock
     )
     return Scene(world, authentication, AssertionVerifier(tmp_path / "c.pem", "secrets", world.clock))
 
@@ -132,6 +133,22 @@ async def test_a_node_bearer_says_which_node_and_which_key(scene: Scene) -> None
         await scene.authentication.node_bearer(bearer, "secrets")
     with pytest.raises(NskInvalid):
         await scene.authentication.node_bearer(format_bearer("dev", node_id, Secret(bytes(32))), "secrets")
+
+
+async def test_where_a_node_stands_comes_with_its_bearer_and_a_doubt_is_no_denial(scene: Scene) -> None:
+    node_id, project_id, domain_id = uuid7(), uuid7(), uuid7()
+    fingerprint = hashlib.sha256(KEY).digest()
+    scene.world.store.node_keys = [NodeKey(node_id, project_id, domain_id, "nsk_1", fingerprint, live=True)]
+    bearer, this = format_bearer("dev", node_id, Secret(KEY)), f"node:{node_id}"
+    _, node, agent = await scene.authentication.node_with_standing(bearer, "identity")
+    assert (node.node_id, node.project_id, node.domain_id, agent) == (
+        str(node_id), str(project_id), str(domain_id), False,
+    )  # fmt: skip
+    scene.world.authority.granted = {(this, "node-agent", this)}
+    assert (await scene.authentication.node_with_standing(bearer, "identity"))[2] is True
+    scene.world.authority.refusal = AuthzUnavailable()
+    with pytest.raises(AuthzUnavailable):
+        await scene.authentication.node_with_standing(bearer, "identity")
 
 
 async def test_no_credential_is_believed_as_another_kind(scene: Scene) -> None:

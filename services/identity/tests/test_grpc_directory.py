@@ -21,7 +21,7 @@ from plexsphere.identity.v1 import enrolment_pb2, relations_pb2, sign_in_pb2
 from plexsphere.identity.v1.enrolment_pb2 import ReachabilityPolicy
 from services.identity.grpc_directory import DirectoryApi
 from services.identity.grpc_fleet import EnrolmentApi, FleetApi, NodeApi, RelationsApi
-from services.identity.model import Tuple
+from services.identity.model import NodePlace, Tuple
 from services.identity.relations import Feed, Relations, Revocation
 from services.identity.settings import IdentitySettings
 from services.identity.tests.fakes import MESH_CIDR, MESH_IP, NOW, World, node_principal
@@ -199,8 +199,20 @@ async def test_a_stream_that_is_too_slow_ends() -> None:
     assert 0 < len(seen) < 2000
 
 
+async def test_standings_leave_out_nodes_that_are_gone(world: World) -> None:
+    here, other, gone = uuid7(), uuid7(), uuid7()
+    world.store.place_rows = {
+        node_id: NodePlace(node_id, world.project.id, world.domain.id, "nsk_1") for node_id in (here, other)
+    }
+    checker: Any = FakeChecker((f"node:{here}", "node_agent", f"node:{here}"))
+    fleet = FleetApi(world.store, Relations(checker, UNUSED, Tuple("", "", "")))
+    asked = relations_pb2.GetStandingsRequest(node_ids=[str(here), str(other), str(gone)])
+    found = (await fleet.GetStandings(asked, NO_CONTEXT)).standings
+    assert {row.node_id: row.agent for row in found} == {str(here): True, str(other): False}
+
+
 async def test_the_fleet_knows_what_exists(world: World) -> None:
-    fleet = FleetApi(world.store)
+    fleet = FleetApi(world.store, UNUSED)
     found = await fleet.LocateProject(relations_pb2.LocateProjectRequest(project_id=str(world.project.id)), NO_CONTEXT)
     assert found.domain_id == str(world.domain.id)
     with pytest.raises(NotFound):

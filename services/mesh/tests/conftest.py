@@ -7,7 +7,9 @@ import pytest
 
 from devstack import services
 from devstack.layout import State
+from devstack.process import until
 from libs.bao import Bao, open_bao
+from libs.nats import Bus, open_bus
 from libs.pg import create_pool
 from libs.settings import load
 from services.mesh.settings import MeshSettings
@@ -31,4 +33,11 @@ async def pools(settings: MeshSettings) -> AsyncIterator[tuple[asyncpg.Pool, asy
 @pytest.fixture
 async def bao(settings: MeshSettings) -> AsyncIterator[Bao]:
     async with open_bao(settings.openbao, settings.tls) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def bus(settings: MeshSettings) -> AsyncIterator[Bus]:
+    async with open_bus(settings.nats, settings.tls, settings.service) as opened:
+        await until(lambda: opened.generation, 5)
         yield opened

@@ -1,27 +1,40 @@
-"""A Domain's event key: made once, recorded before it is made, and never another one than OpenBao's."""
+"""A Domain's event keys: made once, recorded before they are made, never others than OpenBao's; rotated and revoked."""
 
 import asyncio
+import base64
+import datetime
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from uuid import UUID
 
 import pytest
+from nacl.signing import VerifyKey
 
-from libs.errors import AuditUnavailable, SigningUnavailable
+from libs import envelope
+from libs.errors import (
+    AuditUnavailable,
+    EventBusUnavailable,
+    EventTypeReserved,
+    EventTypeUnknown,
+    Forbidden,
+    NotFound,
+    RotationUnderWay,
+    SigningKeyNotFound,
+    SigningKeyRevoked,
+    SigningUnavailable,
+    Unprocessable,
+)
 from libs.ids import uuid7
-from services.mesh.model import PublicHalf, SigningKey
-from services.mesh.service import SigningKeys
-from services.mesh.tests.fakes import FakeAudit, FakeStore, FakeVault
+from services.mesh.model import ROTATED, STATE_UPDATED, PublicHalf, SigningKey
+from services.mesh.service import announcement
+from services.mesh.tests.desk import OPERATOR, Desk, opened
 
 pytestmark = pytest.mark.unit
 
 # SHA-256 of 32 zero bytes begins with these 16 bytes (FIPS 180-4).
 KID_OF_ZEROS = "evk_66687aadf862bd776c8fc18b8e9f8e20"
-
-
-def build() -> tuple[SigningKeys, FakeVault, FakeStore, FakeAudit]:
-    vault, store, audit = FakeVault(), FakeStore(), FakeAudit()
-    return SigningKeys(vault, store, audit), vault, store, audit
+WEEK = datetime.timedelta(days=7)
 
 
 def test_the_id_is_made_from_the_key() -> None:
@@ -30,56 +43,216 @@ def test_the_id_is_made_from_the_key() -> None:
 
 
 async def test_a_key_is_made_once_and_recorded_once() -> None:
-    rules, vault, _, audit = build()
-    domain = uuid7()
-    first = await rules.ensure(domain)
-    assert await rules.ensure(domain) == first
-    assert first.public_key == vault.keys[domain].public_key
-    assert audit.rows == [domain]
+    desk = Desk()
+    first = await desk.signing.ensure(desk.domain)
+    assert await desk.signing.ensure(desk.domain) == first
+    assert first.public_key == bytes(desk.vault.pairs[desk.domain][0].verify_key)
+    assert [row.action for row in desk.audit.rows] == ["signing_key.create"]
 
 
 async def test_concurrent_callers_get_the_same_key() -> None:
-    rules, vault, store, _ = build()
-    domain = uuid7()
-    keys = await asyncio.gather(*(rules.ensure(domain) for _ in range(20)))
+    desk = Desk()
+    keys = await asyncio.gather(*(desk.signing.ensure(desk.domain) for _ in range(20)))
     assert len({key.kid for key in keys}) == 1
-    assert (len(vault.keys), len(store.rows)) == (1, 1)
-
-
-async def test_each_domain_has_a_key_of_its_own() -> None:
-    rules = build()[0]
-    assert (await rules.ensure(uuid7())).public_key != (await rules.ensure(uuid7())).public_key
 
 
 async def test_no_row_no_key() -> None:
-    rules, vault, store, audit = build()
-    audit.refusal = AuditUnavailable()
+    desk = Desk()
+    desk.audit.refusal = AuditUnavailable()
     with pytest.raises(AuditUnavailable):
-        await rules.ensure(uuid7())
-    assert (vault.keys, store.rows) == ({}, {})
-
-
-async def test_without_openbao_the_recorded_half_is_not_believed() -> None:
-    rules, vault, _, _ = build()
-    domain = uuid7()
-    await rules.ensure(domain)
-    vault.refusal = SigningUnavailable()
-    with pytest.raises(SigningUnavailable):
-        await rules.ensure(domain)
+        await desk.signing.ensure(desk.domain)
+    assert (desk.vault.pairs, desk.keys.rows) == ({}, {})
 
 
 FORGERIES: dict[str, Callable[[SigningKey, UUID], SigningKey]] = {
     "an attacker's public half": lambda key, _: replace(key, public_key=bytes(32)),
     "another id": lambda key, _: replace(key, kid=KID_OF_ZEROS),
     "another Domain's row": lambda key, other: replace(key, domain_id=other),
+    "a version that OpenBao does not have": lambda key, _: replace(key, version=9),
 }
 
 
 @pytest.mark.parametrize("forge", FORGERIES.values(), ids=FORGERIES)
 async def test_a_row_that_a_dba_changed_is_refused(forge: Callable[[SigningKey, UUID], SigningKey]) -> None:
-    rules, _, store, _ = build()
-    domain = uuid7()
-    key = await rules.ensure(domain)
-    store.rows[domain, 1] = forge(key, uuid7())
+    desk = Desk()
+    key = await desk.signing.ensure(desk.domain)
+    desk.keys.rows[desk.domain][1] = forge(key, uuid7())
     with pytest.raises(SigningUnavailable):
-        await rules.ensure(domain)
+        await desk.signing.ensure(desk.domain)
+    assert await desk.signing.trust([desk.domain]) == [()]
+
+
+async def test_a_rotation_is_announced_under_the_old_key_before_the_new_one_signs() -> None:
+    async with opened() as desk:
+        old = await desk.signing.ensure(desk.domain)
+        new = await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
+        await desk.publisher.publish(desk.event())
+        told, after = (envelope.parse(data) for _, data in desk.stream.messages.values())
+        assert (told.type, told.key_id, after.key_id) == (ROTATED, old.kid, new.kid)
+        VerifyKey(old.public_key).verify(told.canonical(), base64.b64decode(told.signature))
+        payload = json.loads(told.payload)
+        assert (payload["key_id"], payload["previous_key_id"]) == (new.kid, old.kid)
+
+
+async def test_both_keys_verify_until_the_transition_ends_and_then_only_the_new_one() -> None:
+    async with opened() as desk:
+        old = await desk.signing.ensure(desk.domain)
+        new = await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
+        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[0]] == [old.kid, new.kid]
+        desk.clock.advance(WEEK.total_seconds())
+        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[0]] == [new.kid]
+
+
+async def test_a_rotation_that_a_crash_interrupted_is_finished() -> None:
+    async with opened() as desk:
+        desk.stream.broken = True
+        with pytest.raises(EventBusUnavailable):
+            await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
+        assert (await desk.signing.ensure(desk.domain)).version == 1
+        with pytest.raises(RotationUnderWay):
+            await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
+        desk.stream.broken = False
+        await desk.signing.keep_up()
+        assert (await desk.signing.ensure(desk.domain)).version == 2
+        assert len(desk.vault.pairs[desk.domain]) == 2
+
+
+async def test_one_rotation_at_a_time() -> None:
+    async with opened() as desk:
+        hour = datetime.timedelta(hours=1)
+        await desk.signing.rotate(OPERATOR, desk.domain, hour)
+        with pytest.raises(RotationUnderWay):
+            await desk.signing.rotate(OPERATOR, desk.domain, hour)
+        desk.clock.advance(hour.total_seconds())
+        assert (await desk.signing.rotate(OPERATOR, desk.domain, hour)).version == 3
+
+
+async def test_the_announcement_is_repeated_every_four_minutes_while_the_transition_lasts() -> None:
+    async with opened() as desk:
+        await desk.signing.rotate(OPERATOR, desk.domain, datetime.timedelta(minutes=10))
+        seen = []
+        for _ in range(14):
+            desk.clock.advance(60)
+            await desk.signing.keep_up()
+            seen.append(len(desk.keys.outbox))
+        assert seen == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+
+
+async def test_a_revoked_previous_key_verifies_nothing_from_then_on() -> None:
+    async with opened() as desk:
+        old = await desk.signing.ensure(desk.domain)
+        new = await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
+        revoked, current = await desk.signing.revoke(OPERATOR, desk.domain, old.kid)
+        assert (revoked.kid, current.kid) == (old.kid, new.kid)
+        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[0]] == [new.kid]
+        with pytest.raises(SigningKeyRevoked):
+            await desk.signing.revoke(OPERATOR, desk.domain, old.kid)
+        with pytest.raises(SigningKeyNotFound):
+            await desk.signing.revoke(OPERATOR, desk.domain, KID_OF_ZEROS)
+
+
+async def test_of_a_revoked_current_key_another_takes_the_place_at_once() -> None:
+    async with opened() as desk:
+        old = await desk.signing.ensure(desk.domain)
+        _, current = await desk.signing.revoke(OPERATOR, desk.domain, old.kid)
+        assert current.version == 2
+        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[0]] == [current.kid]
+        await desk.publisher.publish(desk.event())
+        assert envelope.parse(desk.stream.messages[1][1]).key_id == current.kid
+        assert [kind for _, kind, _ in desk.keys.outbox] == [STATE_UPDATED]
+
+
+async def test_without_the_relation_nothing_changes_and_a_row_says_so() -> None:
+    async with opened() as desk:
+        desk.authority.granted = set()
+        kid = (await desk.signing.ensure(desk.domain)).kid
+        for attempt in (
+            desk.signing.rotate(OPERATOR, desk.domain, WEEK),
+            desk.signing.revoke(OPERATOR, desk.domain, kid),
+        ):
+            with pytest.raises(Forbidden):
+                await attempt
+        assert [row.reason for row in desk.audit.rows[1:]] == ["out_of_scope"] * 2
+        assert len(desk.vault.pairs[desk.domain]) == 1
+
+
+async def test_a_made_up_domain_gets_no_chain() -> None:
+    desk = Desk()
+    desk.authority.granted = set()
+    with pytest.raises(Forbidden):
+        await desk.signing.rotate(OPERATOR, uuid7(), WEEK)
+    assert [row.domain_id for row in desk.audit.rows] == [""]
+
+
+async def test_of_many_that_cannot_be_resumed_one_gets_an_announcement() -> None:
+    async with opened() as desk:
+        asked = [await desk.signing.reconcile(desk.domain, uuid7()) for _ in range(20)]
+        desk.clock.advance(10)
+        asked.append(await desk.signing.reconcile(desk.domain, uuid7()))
+        assert asked == [True, *[False] * 19, True]
+        assert [kind for _, kind, _ in desk.keys.outbox] == [STATE_UPDATED] * 2
+
+
+async def test_in_a_transition_the_new_key_comes_before_what_it_signs() -> None:
+    async with opened() as desk:
+        await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
+        await desk.signing.reconcile(desk.domain, uuid7())
+        assert [kind for _, kind, _ in desk.keys.outbox] == [ROTATED, STATE_UPDATED]
+
+
+# Operators' events ----------------------------------------------------------------------------------------------------
+
+
+async def test_an_operator_publishes_and_the_row_comes_first() -> None:
+    async with opened() as desk:
+        identifier, sequence = await desk.operators.publish(
+            OPERATOR, desk.domain, "action_request", f"domain:{desk.domain}", '{"a":1}'
+        )
+        assert (sequence, desk.log.rows[identifier].sequence) == (1, None)
+        assert desk.audit.rows[-1].context == {"event": ["action_request", str(identifier)]}
+        desk.audit.refusal = AuditUnavailable()
+        with pytest.raises(AuditUnavailable):
+            await desk.operators.publish(OPERATOR, desk.domain, "action_request", f"domain:{desk.domain}", "{}")
+        assert desk.stream.last == 1
+
+
+async def test_scopes_of_other_domains_are_refused() -> None:
+    async with opened() as desk:
+        node, other = f"node:{uuid7()}", f"node:{uuid7()}"
+        desk.fleet.domains = {node: desk.domain, other: uuid7()}
+        await desk.operators.publish(OPERATOR, desk.domain, "rotate_keys", node, "{}")
+        with pytest.raises(NotFound):
+            await desk.operators.publish(OPERATOR, desk.domain, "rotate_keys", other, "{}")
+        with pytest.raises(NotFound):
+            await desk.operators.publish(OPERATOR, desk.domain, "rotate_keys", f"project:{uuid7()}", "{}")
+        with pytest.raises(Unprocessable):
+            await desk.operators.publish(OPERATOR, desk.domain, "rotate_keys", f"domain:{uuid7()}", "{}")
+        assert desk.stream.last == 1
+
+
+async def test_a_node_needs_node_operate_and_a_domain_manage() -> None:
+    async with opened() as desk:
+        node = f"node:{uuid7()}"
+        desk.fleet.domains = {node: desk.domain}
+        desk.authority.granted = {("node-operate", node)}
+        await desk.operators.publish(OPERATOR, desk.domain, "rotate_keys", node, "{}")
+        with pytest.raises(Forbidden):
+            await desk.operators.publish(OPERATOR, desk.domain, "rotate_keys", f"domain:{desk.domain}", "{}")
+        assert desk.audit.rows[-1].reason == "out_of_scope"
+
+
+async def test_nobody_hands_nodes_a_key_of_their_own() -> None:
+    async with opened() as desk:
+        scope = f"domain:{desk.domain}"
+        forged = json.dumps({"key_id": "evk_1", "public_key": "AA", "previous_key_id": "evk_0"})
+        with pytest.raises(EventTypeReserved):
+            await desk.operators.publish(OPERATOR, desk.domain, ROTATED, scope, forged)
+        old = await desk.signing.ensure(desk.domain)
+        new = await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
+        with pytest.raises(EventTypeReserved):
+            await desk.operators.publish(OPERATOR, desk.domain, ROTATED, scope, forged)
+        genuine = json.dumps(announcement(new, old))
+        await desk.operators.publish(OPERATOR, desk.domain, ROTATED, scope, genuine)
+        assert envelope.parse(desk.stream.messages[desk.stream.last][1]).key_id == old.kid
+        with pytest.raises(EventTypeUnknown):
+            await desk.operators.publish(OPERATOR, desk.domain, "made_up", scope, "{}")

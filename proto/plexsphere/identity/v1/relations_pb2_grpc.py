@@ -297,6 +297,11 @@ class FleetServiceStub:
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.LocateProjectRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.LocateProjectResponse.FromString,
                 _registered_method=True)
+        self.GetStandings = channel.unary_unary(
+                '/plexsphere.identity.v1.FleetService/GetStandings',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.GetStandingsRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.GetStandingsResponse.FromString,
+                _registered_method=True)
 
 
 class FleetServiceServicer:
@@ -311,7 +316,14 @@ class FleetServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def LocateProject(self, request, context):
-        """Answers which Domain a project belongs to, with the Domain's secret limits.
+        """Answers which Domain a project belongs to.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetStandings(self, request, context):
+        """Answers where several nodes stand and whether they may receive events; unknown ones are left out.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -329,6 +341,11 @@ def add_FleetServiceServicer_to_server(servicer, server):
                     servicer.LocateProject,
                     request_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.LocateProjectRequest.FromString,
                     response_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.LocateProjectResponse.SerializeToString,
+            ),
+            'GetStandings': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetStandings,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.GetStandingsRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.GetStandingsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -386,6 +403,33 @@ class FleetService:
             '/plexsphere.identity.v1.FleetService/LocateProject',
             plexsphere_dot_identity_dot_v1_dot_relations__pb2.LocateProjectRequest.SerializeToString,
             plexsphere_dot_identity_dot_v1_dot_relations__pb2.LocateProjectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetStandings(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.FleetService/GetStandings',
+            plexsphere_dot_identity_dot_v1_dot_relations__pb2.GetStandingsRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_relations__pb2.GetStandingsResponse.FromString,
             options,
             channel_credentials,
             insecure,

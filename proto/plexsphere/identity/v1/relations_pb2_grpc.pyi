@@ -115,7 +115,9 @@ class FleetServiceStub:
     LocateNode: _grpc.UnaryUnaryMultiCallable[_relations_pb2.LocateNodeRequest, _relations_pb2.LocateNodeResponse]
     """Answers where a node stands: project, Domain, key."""
     LocateProject: _grpc.UnaryUnaryMultiCallable[_relations_pb2.LocateProjectRequest, _relations_pb2.LocateProjectResponse]
-    """Answers which Domain a project belongs to, with the Domain's secret limits."""
+    """Answers which Domain a project belongs to."""
+    GetStandings: _grpc.UnaryUnaryMultiCallable[_relations_pb2.GetStandingsRequest, _relations_pb2.GetStandingsResponse]
+    """Answers where several nodes stand and whether they may receive events; unknown ones are left out."""
 
 @_typing.type_check_only
 class FleetServiceAsyncStub(FleetServiceStub):
@@ -125,7 +127,9 @@ class FleetServiceAsyncStub(FleetServiceStub):
     LocateNode: _aio.UnaryUnaryMultiCallable[_relations_pb2.LocateNodeRequest, _relations_pb2.LocateNodeResponse]  # type: ignore[assignment]
     """Answers where a node stands: project, Domain, key."""
     LocateProject: _aio.UnaryUnaryMultiCallable[_relations_pb2.LocateProjectRequest, _relations_pb2.LocateProjectResponse]  # type: ignore[assignment]
-    """Answers which Domain a project belongs to, with the Domain's secret limits."""
+    """Answers which Domain a project belongs to."""
+    GetStandings: _aio.UnaryUnaryMultiCallable[_relations_pb2.GetStandingsRequest, _relations_pb2.GetStandingsResponse]  # type: ignore[assignment]
+    """Answers where several nodes stand and whether they may receive events; unknown ones are left out."""
 
 class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
     """Facts about the fleet that other services decide with."""
@@ -144,6 +148,14 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _relations_pb2.LocateProjectRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_relations_pb2.LocateProjectResponse, _abc.Awaitable[_relations_pb2.LocateProjectResponse]]:
-        """Answers which Domain a project belongs to, with the Domain's secret limits."""
+        """Answers which Domain a project belongs to."""
+
+    @_abc_1.abstractmethod
+    def GetStandings(
+        self,
+        request: _relations_pb2.GetStandingsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_relations_pb2.GetStandingsResponse, _abc.Awaitable[_relations_pb2.GetStandingsResponse]]:
+        """Answers where several nodes stand and whether they may receive events; unknown ones are left out."""
 
 def add_FleetServiceServicer_to_server(servicer: FleetServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -57,26 +57,60 @@ class AuthenticateRequest(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     CREDENTIAL_FIELD_NUMBER: _builtins.int
     AUDIENCE_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
     kind: Global___CredentialKind.ValueType
     """What was presented."""
     credential: _builtins.str
     """Its raw value."""
     audience: _builtins.str
     """Service that the assertion is for."""
+    standing: _builtins.bool
+    """Whether to answer where a node stands as well, so that opening an event stream is one call."""
     def __init__(
         self,
         *,
         kind: Global___CredentialKind.ValueType = ...,
         credential: _builtins.str = ...,
         audience: _builtins.str = ...,
+        standing: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "credential", b"credential", "kind", b"kind"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["audience", b"audience", "credential", b"credential", "kind", b"kind", "standing", b"standing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AuthenticateRequest: _TypeAlias = AuthenticateRequest  # noqa: Y015
+
+@_typing.final
+class NodeStanding(_message.Message):
+    """Where a node stands, decided with its authentication."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_ID_FIELD_NUMBER: _builtins.int
+    PROJECT_ID_FIELD_NUMBER: _builtins.int
+    AGENT_FIELD_NUMBER: _builtins.int
+    domain_id: _builtins.str
+    """Its Domain."""
+    project_id: _builtins.str
+    """Its project."""
+    agent: _builtins.bool
+    """Whether it holds `node-agent` on itself; fully consistent."""
+    def __init__(
+        self,
+        *,
+        domain_id: _builtins.str = ...,
+        project_id: _builtins.str = ...,
+        agent: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "domain_id", b"domain_id", "project_id", b"project_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NodeStanding: _TypeAlias = NodeStanding  # noqa: Y015
 
 @_typing.final
 class AuthenticateResponse(_message.Message):
@@ -86,21 +120,27 @@ class AuthenticateResponse(_message.Message):
 
     ASSERTION_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    STANDING_FIELD_NUMBER: _builtins.int
     assertion: _builtins.str
     """Principal assertion, at most 60 s."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """When it expires."""
 
+    @_builtins.property
+    def standing(self) -> Global___NodeStanding:
+        """For a node whose standing was asked for."""
+
     def __init__(
         self,
         *,
         assertion: _builtins.str = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        standing: Global___NodeStanding | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "standing", b"standing"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["assertion", b"assertion", "expires_at", b"expires_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["assertion", b"assertion", "expires_at", b"expires_at", "standing", b"standing"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

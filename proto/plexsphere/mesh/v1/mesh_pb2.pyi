@@ -8,6 +8,7 @@ from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -18,6 +19,42 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Publication:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PublicationEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Publication.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PUBLICATION_UNSPECIFIED: _Publication.ValueType  # 0
+    """Never sent."""
+    PUBLICATION_PUBLISHED: _Publication.ValueType  # 1
+    """Exactly these bytes were published at this sequence."""
+    PUBLICATION_PENDING: _Publication.ValueType  # 2
+    """Logged, and its sequence is not noted yet: ask again in a moment."""
+    PUBLICATION_REPLAYED: _Publication.ValueType  # 3
+    """Published at another sequence: a replay."""
+    PUBLICATION_ALTERED: _Publication.ValueType  # 4
+    """Published at this sequence with other bytes."""
+    PUBLICATION_UNKNOWN: _Publication.ValueType  # 5
+    """Never published by mesh, whoever signed it."""
+
+class Publication(_Publication, metaclass=_PublicationEnumTypeWrapper):
+    """What mesh knows of an envelope."""
+
+PUBLICATION_UNSPECIFIED: Publication.ValueType  # 0
+"""Never sent."""
+PUBLICATION_PUBLISHED: Publication.ValueType  # 1
+"""Exactly these bytes were published at this sequence."""
+PUBLICATION_PENDING: Publication.ValueType  # 2
+"""Logged, and its sequence is not noted yet: ask again in a moment."""
+PUBLICATION_REPLAYED: Publication.ValueType  # 3
+"""Published at another sequence: a replay."""
+PUBLICATION_ALTERED: Publication.ValueType  # 4
+"""Published at this sequence with other bytes."""
+PUBLICATION_UNKNOWN: Publication.ValueType  # 5
+"""Never published by mesh, whoever signed it."""
+Global___Publication: _TypeAlias = Publication  # noqa: Y015
 
 @_typing.final
 class EnsureSigningKeyRequest(_message.Message):
@@ -75,6 +112,7 @@ class SigningKey(_message.Message):
     PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    REVOKED_AT_FIELD_NUMBER: _builtins.int
     kid: _builtins.str
     """Id, `evk_` and 32 hex digits."""
     public_key: _builtins.bytes
@@ -87,6 +125,10 @@ class SigningKey(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """Until when it verifies; absent for the current key."""
 
+    @_builtins.property
+    def revoked_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was revoked; absent for others."""
+
     def __init__(
         self,
         *,
@@ -94,14 +136,341 @@ class SigningKey(_message.Message):
         public_key: _builtins.bytes = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
+        revoked_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "revoked_at", b"revoked_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "kid", b"kid", "public_key", b"public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "expires_at", b"expires_at", "kid", b"kid", "public_key", b"public_key", "revoked_at", b"revoked_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SigningKey: _TypeAlias = SigningKey  # noqa: Y015
+
+@_typing.final
+class GetTrustRequest(_message.Message):
+    """Whose keys verify."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_IDS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def domain_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The Domains."""
+
+    def __init__(
+        self,
+        *,
+        domain_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain_ids", b"domain_ids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTrustRequest: _TypeAlias = GetTrustRequest  # noqa: Y015
+
+@_typing.final
+class DomainTrust(_message.Message):
+    """The keys of one Domain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_ID_FIELD_NUMBER: _builtins.int
+    KEYS_FIELD_NUMBER: _builtins.int
+    domain_id: _builtins.str
+    """The Domain."""
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___SigningKey]:
+        """Keys that verify now; the current one is without `expires_at`. None when the Domain has no event key."""
+
+    def __init__(
+        self,
+        *,
+        domain_id: _builtins.str = ...,
+        keys: _abc.Iterable[Global___SigningKey] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain_id", b"domain_id", "keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DomainTrust: _TypeAlias = DomainTrust  # noqa: Y015
+
+@_typing.final
+class GetTrustResponse(_message.Message):
+    """Answers in the order of the request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAINS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___DomainTrust]:
+        """One a Domain."""
+
+    def __init__(
+        self,
+        *,
+        domains: _abc.Iterable[Global___DomainTrust] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domains", b"domains"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTrustResponse: _TypeAlias = GetTrustResponse  # noqa: Y015
+
+@_typing.final
+class SeenEnvelope(_message.Message):
+    """An envelope as it came from the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    ID_FIELD_NUMBER: _builtins.int
+    DIGEST_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Its sequence in the stream."""
+    id: _builtins.str
+    """Its id."""
+    digest: _builtins.bytes
+    """SHA-256 of its bytes, 32 bytes."""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        id: _builtins.str = ...,
+        digest: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "id", b"id", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SeenEnvelope: _TypeAlias = SeenEnvelope  # noqa: Y015
+
+@_typing.final
+class SequenceGap(_message.Message):
+    """Sequences that the stream did not deliver, both ends included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    """First."""
+    last: _builtins.int
+    """Last."""
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SequenceGap: _TypeAlias = SequenceGap  # noqa: Y015
+
+@_typing.final
+class CheckPublishedRequest(_message.Message):
+    """What a gateway has read."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEEN_FIELD_NUMBER: _builtins.int
+    GAPS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def seen(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeenEnvelope]:
+        """Envelopes that passed every cheaper check."""
+
+    @_builtins.property
+    def gaps(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceGap]:
+        """What was missing among them."""
+
+    def __init__(
+        self,
+        *,
+        seen: _abc.Iterable[Global___SeenEnvelope] | None = ...,
+        gaps: _abc.Iterable[Global___SequenceGap] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["gaps", b"gaps", "seen", b"seen"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckPublishedRequest: _TypeAlias = CheckPublishedRequest  # noqa: Y015
+
+@_typing.final
+class LoggedEnvelope(_message.Message):
+    """A published envelope from the log."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQUENCE_FIELD_NUMBER: _builtins.int
+    DOMAIN_ID_FIELD_NUMBER: _builtins.int
+    ENVELOPE_FIELD_NUMBER: _builtins.int
+    sequence: _builtins.int
+    """Where it was published."""
+    domain_id: _builtins.str
+    """The Domain."""
+    envelope: _builtins.bytes
+    """Its signed bytes."""
+    def __init__(
+        self,
+        *,
+        sequence: _builtins.int = ...,
+        domain_id: _builtins.str = ...,
+        envelope: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain_id", b"domain_id", "envelope", b"envelope", "sequence", b"sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoggedEnvelope: _TypeAlias = LoggedEnvelope  # noqa: Y015
+
+@_typing.final
+class CheckPublishedResponse(_message.Message):
+    """What mesh knows."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PUBLICATIONS_FIELD_NUMBER: _builtins.int
+    MISSING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def publications(self) -> _containers.RepeatedScalarFieldContainer[Global___Publication.ValueType]:
+        """One an envelope, in the order of the request."""
+
+    @_builtins.property
+    def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedEnvelope]:
+        """What was published in the gaps, in the order of the sequence."""
+
+    def __init__(
+        self,
+        *,
+        publications: _abc.Iterable[Global___Publication.ValueType] | None = ...,
+        missing: _abc.Iterable[Global___LoggedEnvelope] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "publications", b"publications"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CheckPublishedResponse: _TypeAlias = CheckPublishedResponse  # noqa: Y015
+
+@_typing.final
+class OpenConsumerRequest(_message.Message):
+    """Where to begin."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    START_SEQUENCE_FIELD_NUMBER: _builtins.int
+    BACK_SECONDS_FIELD_NUMBER: _builtins.int
+    start_sequence: _builtins.int
+    """First sequence wanted; zero begins `back_seconds` ago."""
+    back_seconds: _builtins.int
+    """How far back to begin, in seconds."""
+    def __init__(
+        self,
+        *,
+        start_sequence: _builtins.int = ...,
+        back_seconds: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["back_seconds", b"back_seconds", "start_sequence", b"start_sequence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenConsumerRequest: _TypeAlias = OpenConsumerRequest  # noqa: Y015
+
+@_typing.final
+class OpenConsumerResponse(_message.Message):
+    """A consumer that exists while it is used."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
+    PENDING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name."""
+    last_sequence: _builtins.int
+    """Last sequence of the stream when it was opened."""
+    pending: _builtins.int
+    """How many messages waited for it then."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        last_sequence: _builtins.int = ...,
+        pending: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_sequence", b"last_sequence", "name", b"name", "pending", b"pending"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OpenConsumerResponse: _TypeAlias = OpenConsumerResponse  # noqa: Y015
+
+@_typing.final
+class RequestReconcileRequest(_message.Message):
+    """A node that cannot be resumed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_ID_FIELD_NUMBER: _builtins.int
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    domain_id: _builtins.str
+    """Its Domain."""
+    node_id: _builtins.str
+    """The node."""
+    def __init__(
+        self,
+        *,
+        domain_id: _builtins.str = ...,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain_id", b"domain_id", "node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestReconcileRequest: _TypeAlias = RequestReconcileRequest  # noqa: Y015
+
+@_typing.final
+class RequestReconcileResponse(_message.Message):
+    """What came of it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ANNOUNCED_FIELD_NUMBER: _builtins.int
+    announced: _builtins.bool
+    """Whether an event goes out now; otherwise one went out within the last seconds."""
+    def __init__(
+        self,
+        *,
+        announced: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["announced", b"announced"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestReconcileResponse: _TypeAlias = RequestReconcileResponse  # noqa: Y015
 
 @_typing.final
 class PublishRequest(_message.Message):
@@ -220,7 +589,7 @@ class RotateSigningKeyRequest(_message.Message):
     domain_id: _builtins.str
     """The Domain."""
     transition_seconds: _builtins.int
-    """How long the old key still verifies, in seconds."""
+    """How long the old key still verifies, in seconds; at most 30 days."""
     def __init__(
         self,
         *,
@@ -291,12 +660,25 @@ class RevokeSigningKeyResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    REVOKED_FIELD_NUMBER: _builtins.int
+    CURRENT_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def revoked(self) -> Global___SigningKey:
+        """The revoked key."""
+
+    @_builtins.property
+    def current(self) -> Global___SigningKey:
+        """The key that signs from now on."""
+
     def __init__(
         self,
+        *,
+        revoked: Global___SigningKey | None = ...,
+        current: Global___SigningKey | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "revoked", b"revoked"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["current", b"current", "revoked", b"revoked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -101,6 +101,214 @@ class SigningKeysService:
             _registered_method=True)
 
 
+class DeliveryServiceStub:
+    """What a gateway needs to tell a published event from a forged one, and to be woken when there is one.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetTrust = channel.unary_unary(
+                '/plexsphere.mesh.v1.DeliveryService/GetTrust',
+                request_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.GetTrustRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.GetTrustResponse.FromString,
+                _registered_method=True)
+        self.CheckPublished = channel.unary_unary(
+                '/plexsphere.mesh.v1.DeliveryService/CheckPublished',
+                request_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.CheckPublishedRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.CheckPublishedResponse.FromString,
+                _registered_method=True)
+        self.OpenConsumer = channel.unary_unary(
+                '/plexsphere.mesh.v1.DeliveryService/OpenConsumer',
+                request_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.OpenConsumerRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.OpenConsumerResponse.FromString,
+                _registered_method=True)
+        self.RequestReconcile = channel.unary_unary(
+                '/plexsphere.mesh.v1.DeliveryService/RequestReconcile',
+                request_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.RequestReconcileRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.RequestReconcileResponse.FromString,
+                _registered_method=True)
+
+
+class DeliveryServiceServicer:
+    """What a gateway needs to tell a published event from a forged one, and to be woken when there is one.
+    """
+
+    def GetTrust(self, request, context):
+        """Answers which keys verify a Domain's events now; a Domain without an event key has none.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CheckPublished(self, request, context):
+        """Says of envelopes whether exactly these bytes were published at their sequence, and fills gaps from the log.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def OpenConsumer(self, request, context):
+        """Opens a pull consumer on the stream; gateways may not create one, because a push consumer could inject.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RequestReconcile(self, request, context):
+        """Asks for a signed `node_state_updated` for a Domain whose node cannot be resumed; one in ten seconds at most.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_DeliveryServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetTrust': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrust,
+                    request_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.GetTrustRequest.FromString,
+                    response_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.GetTrustResponse.SerializeToString,
+            ),
+            'CheckPublished': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckPublished,
+                    request_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.CheckPublishedRequest.FromString,
+                    response_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.CheckPublishedResponse.SerializeToString,
+            ),
+            'OpenConsumer': grpc.unary_unary_rpc_method_handler(
+                    servicer.OpenConsumer,
+                    request_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.OpenConsumerRequest.FromString,
+                    response_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.OpenConsumerResponse.SerializeToString,
+            ),
+            'RequestReconcile': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestReconcile,
+                    request_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.RequestReconcileRequest.FromString,
+                    response_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.RequestReconcileResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'plexsphere.mesh.v1.DeliveryService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('plexsphere.mesh.v1.DeliveryService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class DeliveryService:
+    """What a gateway needs to tell a published event from a forged one, and to be woken when there is one.
+    """
+
+    @staticmethod
+    def GetTrust(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.mesh.v1.DeliveryService/GetTrust',
+            plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.GetTrustRequest.SerializeToString,
+            plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.GetTrustResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CheckPublished(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.mesh.v1.DeliveryService/CheckPublished',
+            plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.CheckPublishedRequest.SerializeToString,
+            plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.CheckPublishedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def OpenConsumer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.mesh.v1.DeliveryService/OpenConsumer',
+            plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.OpenConsumerRequest.SerializeToString,
+            plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.OpenConsumerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RequestReconcile(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.mesh.v1.DeliveryService/RequestReconcile',
+            plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.RequestReconcileRequest.SerializeToString,
+            plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.RequestReconcileResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class PublishServiceStub:
     """The only way to the bus.
     """

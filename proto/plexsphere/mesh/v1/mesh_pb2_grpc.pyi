@@ -57,6 +57,73 @@ class SigningKeysServiceServicer(metaclass=_abc_1.ABCMeta):
 
 def add_SigningKeysServiceServicer_to_server(servicer: SigningKeysServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
+class DeliveryServiceStub:
+    """What a gateway needs to tell a published event from a forged one, and to be woken when there is one."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> DeliveryServiceAsyncStub: ...
+    GetTrust: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.GetTrustRequest, _mesh_pb2.GetTrustResponse]
+    """Answers which keys verify a Domain's events now; a Domain without an event key has none."""
+    CheckPublished: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.CheckPublishedRequest, _mesh_pb2.CheckPublishedResponse]
+    """Says of envelopes whether exactly these bytes were published at their sequence, and fills gaps from the log."""
+    OpenConsumer: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.OpenConsumerRequest, _mesh_pb2.OpenConsumerResponse]
+    """Opens a pull consumer on the stream; gateways may not create one, because a push consumer could inject."""
+    RequestReconcile: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.RequestReconcileRequest, _mesh_pb2.RequestReconcileResponse]
+    """Asks for a signed `node_state_updated` for a Domain whose node cannot be resumed; one in ten seconds at most."""
+
+@_typing.type_check_only
+class DeliveryServiceAsyncStub(DeliveryServiceStub):
+    """What a gateway needs to tell a published event from a forged one, and to be woken when there is one."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetTrust: _aio.UnaryUnaryMultiCallable[_mesh_pb2.GetTrustRequest, _mesh_pb2.GetTrustResponse]  # type: ignore[assignment]
+    """Answers which keys verify a Domain's events now; a Domain without an event key has none."""
+    CheckPublished: _aio.UnaryUnaryMultiCallable[_mesh_pb2.CheckPublishedRequest, _mesh_pb2.CheckPublishedResponse]  # type: ignore[assignment]
+    """Says of envelopes whether exactly these bytes were published at their sequence, and fills gaps from the log."""
+    OpenConsumer: _aio.UnaryUnaryMultiCallable[_mesh_pb2.OpenConsumerRequest, _mesh_pb2.OpenConsumerResponse]  # type: ignore[assignment]
+    """Opens a pull consumer on the stream; gateways may not create one, because a push consumer could inject."""
+    RequestReconcile: _aio.UnaryUnaryMultiCallable[_mesh_pb2.RequestReconcileRequest, _mesh_pb2.RequestReconcileResponse]  # type: ignore[assignment]
+    """Asks for a signed `node_state_updated` for a Domain whose node cannot be resumed; one in ten seconds at most."""
+
+class DeliveryServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What a gateway needs to tell a published event from a forged one, and to be woken when there is one."""
+
+    @_abc_1.abstractmethod
+    def GetTrust(
+        self,
+        request: _mesh_pb2.GetTrustRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.GetTrustResponse, _abc.Awaitable[_mesh_pb2.GetTrustResponse]]:
+        """Answers which keys verify a Domain's events now; a Domain without an event key has none."""
+
+    @_abc_1.abstractmethod
+    def CheckPublished(
+        self,
+        request: _mesh_pb2.CheckPublishedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.CheckPublishedResponse, _abc.Awaitable[_mesh_pb2.CheckPublishedResponse]]:
+        """Says of envelopes whether exactly these bytes were published at their sequence, and fills gaps from the log."""
+
+    @_abc_1.abstractmethod
+    def OpenConsumer(
+        self,
+        request: _mesh_pb2.OpenConsumerRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.OpenConsumerResponse, _abc.Awaitable[_mesh_pb2.OpenConsumerResponse]]:
+        """Opens a pull consumer on the stream; gateways may not create one, because a push consumer could inject."""
+
+    @_abc_1.abstractmethod
+    def RequestReconcile(
+        self,
+        request: _mesh_pb2.RequestReconcileRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.RequestReconcileResponse, _abc.Awaitable[_mesh_pb2.RequestReconcileResponse]]:
+        """Asks for a signed `node_state_updated` for a Domain whose node cannot be resumed; one in ten seconds at most."""
+
+def add_DeliveryServiceServicer_to_server(servicer: DeliveryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
 class PublishServiceStub:
     """The only way to the bus."""
 

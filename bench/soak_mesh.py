@@ -1,0 +1,369 @@
+"""`make soak-mesh`: an operator publishes and nodes listen while gateway, mesh, NATS and PostgreSQL are killed.
+
+At the end every acknowledged publish must have reached every subscribed node, in order per scope, none twice once
+de-duplicated by id, none forged. An attacker who holds the broker writes forgeries and replays all the while.
+"""
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import json
+import random
+import ssl
+import time
+from collections import Counter
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+import aiohttp
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from nats.errors import Error as NatsError
+
+from bench.agent import FINAL, Agent, Received, canonical
+from bench.deployment import Deployment, Operator, deployed
+from bench.measure import Check, Report, console, percentile
+from libs.ids import uuid7
+from tests.e2e.outside import Answer
+
+VICTIMS = ("gateway", "mesh", "nats", "postgres")
+PROJECTS = 2
+NODES_A_PROJECT = 3
+QUIET_S = (2.0, 8.0)
+DOWN_S = (0.2, 3.0)
+# Now and then two at once.
+TWO_AT_ONCE = 0.2
+PAUSE_S = 0.05
+FORGE_EVERY_S = 2.0
+DRAIN_S = 120.0
+# Number of the last event of each scope.
+LAST = 10**9
+# A node that missed an event must have been told to reconcile about then.
+EXCUSED_WITHIN_S = 120.0
+TYPES = ("policy_updated", "action_request", "bridge_config_updated", "session_setup")
+ACCEPTED, FIRST_5XX = 202, 500
+
+
+@dataclass(frozen=True)
+class Publication:
+    """One publish of the operator; `id` and `sequence` are there when it was acknowledged."""
+
+    scope: str
+    number: int
+    at: float
+    id: str = ""
+    sequence: int = 0
+
+
+@dataclass
+class Soak:
+    """Everything that happens, and what was seen of it."""
+
+    deployment: Deployment
+    operator: Operator
+    domain_id: str
+    agents: list[Agent]
+    scopes: list[str]
+    acknowledged: list[Publication] = field(default_factory=list)
+    unacknowledged: Counter[str] = field(default_factory=Counter)
+    kills: Counter[str] = field(default_factory=Counter)
+    ended_alone: Counter[str] = field(default_factory=Counter)
+    attacks: Counter[str] = field(default_factory=Counter)
+    forged_ids: set[str] = field(default_factory=set)
+    faults: list[str] = field(default_factory=list)
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+
+    # What happens -----------------------------------------------------------------------------------------------------
+
+    async def publish(self, scope: str) -> None:
+        """Publish to one scope, one after the other, so that its order is known."""
+        number = 0
+        while not self.stop.is_set():
+            number += 1
+            await self._publish_once(scope, number)
+            await asyncio.sleep(random.uniform(0, 2 * PAUSE_S))
+
+    async def _publish_once(self, scope: str, number: int) -> bool:
+        body = {"type": random.choice(TYPES), "scope": scope, "payload": {"soak": scope, "n": number, "text": "<&>é"}}
+        try:
+            answer = await self.operator.edge.call("POST", f"/v1/domains/{self.domain_id}/events", body)
+        except (aiohttp.ClientError, OSError, TimeoutError) as error:
+            self.unacknowledged[type(error).__name__] += 1
+            await asyncio.sleep(0.2)
+            return False
+        if answer.status != ACCEPTED:
+            self.unacknowledged[str(answer)] += 1
+            await self._refused(answer)
+            return False
+        told = answer.json
+        self.acknowledged.append(Publication(scope, number, time.monotonic(), told["id"], told["sequence"]))
+        return True
+
+    async def _refused(self, answer: Answer) -> None:
+        if answer.status < FIRST_5XX:
+            self.faults.append(f"a publish was answered {answer} {answer.body[:200]!r}")
+        await asyncio.sleep(0.2)
+
+    async def kill(self) -> None:
+        """SIGKILL one or two of the four now and then, and start them again."""
+        while not self.stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.wait(), random.uniform(*QUIET_S))
+                return
+            victims = random.sample(VICTIMS, 2 if random.random() < TWO_AT_ONCE else 1)
+            for victim in victims:
+                await self.deployment.kill(victim)
+                self.kills[victim] += 1
+            await asyncio.sleep(random.uniform(*DOWN_S))
+            await self._start(victims)
+
+    async def _start(self, expected: list[str]) -> None:
+        """Start what is down, backends first; what was not killed by us ended by itself."""
+        down = await self.deployment.down()
+        for name in sorted(down, key=lambda one: VICTIMS[::-1].index(one) if one in VICTIMS else len(VICTIMS)):
+            if name not in expected:
+                self.ended_alone[name] += 1
+            await self.deployment.start(name)
+
+    async def attack(self) -> None:
+        """Write forgeries and replays straight into the stream, as whoever holds the broker can."""
+        while not self.stop.is_set():
+            await asyncio.sleep(FORGE_EVERY_S)
+            with contextlib.suppress(NatsError, OSError, TimeoutError, ssl.SSLError):
+                await self._attack_once()
+
+    async def _attack_once(self) -> None:
+        async with asyncio.timeout(3):
+            broker = await self.deployment.broker()
+        try:
+            scope = random.choice(self.scopes)
+            subject = f"events.{self.domain_id}.{scope.replace(':', '.')}.{TYPES[0]}"
+            forged = self._forgery(scope)
+            await broker.publish(subject, forged)
+            self.attacks["forged with an own key"] += 1
+            stream = broker.jetstream()
+            state = await stream.stream_info("EVENTS")
+            last = state.state.last_seq
+            old = await stream.get_msg("EVENTS", random.randint(max(1, last - 50), last))
+            if old.subject is not None and old.data is not None:
+                await broker.publish(old.subject, old.data)
+                self.attacks["replayed under a new sequence"] += 1
+            await broker.flush(timeout=2)
+        finally:
+            await broker.close()
+
+    def _forgery(self, scope: str) -> bytes:
+        members: dict[str, Any] = {
+            "id": str(uuid7()),
+            "type": TYPES[0],
+            "scope": scope,
+            "key_id": self.agents[0].key_id,
+            "issued_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "payload": {"soak": scope, "n": 0},
+        }
+        signature = Ed25519PrivateKey.generate().sign(canonical(members))
+        self.forged_ids.add(members["id"])
+        return json.dumps(members | {"signature": base64.b64encode(signature).decode()}, separators=(",", ":")).encode()
+
+    async def run(self, seconds: float) -> None:
+        """Let it all happen for some seconds, then let what is under way arrive."""
+        listening = [asyncio.ensure_future(agent.run()) for agent in self.agents]
+        try:
+            async with asyncio.timeout(30):
+                for agent in self.agents:
+                    await agent.listening.wait()
+            async with asyncio.TaskGroup() as group:
+                busy: list[Coroutine[Any, Any, None]] = [self.kill(), self.attack(), self._tell(seconds)]
+                busy += [self.publish(scope) for scope in self.scopes]
+                for one in busy:
+                    group.create_task(one)
+                await asyncio.sleep(seconds)
+                self.stop.set()
+            await self._drain()
+        finally:
+            for task in listening:
+                task.cancel()
+            await asyncio.gather(*listening, return_exceptions=True)
+
+    async def _tell(self, seconds: float) -> None:
+        begun = time.monotonic()
+        while not self.stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.stop.wait(), 30)
+            console.print(
+                f"  {time.monotonic() - begun:4.0f} of {seconds:.0f} s: {len(self.acknowledged)} acknowledged, "
+                f"{sum(self.unacknowledged.values())} not, {sum(self.kills.values())} kills, "
+                f"{sum(len(agent.received) for agent in self.agents)} received"
+            )
+
+    async def _drain(self) -> None:
+        """Publish one last event to each scope and wait until every node has those that are for it."""
+        await self._start([])
+        deadline = time.monotonic() + DRAIN_S
+        for scope in self.scopes:
+            while not await self._publish_once(scope, LAST) and time.monotonic() < deadline:  # noqa: ASYNC110 — bounded
+                await asyncio.sleep(0.5)
+        while time.monotonic() < deadline and not all(self._has_last(agent) for agent in self.agents):  # noqa: ASYNC110 — bounded, and other processes set no event
+            await asyncio.sleep(0.2)
+
+    def _has_last(self, agent: Agent) -> bool:
+        last = {event.scope for event in agent.received if event.payload.get("n") == LAST}
+        return last == agent.scopes
+
+    # What was seen ----------------------------------------------------------------------------------------------------
+
+    def judge(self, report: Report) -> None:
+        """Add the checks and what else was seen."""
+        missing, excused, disorder, wrong = [], 0, [], []
+        for agent in self.agents:
+            first = first_seen(agent.received)
+            lost = [one for one in self.acknowledged if one.scope in agent.scopes and one.id not in first]
+            for one in lost:
+                if told_to_reconcile(agent, one):
+                    excused += 1
+                else:
+                    missing.append(f"{agent.node.handle}: {one.scope} number {one.number}, sequence {one.sequence}")
+            disorder += self._disorder(agent, first)
+            wrong += [f"{agent.node.handle}: {identifier}" for identifier in first if identifier in self.forged_ids]
+            wrong += [f"{agent.node.handle}: {text}" for text in agent.forged]
+        deliveries = sum(1 for agent in self.agents for one in self.acknowledged if one.scope in agent.scopes)
+        report.checks += [
+            _none(f"acknowledged publishes that a node never got ({deliveries} wanted)", missing),
+            _none("deliveries out of order within a scope", disorder),
+            _none("forged, altered or foreign envelopes delivered", wrong),
+            _none("answers to publishes that are neither 202 nor 5xx", self.faults),
+            _none("answers to nodes that stop an agent for good", self._final()),
+            Check("every node has the last event of each scope", "yes", *self._all_last()),
+            Check(
+                "the soak did something",
+                "publishes, every victim killed, attacks",
+                f"{len(self.acknowledged)} acknowledged, {dict(self.kills)}, {dict(self.attacks)}",
+                bool(self.acknowledged) and bool(self.kills) and bool(self.attacks),
+            ),
+        ]
+        self._tell_more(report, excused)
+
+    def _disorder(self, agent: Agent, first: dict[str, Received]) -> list[str]:
+        """Return events that a node saw before one that was acknowledged before they were sent."""
+        numbers = {one.id: one for one in self.acknowledged}
+        seen: dict[str, int] = {}
+        found = []
+        for identifier in first:
+            if (one := numbers.get(identifier)) is None:
+                continue
+            if one.number < seen.get(one.scope, 0):
+                found.append(f"{agent.node.handle}: {one.scope} number {one.number} after {seen[one.scope]}")
+            seen[one.scope] = max(one.number, seen.get(one.scope, 0))
+        return found
+
+    def _final(self) -> list[str]:
+        return [
+            f"{agent.node.handle}: {status} x{count}"
+            for agent in self.agents
+            for status, count in agent.answers.items()
+            if status in FINAL
+        ]
+
+    def _all_last(self) -> tuple[str, bool]:
+        without = [agent.node.handle for agent in self.agents if not self._has_last(agent)]
+        return (f"not {', '.join(without)}" if without else "yes"), not without
+
+    def _tell_more(self, report: Report, excused: int) -> None:
+        again = sum(len(agent.received) - len(first_seen(agent.received)) for agent in self.agents)
+        reconciles = Counter(
+            event.payload.get("reason", "") for agent in self.agents for event in agent.received if is_reconcile(event)
+        )
+        wanted = {one.id for one in self.acknowledged}
+        extra = {
+            event.id
+            for agent in self.agents
+            for event in agent.received
+            if "soak" in event.payload and event.id not in wanted
+        }
+        seen = first_seen(self.agents[0].received)
+        delays = [seen[one.id].at - one.at for one in self.acknowledged if one.id in seen]
+        report.shares["soak"] = {
+            "acknowledged": float(len(self.acknowledged)),
+            "not acknowledged": float(sum(self.unacknowledged.values())),
+            "of those delivered all the same": float(len(extra)),
+            "excused by a reconciliation": float(excused),
+            "delivered again under the same id": float(again),
+            "p50 s to the first node": percentile(delays, 0.5),
+            "p99 s to the first node": percentile(delays, 0.99),
+        }
+        report.notes += [
+            f"not acknowledged: {dict(self.unacknowledged)}",
+            f"reconciliations that nodes were sent, by reason: {dict(reconciles)}",
+            f"answers to nodes: {dict(sum((agent.answers for agent in self.agents), Counter()))}",
+            f"streams lost: {dict(sum((agent.lost for agent in self.agents), Counter()))}",
+            f"processes that ended by themselves and were started again: {dict(self.ended_alone)}",
+        ]
+
+
+def first_seen(received: list[Received]) -> dict[str, Received]:
+    """Return events by id in the order in which they were first seen."""
+    found: dict[str, Received] = {}
+    for event in received:
+        found.setdefault(event.id, event)
+    return found
+
+
+def is_reconcile(event: Received) -> bool:
+    """Whether the platform told the node to fetch its state; the soak publishes no such type."""
+    return event.type == "node_state_updated"
+
+
+def told_to_reconcile(agent: Agent, one: Publication) -> bool:
+    """Whether a node was told to reconcile about when it should have had an event."""
+    return any(is_reconcile(event) and -1.0 <= event.at - one.at <= EXCUSED_WITHIN_S for event in agent.received)
+
+
+def _none(name: str, found: list[str]) -> Check:
+    return Check(name, "0", f"{len(found)}" + (f": {'; '.join(found[:3])}" if found else ""), not found)
+
+
+async def prepare(deployment: Deployment, operator: Operator) -> Soak:
+    """Register nodes over HTTPS in two projects of a Domain."""
+    domain_id = await operator.domain(1)
+    trust = ssl.create_default_context(cafile=deployment.world.ca_file)
+    agents, scopes = [], [f"domain:{domain_id}"]
+    for turn in range(PROJECTS):
+        project = await operator.project(domain_id)
+        scopes.append(f"project:{project}")
+        for number in range(NODES_A_PROJECT):
+            node, told = await operator.node(project, f"soak-{turn}-{number}")
+            own = f"node:{node.node_id}"
+            scopes.append(own)
+            agents.append(
+                Agent(
+                    node,
+                    ("127.0.0.1", deployment.state.port("gateway")),
+                    trust,
+                    frozenset({own, f"project:{project}", f"domain:{domain_id}"}),
+                    told["signing_key_id"],
+                    Ed25519PublicKey.from_public_bytes(base64.b64decode(told["signing_public_key"])),
+                )
+            )
+    return Soak(deployment, operator, domain_id, agents, scopes)
+
+
+async def main() -> int:
+    """Start a stack, soak it, print; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("seconds", nargs="?", type=float, default=300.0, help="how long; 300 by default")
+    parser.add_argument("--seed", type=int, default=None, help="repeats the order of kills")
+    arguments = parser.parse_args()
+    seed = arguments.seed if arguments.seed is not None else random.randrange(2**32)
+    random.seed(seed)
+    report = Report("soak-mesh", {"settings": f"{arguments.seconds:.0f} s, seed {seed}"})
+    async with deployed() as deployment, deployment.operator() as operator:
+        soak = await prepare(deployment, operator)
+        console.print(f"{len(soak.agents)} nodes listen, {len(soak.scopes)} scopes are published to (seed {seed})")
+        await soak.run(arguments.seconds)
+        soak.judge(report)
+    return report.finish()
+
+
+if __name__ == "__main__":
+    raise SystemExit(asyncio.run(main()))

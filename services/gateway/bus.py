@@ -1,0 +1,127 @@
+"""The event stream port: a pull consumer that mesh opens, read over NATS. This process can publish nothing there."""
+
+import asyncio
+import contextlib
+import json
+from collections import deque
+from collections.abc import AsyncGenerator
+from uuid import uuid4
+
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
+
+from libs.errors import EventStreamUnavailable, PlexError
+from libs.nats import Bus
+from libs.rpc.channel import Peer
+from plexsphere.mesh.v1 import mesh_pb2, mesh_pb2_grpc
+from services.gateway.gate import Delivery, Message
+
+BATCH = 1000
+# Asked for again at half of it, so that there is always a pull waiting on the broker.
+AGAIN = 500
+EXPIRES_S = 20
+HEARTBEAT_S = 1
+# Without a heartbeat for so long the consumer or the broker is gone.
+SILENT_S = 3.0
+# Messages wait for this consumer, and none comes: the broker cannot read what it stored.
+STALLED_S = 3.0
+SECOND_NS = 1_000_000_000
+OVER = frozenset({"404", "408"})
+ALIVE = "100"
+
+
+class JetStreamEvents:
+    """The stream as this process reads it."""
+
+    def __init__(self, bus: Bus, mesh: Peer) -> None:
+        self._bus = bus
+        self._delivery = mesh_pb2_grpc.DeliveryServiceStub(mesh)
+        self.position = 0
+
+    async def follow(self, after: int | None, back_s: int) -> AsyncGenerator[Delivery, None]:
+        """Yield what comes after a sequence, or from some seconds ago on; first of all where the stream stands."""
+        try:
+            opened = await self._delivery.OpenConsumer(
+                mesh_pb2.OpenConsumerRequest(start_sequence=0 if after is None else after + 1, back_seconds=back_s)
+            )
+        except PlexError as error:
+            raise EventStreamUnavailable(error.code) from error
+        self.position = opened.last_sequence
+        reader = Reader(self._bus, opened.name)
+        try:
+            if not opened.pending:
+                yield Delivery((), more=False)
+            async for delivery in reader.read():
+                yield delivery
+        except (NatsError, OSError, TimeoutError) as error:
+            raise EventStreamUnavailable(type(error).__name__) from error
+        finally:
+            await reader.close()
+
+
+class Reader:
+    """One consumer."""
+
+    def __init__(self, bus: Bus, consumer: str) -> None:
+        self._bus = bus
+        self._consumer = consumer
+        self._inbox = f"{bus.inbox}.{uuid4().hex}"
+        self._received: deque[Message] = deque()
+        self._arrived = asyncio.Event()
+        self._granted = 0
+        self._pending = 0
+        self._over = ""
+        self._subscription: Subscription | None = None
+
+    async def read(self) -> AsyncGenerator[Delivery, None]:
+        """Yield what arrives, as much at once as there is."""
+        client, generation = self._bus.client, self._bus.generation
+        self._subscription = await client.subscribe(self._inbox, cb=self._take, pending_bytes_limit=256 * 1024 * 1024)
+        await self._pull()
+        loop = asyncio.get_running_loop()
+        moved = loop.time()
+        while True:
+            async with asyncio.timeout(SILENT_S):
+                await self._arrived.wait()
+            self._arrived.clear()
+            if self._received:
+                moved = loop.time()
+                messages = tuple(self._received)
+                self._received.clear()
+                yield Delivery(messages, more=self._pending > 0)
+            elif self._pending and loop.time() - moved > STALLED_S:
+                raise EventStreamUnavailable("the stream is stalled")
+            if self._over or generation != self._bus.generation:
+                raise EventStreamUnavailable(f"the consumer ended: {self._over or 'another connection'}")
+            if self._granted < AGAIN:
+                await self._pull()
+
+    async def _pull(self) -> None:
+        request = {"batch": BATCH, "expires": EXPIRES_S * SECOND_NS, "idle_heartbeat": HEARTBEAT_S * SECOND_NS}
+        subject = f"$JS.API.CONSUMER.MSG.NEXT.EVENTS.{self._consumer}"
+        await self._bus.client.publish(subject, json.dumps(request).encode(), reply=self._inbox)
+        self._granted += BATCH
+
+    async def _take(self, message: Msg) -> None:
+        status = (message.headers or {}).get("Status", "")
+        if status == ALIVE:
+            pass
+        elif status in OVER:
+            # A pull that ran out says how many messages it had not delivered.
+            self._granted -= int((message.headers or {}).get("Nats-Pending-Messages", str(BATCH)))
+        elif status:
+            self._over = status
+        else:
+            # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>.<time>.<pending>
+            parts = message.reply.split(".")
+            self._pending = int(parts[-1])
+            self._received.append(Message(int(parts[-4]), message.subject, message.data))
+            self._granted -= 1
+        self._arrived.set()
+
+    async def close(self) -> None:
+        """Stop listening; the consumer goes by itself when nobody pulls from it."""
+        if self._subscription is not None:
+            with contextlib.suppress(NatsError, OSError):
+                await self._subscription.unsubscribe()

@@ -1,0 +1,131 @@
+"""A node's event stream over HTTP: text/event-stream (WHATWG HTML, 9.2), resumed by `Last-Event-ID`."""
+
+import asyncio
+import re
+from typing import cast
+from uuid import UUID
+
+import structlog
+from aiohttp import web
+
+from libs import errors
+from services.gateway.credentials import AssertionCache, Credential, digest_of
+from services.gateway.edge import DEADLINE, STREAMED, Asked, Route
+from services.gateway.gate import Place, Ports, open_gate
+from services.gateway.hub import BEAT, Hub, Stream
+from services.gateway.mesh import Reconciler
+from services.gateway.problems import Protocol
+
+SEQUENCE = re.compile(r"[0-9]{1,19}")
+LARGEST_SEQUENCE = 2**63 - 1
+HTTP_1_0 = (1, 0)
+HEADERS = {
+    "Content-Type": "text/event-stream",
+    "Cache-Control": "no-cache",
+    "X-Plexsphere-API-Version": "v1",
+    # A proxy must hand on each event as it comes.
+    "X-Accel-Buffering": "no",
+}
+
+log = structlog.get_logger()
+
+
+class Events:
+    """Handler of `GetNodeEvents`; without a hub some port is missing."""
+
+    def __init__(self, ports: Ports, hub: Hub | None, cache: AssertionCache, reconciler: Reconciler) -> None:
+        self._ports = ports
+        self._hub = hub
+        self._cache = cache
+        self._reconciler = reconciler
+
+    def routes(self) -> dict[str, Route]:
+        """Return the handlers by operation."""
+        return {"GetNodeEvents": Route(self.events)}
+
+    async def events(self, asked: Asked) -> web.StreamResponse:
+        """Stream the node's events; behind the gate the order is relation, existence, cursor."""
+        gate = open_gate(self._ports)
+        credential = asked.credential
+        if credential is None or credential.node is None or self._hub is None:
+            raise errors.NodeUnauthorized
+        node_id, generation = credential.node.node_id, self._cache.generation
+        place = await gate.node(node_id)
+        after = cursor(asked.http.headers.get("Last-Event-ID"))
+        self._hub.require_ready()
+        start = await self._start(place, node_id, after)
+        self._hub.require_ready()
+        response = await self._prepared(asked.http)
+        stream = await self._replayed(self._hub, asked.http, response, (credential, place, start))
+        if self._cache.generation != generation:
+            # Something was revoked between the decision and now: it may have been this one.
+            try:
+                await gate.node(node_id)
+            except errors.PlexError:
+                stream.end("revoked")
+        await self._hold(self._hub, asked.http, response, stream)
+        return response
+
+    async def _start(self, place: Place, node_id: UUID, after: int | None) -> int:
+        """Return the sequence after which to begin; asks for a reconciliation where a node cannot be resumed."""
+        hub = cast("Hub", self._hub)
+        if after is None:
+            return hub.ring.position
+        scopes = (f"node:{node_id}", f"project:{place.project_id}", f"domain:{place.domain_id}")
+        if await hub.can_resume(place, scopes, after):
+            return after
+        if recent := hub.reconciled(place.domain_id):
+            return recent - 1
+        begin = hub.ring.position
+        await self._reconciler.request(place.domain_id, node_id)
+        return begin
+
+    async def _prepared(self, request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(headers=HEADERS)
+        if request.version > HTTP_1_0:
+            response.enable_chunked_encoding()
+        request[DEADLINE].reschedule(None)
+        request[STREAMED] = response
+        await response.prepare(request)
+        # The first bytes take the headers with them; everything after goes to the connection directly.
+        await response.write(BEAT)
+        return response
+
+    async def _replayed(
+        self, hub: Hub, request: web.Request, response: web.StreamResponse, who: tuple[Credential, Place, int]
+    ) -> Stream:
+        """Write what the node missed and then let it receive, with nothing between the two."""
+        credential, place, position = who
+        transport = request.transport
+        if transport is None or credential.node is None:
+            raise ConnectionResetError
+        node_id = credential.node.node_id
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        stream = Stream(node_id, place, digest_of(credential.value), transport, response.chunked or False, ended)
+        while entries := hub.ring.after(place.domain_id, stream.scopes, position):
+            position = entries[-1].sequence
+            await response.write(b"".join(entry.frame for entry in entries))
+        hub.open(stream)
+        return stream
+
+    async def _hold(self, hub: Hub, request: web.Request, response: web.StreamResponse, stream: Stream) -> None:
+        if isinstance(request.protocol, Protocol):
+            request.protocol.when_lost = stream.end
+        log.info("events.opened", node=str(stream.node_id))
+        try:
+            cause = await stream.ended
+        finally:
+            hub.close(stream)
+        log.info("events.ended", node=str(stream.node_id), cause=cause)
+        if not stream.transport.is_closing():
+            response.force_close()
+            await response.write_eof()
+
+
+def cursor(text: str | None) -> int | None:
+    """Read `Last-Event-ID`; raises InvalidCursor for anything but a non-negative integer."""
+    if text is None:
+        return None
+    if not SEQUENCE.fullmatch(text) or int(text) > LARGEST_SEQUENCE:
+        raise errors.InvalidCursor("Last-Event-ID must be a non-negative integer")
+    return int(text)

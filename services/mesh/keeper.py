@@ -1,0 +1,114 @@
+"""Keeps the stream in step with the log, which is the truth: the stream is only how gateways hear of it.
+
+A stream that is gone, or that has lost its end, is begun anew above every sequence ever given, so that no place means
+two events; then what is still fresh is published once more, the same bytes in the same order, and the log notes where.
+"""
+
+import asyncio
+import hashlib
+from dataclasses import dataclass, field
+
+import structlog
+
+from libs.clock import Clock
+from libs.errors import PlexError
+from services.mesh.model import FRESH, MARGIN, Logged, StreamState
+from services.mesh.ports import Log, Stream
+
+LOOK_EVERY_S = 1.0
+ROLL_EVERY_S = 3600.0
+AT_ONCE = 256
+READ_AT_ONCE = 512
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Keeper:
+    """Compares and mends; one replica at a time."""
+
+    log: Log
+    stream: Stream
+    clock: Clock
+    doubtful: asyncio.Event = field(default_factory=asyncio.Event)
+    _created: bool = False
+
+    async def run(self) -> None:
+        """Look every second, and at once when somebody doubts, for as long as the process lives."""
+        while True:
+            try:
+                async with self.log.leading() as leads:
+                    while leads:
+                        await self.look()
+                        await self._pause()
+            except PlexError as error:
+                log.warning("keeper.postponed", code=error.code, reason=str(error))
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def roll(self) -> None:
+        """Make and drop partitions, for as long as the process lives."""
+        while True:
+            try:
+                await self.log.roll()
+            except PlexError as error:
+                log.warning("keeper.roll_postponed", code=error.code)
+            await asyncio.sleep(ROLL_EVERY_S)
+
+    async def _pause(self) -> None:
+        try:
+            async with asyncio.timeout(LOOK_EVERY_S):
+                await self.doubtful.wait()
+        except TimeoutError:
+            return
+
+    async def look(self) -> None:
+        """Mend what is wrong with the stream now."""
+        doubted = self.doubtful.is_set()
+        self.doubtful.clear()
+        state, highest = await self.stream.state(), await self.log.highest()
+        if state is None or not self._created:
+            # Also for a stream that is there: its settings are made what they should be.
+            await self.stream.create(highest + 1)
+            self._created = True
+        if state is None:
+            await self._refill("stream_missing", await self._fresh())
+        elif state.last < highest:
+            await self.stream.restart(highest + 1)
+            await self._refill("tail_lost", await self._fresh())
+        elif (doubted or state.deleted or state.first > 1) and (lost := await self._lost(state, doubted=doubted)):
+            await self._refill("gap", lost)
+
+    async def _fresh(self) -> list[Logged]:
+        return await self.log.fresh(self.clock.now() - FRESH + MARGIN)
+
+    async def _lost(self, state: StreamState, *, doubted: bool) -> list[Logged]:
+        """Return fresh events that are not in the stream where the log says; read back only when there is a doubt."""
+        rows = await self._fresh()
+        deleted = set(state.deleted)
+        lost = [row for row in rows if row.sequence and (row.sequence < state.first or row.sequence in deleted)]
+        if doubted and rows:
+            found = await self._read_back(rows)
+            lost = [row for row in rows if found.get(row.sequence or 0) != hashlib.sha256(row.envelope).digest()]
+        return lost
+
+    async def _read_back(self, rows: list[Logged]) -> dict[int, bytes]:
+        found: dict[int, bytes] = {}
+        following, last = rows[0].sequence or 1, max(row.sequence or 0 for row in rows)
+        while following <= last:
+            messages = await self.stream.read(following, READ_AT_ONCE)
+            if not messages:
+                break
+            found |= {sequence: hashlib.sha256(data).digest() for sequence, data in messages}
+            following = messages[-1][0] + 1
+        return found
+
+    async def _refill(self, cause: str, rows: list[Logged]) -> None:
+        for start in range(0, len(rows), AT_ONCE):
+            some = rows[start : start + AT_ONCE]
+            outcomes = await self.stream.publish(some)
+            placed = [(at, row.id) for at, row in zip(outcomes, some, strict=True) if isinstance(at, int)]
+            await self.log.note(placed)
+            if len(placed) < len(some):
+                self.doubtful.set()
+                break
+        log.warning("stream.refilled", cause=cause, count=len(rows))

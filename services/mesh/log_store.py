@@ -1,0 +1,126 @@
+"""All SQL about the log of published events; each method is one transaction, and nothing is ever changed."""
+
+import contextlib
+import datetime
+import hashlib
+from collections.abc import AsyncIterator, Collection, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+import asyncpg
+
+from libs.errors import EventBusUnavailable
+from libs.pg import connection, held
+from services.mesh.model import Logged, Publication, Seen
+
+ROW = "l.id, l.domain_id, l.scope, l.type, l.envelope, l.issued_at"
+FIND = f"""
+SELECT {ROW}, (SELECT max(p.sequence) FROM mesh.event_positions p WHERE p.id = l.id) AS sequence
+FROM mesh.event_log l WHERE l.id = ANY ($1)
+"""
+APPEND = """
+INSERT INTO mesh.event_log (id, domain_id, scope, type, envelope, digest, issued_at)
+SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[], $6::bytea[], $7::timestamptz[])
+ON CONFLICT (id) DO NOTHING RETURNING id
+"""
+NOTE = "INSERT INTO mesh.event_positions (sequence, id) SELECT * FROM unnest($1::bigint[], $2::uuid[])"
+FRESH = f"""
+SELECT {ROW}, p.sequence FROM mesh.event_log l
+JOIN LATERAL (SELECT max(sequence) AS sequence FROM mesh.event_positions WHERE id = l.id) p ON p.sequence IS NOT NULL
+WHERE l.id >= mesh.first_id($1::timestamptz - interval '1 day') AND l.issued_at > $1 ORDER BY p.sequence
+"""
+CHECK = """
+SELECT p.id AS there, l.digest, EXISTS (SELECT FROM mesh.event_positions o WHERE o.id = s.id) AS placed
+FROM unnest($1::bigint[], $2::uuid[]) WITH ORDINALITY AS s (sequence, id, turn)
+LEFT JOIN mesh.event_positions p ON p.sequence = s.sequence
+LEFT JOIN mesh.event_log l ON l.id = s.id
+ORDER BY s.turn
+"""
+BETWEEN = f"""
+SELECT {ROW}, p.sequence FROM mesh.event_positions p JOIN mesh.event_log l ON l.id = p.id
+WHERE p.sequence BETWEEN $1 AND $2 AND l.issued_at > $3 ORDER BY p.sequence
+"""
+KEEPER = "mesh.keeper"
+
+
+@dataclass(frozen=True)
+class PgLog:
+    """The log in PostgreSQL."""
+
+    pool: asyncpg.Pool
+
+    async def find(self, ids: Collection[UUID]) -> dict[UUID, Logged]:
+        """Return the events that are logged, with their newest place."""
+        async with connection(self.pool, "find_events") as lent:
+            return {row["id"]: Logged(**row) for row in await lent.fetch(FIND, list(ids))}
+
+    async def append(self, rows: Sequence[Logged]) -> set[UUID]:
+        """Log events; returns the ids of those that were not there."""
+        async with connection(self.pool, "log_events") as lent:
+            added = await lent.fetch(
+                APPEND,
+                [row.id for row in rows],
+                [row.domain_id for row in rows],
+                [row.scope for row in rows],
+                [row.type for row in rows],
+                [row.envelope for row in rows],
+                [hashlib.sha256(row.envelope).digest() for row in rows],
+                [row.issued_at for row in rows],
+            )
+        return {row["id"] for row in added}
+
+    async def note(self, rows: Sequence[tuple[int, UUID]]) -> None:
+        """Note at which sequence events were published; raises EventBusUnavailable when one is another's already."""
+        async with connection(self.pool, "note_positions") as lent:
+            try:
+                await lent.execute(NOTE, [sequence for sequence, _ in rows], [identifier for _, identifier in rows])
+            except asyncpg.UniqueViolationError:
+                raise EventBusUnavailable("the stream gave a sequence twice") from None
+
+    async def highest(self) -> int:
+        """Return the highest sequence ever noted; 0 for none."""
+        async with connection(self.pool, "highest_sequence") as lent:
+            return int(await lent.fetchval("SELECT coalesce(max(sequence), 0) FROM mesh.event_positions"))
+
+    async def fresh(self, since: datetime.datetime) -> list[Logged]:
+        """Return published events that were issued after `since`, in the order of their newest places."""
+        async with connection(self.pool, "fresh_events") as lent:
+            return [Logged(**row) for row in await lent.fetch(FRESH, since)]
+
+    async def check(self, seen: Sequence[Seen]) -> list[Publication]:
+        """Say of each whether exactly these bytes were published at this sequence."""
+        async with connection(self.pool, "check_published") as lent:
+            rows = await lent.fetch(CHECK, [one.sequence for one in seen], [one.id for one in seen])
+        return [_verdict(one, row) for one, row in zip(seen, rows, strict=True)]
+
+    async def between(self, first: int, last: int, since: datetime.datetime) -> list[Logged]:
+        """Return what was published at these sequences and issued after `since`, both ends included, in order."""
+        async with connection(self.pool, "events_between") as lent:
+            return [Logged(**row) for row in await lent.fetch(BETWEEN, first, last, since)]
+
+    async def roll(self) -> None:
+        """Make the partitions of the next days and drop those that are past keeping."""
+        async with connection(self.pool, "roll_log") as lent:
+            await lent.execute("SELECT mesh.roll_log()")
+
+    @contextlib.asynccontextmanager
+    async def leading(self) -> AsyncIterator[bool]:
+        """Hold the keeper's lock for the block; False when another replica holds it."""
+        async with held(self.pool) as lent:
+            # A lock of the session: it is free again when this replica dies.
+            leads = bool(await lent.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", KEEPER))
+            try:
+                yield leads
+            finally:
+                if leads and not lent.is_closed():
+                    await lent.execute("SELECT pg_advisory_unlock(hashtext($1))", KEEPER)
+
+
+def _verdict(one: Seen, row: asyncpg.Record) -> Publication:
+    if row["digest"] is None:
+        return Publication.UNKNOWN
+    if row["there"] == one.id:
+        return Publication.PUBLISHED if row["digest"] == one.digest else Publication.ALTERED
+    if row["digest"] != one.digest:
+        return Publication.ALTERED
+    return Publication.REPLAYED if row["placed"] or row["there"] else Publication.PENDING

@@ -1,0 +1,267 @@
+"""The only way to the bus: key, canonical bytes, signature, self-check, log, stream, place in the log.
+
+Callers that come at the same time share the trips: one query, one signing call a Domain, one insert, one wait for the
+broker. Each step that fails refuses those whom it concerns, and nothing of theirs goes any further.
+"""
+
+import asyncio
+import base64
+import contextlib
+import datetime
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import structlog
+from nacl.exceptions import BadSignatureError
+from nacl.signing import VerifyKey
+
+from libs import envelope
+from libs.canon import NotJson, compact
+from libs.clock import Clock, rfc3339
+from libs.envelope import EnvelopeRefused
+from libs.errors import (
+    EventBusUnavailable,
+    EventConflict,
+    EventExpired,
+    EventNotSignable,
+    EventTooLarge,
+    PlexError,
+    SigningKeyMissing,
+    SigningUnavailable,
+)
+from services.mesh.model import FRESH, MARGIN, ROTATED, Event, Keys, Logged, SigningKey
+from services.mesh.ports import KeyStore, Log, Stream, Vault
+from services.mesh.service import Halves
+
+LARGEST_BATCH = 128
+BATCHES = 4
+LONGEST_QUEUE = 4096
+UUID7 = 7
+# Ids are kept by the day that they were made on; the log has the partition of yesterday and those of the next days.
+OLDEST_ID = datetime.timedelta(hours=20)
+
+log = structlog.get_logger()
+
+
+@dataclass
+class Waiting:
+    """A caller, its event, and what the pipeline has made of it so far."""
+
+    event: Event
+    answer: "asyncio.Future[int]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+    logged: Logged | None = None
+
+    def settle(self, sequence: int) -> None:
+        """Give the caller its sequence, unless it went away."""
+        if not self.answer.done():
+            self.answer.set_result(sequence)
+
+    def fail(self, error: Exception) -> None:
+        """Refuse the caller, unless it went away."""
+        if not self.answer.done():
+            self.answer.set_exception(error)
+
+
+class Publisher:
+    """Publishes for all callers of this process."""
+
+    def __init__(self, keys: KeyStore, halves: Halves, vault: Vault, log: Log, stream: Stream, clock: Clock) -> None:
+        self._keys = keys
+        self._halves = halves
+        self._vault = vault
+        self._log = log
+        self._stream = stream
+        self._clock = clock
+        self._queue: asyncio.Queue[Waiting] = asyncio.Queue(LONGEST_QUEUE)
+        self.doubtful = asyncio.Event()
+
+    async def publish(self, event: Event) -> int:
+        """Return the sequence at which exactly this event was published; asked again, the same one."""
+        check_id(event.id, self._clock.now())
+        waiting = Waiting(event)
+        try:
+            self._queue.put_nowait(waiting)
+        except asyncio.QueueFull:
+            raise EventBusUnavailable("the queue is full") from None
+        return await waiting.answer
+
+    async def run(self) -> None:
+        """Publish batches for as long as the process lives."""
+        free = asyncio.Semaphore(BATCHES)
+        async with asyncio.TaskGroup() as group:
+            while True:
+                await free.acquire()
+                batch = [await self._queue.get()]
+                while len(batch) < LARGEST_BATCH and not self._queue.empty():
+                    batch.append(self._queue.get_nowait())
+                group.create_task(self._batch(batch)).add_done_callback(lambda _: free.release())
+
+    async def _batch(self, batch: list[Waiting]) -> None:
+        try:
+            await self._process(batch)
+        except PlexError as error:
+            self._refuse(batch, error)
+        except Exception as error:
+            log.exception("publish.bug", size=len(batch))
+            self._refuse(batch, EventBusUnavailable(type(error).__name__))
+
+    def _refuse(self, batch: list[Waiting], error: PlexError) -> None:
+        for waiting in batch:
+            waiting.fail(error)
+
+    async def _process(self, batch: list[Waiting]) -> None:
+        first: dict[UUID, Waiting] = {}
+        for waiting in batch:
+            if waiting is not first.setdefault(waiting.event.id, waiting):
+                # The same event twice at once: who is second is told to ask again, and then gets the first one's place.
+                waiting.fail(EventBusUnavailable("the event is being published"))
+        known, keys = await asyncio.gather(
+            self._log.find(first.keys()), self._keys.keys({waiting.event.domain_id for waiting in first.values()})
+        )
+        signing: dict[tuple[UUID, str], list[Waiting]] = defaultdict(list)
+        ready: list[Waiting] = []
+        for waiting in first.values():
+            try:
+                if logged := known.get(waiting.event.id):
+                    if self._again(waiting, logged):
+                        ready.append(waiting)
+                else:
+                    signer = self._signer(waiting.event, keys.get(waiting.event.domain_id, Keys()))
+                    signing[signer.domain_id, signer.kid].append(waiting)
+            except PlexError as error:
+                waiting.fail(error)
+        signed = [
+            row
+            for rows in await asyncio.gather(
+                *(self._sign(keys[domain].by_id(kid), waiters) for (domain, kid), waiters in signing.items())
+            )
+            for row in rows
+        ]
+        await self._publish(ready + await self._append(signed))
+
+    def _again(self, waiting: Waiting, logged: Logged) -> bool:
+        """Answer for an event that is logged already; True when it must be published once more."""
+        event = waiting.event
+        same = (logged.domain_id, logged.scope, logged.type) == (event.domain_id, event.scope, event.type)
+        if not same or envelope.parse(logged.envelope).payload != payload_of(event):
+            raise EventConflict
+        if logged.sequence is not None:
+            waiting.settle(logged.sequence)
+            return False
+        if self._clock.now() - logged.issued_at > FRESH - MARGIN:
+            raise EventExpired
+        waiting.logged = logged
+        return True
+
+    def _signer(self, event: Event, keys: Keys) -> SigningKey:
+        """Return the key that signs an event: the current one, and for a rotation the one before the new key."""
+        key = keys.current
+        if event.type == ROTATED and (named := keys.by_id(json.loads(event.payload)["previous_key_id"])) is not None:
+            key = named if named.verifies(self._clock.now()) else None
+        if key is None:
+            raise SigningKeyMissing
+        return key
+
+    async def _sign(self, key: SigningKey | None, waiters: list[Waiting]) -> list[Waiting]:
+        """Sign a Domain's events in one call and check each signature; returns those that are signed."""
+        half = await self._halves.of(key) if key else None
+        if key is None or half is None:
+            self._refuse(waiters, SigningUnavailable("the recorded public half is not the key's"))
+            return []
+        now = self._clock.now()
+        messages: list[tuple[Waiting, bytes]] = []
+        for waiting in waiters:
+            try:
+                messages.append((waiting, to_sign(waiting.event, key.kid, now)))
+            except PlexError as error:
+                waiting.fail(error)
+        if not messages:
+            return []
+        try:
+            signatures = await self._vault.sign(key.domain_id, key.version, [message for _, message in messages])
+        except PlexError as error:
+            self._refuse([waiting for waiting, _ in messages], error)
+            return []
+        verifier = VerifyKey(half.public_key)
+        signed = []
+        for (waiting, message), signature in zip(messages, signatures, strict=True):
+            try:
+                verifier.verify(message, signature)
+                wire = envelope.assemble(message, signature)
+            except (BadSignatureError, ValueError, EnvelopeRefused):
+                waiting.fail(SigningUnavailable("what was signed does not verify"))
+                continue
+            event = waiting.event
+            waiting.logged = Logged(event.id, event.domain_id, event.scope, event.type, wire, now)
+            signed.append(waiting)
+        return signed
+
+    async def _append(self, signed: list[Waiting]) -> list[Waiting]:
+        """Log what was signed; nothing goes to the stream before it is durable here."""
+        rows = [waiting.logged for waiting in signed if waiting.logged is not None]
+        if not rows:
+            return []
+        appended = await self._log.append(rows)
+        for waiting in signed:
+            if waiting.event.id not in appended:
+                waiting.fail(EventBusUnavailable("the event is being published"))
+        return [waiting for waiting in signed if waiting.event.id in appended]
+
+    async def _publish(self, ready: list[Waiting]) -> None:
+        rows = [(waiting, waiting.logged) for waiting in ready if waiting.logged is not None]
+        if not rows:
+            return
+        outcomes = await self._stream.publish([logged for _, logged in rows])
+        placed: list[tuple[Waiting, int]] = []
+        for (waiting, _), outcome in zip(rows, outcomes, strict=True):
+            if isinstance(outcome, int):
+                placed.append((waiting, outcome))
+            else:
+                waiting.fail(outcome)
+        if not placed:
+            return
+        try:
+            await self._log.note([(sequence, waiting.event.id) for waiting, sequence in placed])
+        except EventBusUnavailable:
+            # The stream gave a sequence twice: it lost its end. Nobody accepts what stands there.
+            self.doubtful.set()
+            raise
+        for waiting, sequence in placed:
+            waiting.settle(sequence)
+
+
+def check_id(identifier: UUID, now: datetime.datetime) -> None:
+    """Raise EventNotSignable or EventExpired unless an id is a UUIDv7 of about now."""
+    if identifier.version != UUID7:
+        raise EventNotSignable("the id must be a UUIDv7")
+    made = datetime.datetime.fromtimestamp((identifier.int >> 80) / 1000, datetime.UTC)
+    if made > now + FRESH:
+        raise EventNotSignable("the id is from the future")
+    if made < now - OLDEST_ID:
+        raise EventExpired
+
+
+def payload_of(event: Event) -> bytes:
+    """Return an event's payload as it is signed; raises EventNotSignable unless it is a JSON object."""
+    with contextlib.suppress(NotJson, UnicodeEncodeError):
+        value = compact(event.payload.encode())
+        if value.startswith(b"{"):
+            return value
+    raise EventNotSignable("the payload must be a JSON object")
+
+
+def to_sign(event: Event, kid: str, now: datetime.datetime) -> bytes:
+    """Return the canonical bytes of an event; raises EventNotSignable, and EventTooLarge over 60,000 bytes."""
+    payload = payload_of(event)
+    try:
+        message = envelope.build(str(event.id), event.type, event.scope, kid, rfc3339(now), payload)
+    except EnvelopeRefused as refused:
+        raise EventNotSignable(f"the event cannot be signed: {refused.reason}") from None
+    if (
+        len(message) + len(base64.b64encode(bytes(envelope.SIGNATURE_BYTES))) + len(',"signature":""')
+        > envelope.LARGEST
+    ):
+        raise EventTooLarge
+    return message

@@ -1,0 +1,97 @@
+"""A stream that lost something is refilled from the log: the same bytes, in order, above every sequence ever given."""
+
+import hashlib
+
+import pytest
+
+from services.mesh.delivery import Delivery, merged
+from services.mesh.keeper import Keeper
+from services.mesh.model import Publication, Seen
+from services.mesh.tests.desk import Desk, opened
+
+pytestmark = pytest.mark.unit
+
+
+def keeper_of(desk: Desk) -> Keeper:
+    return Keeper(desk.log, desk.stream, desk.clock, desk.publisher.doubtful)
+
+
+async def ten(desk: Desk) -> list[bytes]:
+    for _ in range(10):
+        await desk.publisher.publish(desk.event())
+    return [data for _, data in desk.stream.messages.values()]
+
+
+async def test_a_healthy_stream_is_left_alone() -> None:
+    async with opened() as desk:
+        await ten(desk)
+        await keeper_of(desk).look()
+        assert desk.stream.last == 10
+
+
+async def test_a_wiped_stream_is_made_anew_above_every_sequence_and_refilled() -> None:
+    async with opened() as desk:
+        sent = await ten(desk)
+        desk.stream.gone = True
+        await keeper_of(desk).look()
+        assert list(desk.stream.messages) == list(range(11, 21))
+        assert [data for _, data in desk.stream.messages.values()] == sent
+        assert await desk.log.highest() == 20
+
+
+async def test_a_lost_tail_is_refilled_above_every_sequence() -> None:
+    async with opened() as desk:
+        sent = await ten(desk)
+        for lost in (8, 9, 10):
+            del desk.stream.messages[lost]
+        desk.stream.last = 7
+        await keeper_of(desk).look()
+        assert [data for _, data in desk.stream.messages.values()] == sent
+        assert min(desk.stream.messages) == 11
+
+
+async def test_a_gap_is_refilled() -> None:
+    async with opened() as desk:
+        sent = await ten(desk)
+        del desk.stream.messages[4], desk.stream.messages[5]
+        await keeper_of(desk).look()
+        assert [desk.stream.messages[at][1] for at in (11, 12)] == sent[3:5]
+        await keeper_of(desk).look()
+        assert desk.stream.last == 12
+
+
+async def test_bytes_that_the_broker_changed_are_published_once_more_when_somebody_doubts() -> None:
+    async with opened() as desk:
+        sent = await ten(desk)
+        desk.stream.messages[6] = (desk.stream.messages[6][0], b"x" + sent[5][1:])
+        await keeper_of(desk).look()
+        assert desk.stream.last == 10
+        desk.publisher.doubtful.set()
+        await keeper_of(desk).look()
+        assert desk.stream.messages[11][1] == sent[5]
+
+
+async def test_what_is_no_longer_fresh_is_not_sent_again() -> None:
+    async with opened() as desk:
+        await ten(desk)
+        desk.stream.gone = True
+        desk.clock.advance(300)
+        await keeper_of(desk).look()
+        assert (desk.stream.messages, desk.stream.last) == ({}, 10)
+
+
+async def test_the_log_vouches_for_a_nonce_at_one_sequence_only() -> None:
+    async with opened() as desk:
+        event = desk.event()
+        await desk.publisher.publish(event)
+        digest = desk.log.rows[event.id].envelope
+        delivery = Delivery(desk.log, desk.clock)
+        right = hashlib.sha256(digest).digest()
+        seen = [Seen(1, event.id, right), Seen(2, event.id, right), Seen(1, event.id, bytes(32))]
+        publications, missing = await delivery.check(seen, [(1, 5)])
+        assert publications == [Publication.PUBLISHED, Publication.REPLAYED, Publication.ALTERED]
+        assert [row.sequence for row in missing] == [1]
+
+
+def test_ranges_that_touch_are_one() -> None:
+    assert merged([(5, 6), (1, 2), (3, 3), (9, 9), (9, 12)]) == [(1, 3), (5, 6), (9, 12)]
