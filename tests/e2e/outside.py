@@ -191,6 +191,8 @@ class Node:
     private_key: X25519PrivateKey = field(default_factory=X25519PrivateKey.generate)
     node_id: str = ""
     key: bytes = b""
+    signing_key_id: str = ""
+    signing_public_key: bytes = b""
 
     @property
     def public_key(self) -> str:
@@ -216,6 +218,8 @@ class Node:
         if answer.status == 201:
             self.node_id = answer.json["node_id"]
             self.key = base64.b64decode(answer.json["nsk"])
+            self.signing_key_id = answer.json["signing_key_id"]
+            self.signing_public_key = base64.b64decode(answer.json["signing_public_key"])
         return answer
 
     async def heartbeat(self, edge: Edge, now: str) -> Answer:

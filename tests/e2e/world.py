@@ -56,6 +56,17 @@ class World:
         """Start a process that is down and wait until it is healthy."""
         await run(*PLEXCTL, "dev", "start", service, "--state", self.state)
 
+    def config(self, service: str) -> str:
+        """Return a process's settings file."""
+        return (self.state / f"config/{service}.toml").read_text()
+
+    async def restart(self, service: str, config: str = "") -> None:
+        """SIGKILL a process and start it again, with another settings file when one is given."""
+        await self.kill(service)
+        if config:
+            (self.state / f"config/{service}.toml").write_text(config)
+        await self.start(service)
+
     async def superuser(self) -> asyncpg.Connection:
         """Connect to PostgreSQL as its superuser, as a hostile DBA would."""
         return await asyncpg.connect(self.env["PLEX_PG_SUPERUSER"])
