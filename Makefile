@@ -5,7 +5,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PYTEST := $(BIN)/python -m pytest -q
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants ci-deps lock clean
+.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants bench-mesh soak-mesh ci-deps lock clean
 
 help: ## Print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -63,6 +63,13 @@ docs: setup ## Generate docs/errors.md
 
 mutants: setup ## Remove one control at a time in a scratch copy and see its attack succeed
 	$(BIN)/python tools/mutants.py
+
+bench-mesh: setup ## Bars of the signed event bus against its own backends, about 15 minutes
+	$(BIN)/python -m bench.mesh
+
+SOAK_S ?= 300
+soak-mesh: setup ## Publish and listen for SOAK_S seconds while processes are killed at random
+	$(BIN)/python -m bench.soak_mesh $(SOAK_S)
 
 ci-deps: ## Debian packages that tests of a proxy, alerts, a browser or containers need (none yet)
 	@true

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import secrets
@@ -108,8 +109,14 @@ class Deployment:
 
     async def broker(self) -> Client:
         """Connect to NATS as whoever holds the broker."""
+
+        async def quiet(_: Exception) -> None:
+            # That the broker is killed is the point; the default prints a traceback.
+            return
+
         context = tls.client(self.identity("operator"))
-        return await nats.connect(self.world.env["PLEX_NATS_URL"], tls=context)
+        url = self.world.env["PLEX_NATS_URL"]
+        return await nats.connect(url, tls=context, error_cb=quiet, max_reconnect_attempts=0)
 
     @contextlib.asynccontextmanager
     async def pool_as(self, name: str, size: int) -> AsyncIterator[asyncpg.Pool]:
@@ -238,6 +245,8 @@ class Operator:
 @contextlib.asynccontextmanager
 async def deployed() -> AsyncIterator[Deployment]:
     """Start a stack in a fresh folder for the block; its logs stay when the block fails."""
+    # Connections that the other side cut are what happens here, not something to be warned of.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     folder = Path(tempfile.mkdtemp(prefix="plex-bench-"))
     state = State(folder)
     with (folder / "supervisor.log").open("wb") as log:

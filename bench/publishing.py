@@ -166,6 +166,8 @@ def _raw_send(pool: asyncpg.Pool, stream: JetStreamContext) -> Send:
 
 async def measure(deployment: Deployment, domains: list[UUID], report: Report) -> None:
     """Add the bars of signed publish with one Domain and with many."""
+    # Nobody reads what the raw path writes, so nobody reads ours either; how it is with a reader is noted at the end.
+    await deployment.kill("gateway")
     async with signed(deployment) as ours, raw(deployment) as theirs:
         for count in DOMAINS:
             load = Load(deployment, domains[:count])
@@ -181,6 +183,9 @@ async def measure(deployment: Deployment, domains: list[UUID], report: Report) -
             if load.refused:
                 report.notes.append(f"{name}: {load.refused} publishes were refused")
         await _hops(deployment, domains[:1], ours, report)
+        await deployment.start("gateway")
+        read = await Load(deployment, domains[:1]).run(ours)
+        report.notes.append(f"signed publish, 1 Domain, while a gateway reads along: {read['rate']:,.0f} publishes/s")
 
 
 async def _hops(deployment: Deployment, domains: list[UUID], send: Send, report: Report) -> None:

@@ -238,7 +238,6 @@ class Reader:
         self._close(stream)
         if self.reconnect:
             self.to_open.append((time.monotonic() + AGAIN_AFTER_S, stream))
-            self.told_open = False
             self.faults[f"again: {why}"] += 1
         else:
             self.faults[f"{was}: {why}"] += 1

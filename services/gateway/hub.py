@@ -98,7 +98,9 @@ class Hub:
     wall_ns: Callable[[], int] = time.time_ns
     clock: Callable[[], float] = time.monotonic
     ring: Ring = field(init=False)
-    _ready: bool = False
+    _read_up: bool = False
+    _answered: bool = True
+    _draining: bool = False
     _begun: bool = False
     _streams: dict[UUID, Stream] = field(default_factory=dict)
     _receivers: dict[tuple[UUID, str], set[Stream]] = field(default_factory=lambda: defaultdict(set))
@@ -117,7 +119,8 @@ class Hub:
             try:
                 await self._follow()
             except PlexError as error:
-                self.fail(error.code)
+                self._read_up = False
+                self._fail(error.code)
             await asyncio.sleep(RETRY_S)
 
     async def _follow(self) -> None:
@@ -131,10 +134,10 @@ class Hub:
                     self._begun = True
                 for start in range(0, len(delivery.messages), LARGEST_CHECK):
                     await self._take(delivery.messages[start : start + LARGEST_CHECK])
-                if not delivery.more and not self._ready:
-                    self._ready = True
-                    log.info("events.ready", position=self.ring.position)
-        self.fail("ended")
+                if not delivery.more and not self._read_up:
+                    self._read_up = True
+                    log.info("events.read_up", position=self.ring.position)
+        raise EventStreamUnavailable("the stream ended")
 
     async def _take(self, messages: Sequence[Message]) -> None:
         gaps, before = [], self.ring.position
@@ -178,9 +181,14 @@ class Hub:
 
     # Streams ----------------------------------------------------------------------------------------------------------
 
+    @property
+    def ready(self) -> bool:
+        """Whether everything that was published is read, and would be believed."""
+        return self._read_up and self._answered and not self._draining
+
     def require_ready(self) -> None:
         """Raise EventStreamUnavailable while events cannot be read, or may have been missed."""
-        if not self._ready:
+        if not self.ready:
             raise EventStreamUnavailable
 
     async def can_resume(self, place: Place, scopes: Sequence[str], after: int) -> bool:
@@ -232,11 +240,9 @@ class Hub:
             if stream.digest == digest:
                 stream.end("revoked")
 
-    def fail(self, cause: str) -> None:
-        """End every stream, and open none until everything is read again."""
-        if self._ready:
+    def _fail(self, cause: str) -> None:
+        if self._streams:
             log.warning("events.lost", cause=cause, streams=len(self._streams))
-        self._ready = False
         for stream in list(self._streams.values()):
             stream.end("unavailable")
 
@@ -256,11 +262,12 @@ class Hub:
             await asyncio.sleep(PULSE_EVERY_S)
             try:
                 await self.gate.nonce_store.check((), ())
-                missed = 0
+                missed, self._answered = 0, True
             except PlexError as error:
                 missed += 1
                 if missed >= PULSES:
-                    self.fail(error.code)
+                    self._answered = False
+                    self._fail(error.code)
             if self._feed_lost_at is not None and self.clock() - self._feed_lost_at > FEED_GONE_S:
                 for stream in list(self._streams.values()):
                     stream.end("revocations_unknown")
@@ -283,7 +290,7 @@ class Hub:
 
     async def drain(self, within_s: float) -> None:
         """End all streams spread over some seconds, and tell each when to come back."""
-        self._ready = False
+        self._draining = True
         streams = list(self._streams.values())
         random.shuffle(streams)
         pause = within_s / max(1, len(streams))

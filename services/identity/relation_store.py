@@ -133,3 +133,6 @@ async def _bring(lent: asyncpg.Connection, checker: Checker, rows: list[asyncpg.
         await checker.delete([row_tuple(row) for row in removing])
         ids = [row["id"] for row in removing]
         await lent.execute("DELETE FROM identity.relation_tuples WHERE id = ANY ($1)", ids)
+        # Told once more: who asked between the first time and now was still granted.
+        for row in removing:
+            await notify(lent, Revocation("relation", relation=row_tuple(row)))

@@ -100,7 +100,7 @@ async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
     peer.answers["RequestReconcile"] = lambda _: mesh_pb2.RequestReconcileResponse(announced=True)
     client = await start(peer, tmp_path, ports=bench.ports, hub=bench.hub)
     running = [asyncio.ensure_future(bench.hub.run()), asyncio.ensure_future(bench.hub.pulse())]
-    await until(lambda: bench.hub._ready, 2)
+    await until(lambda: bench.hub.ready, 2)
     opened = Desk(bench, client)
     yield opened
     for task in [*running, *opened.tasks]:
@@ -194,7 +194,7 @@ async def test_a_port_that_fails_ends_streams_and_is_503_until_it_is_back(desk: 
     answer = await desk.client.get(f"/v1/nodes/{NODE}/events", headers=bearer(NODE))
     assert await problem(answer) == (503, "event_stream_unavailable")
     desk.bench.mesh.down.clear()
-    await until(lambda: desk.bench.hub._ready, 4)
+    await until(lambda: desk.bench.hub.ready, 4)
     if port != "stream":
         back = await desk.listen(after=str(missed - 1))
         await until(lambda: back.sequences == [missed], 2)

@@ -27,7 +27,7 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&plexsphere/identity/v1/enrolment.proto\x12\x16plexsphere.identity.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x01\n\x0fRegisterRequest\x12\x1b\n\nproject_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12#\n\x0fresource_handle\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 \x12&\n\x0f\x62ootstrap_token\x18\x03 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80 \x12\x19\n\x05nonce\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 \x12\x1b\n\npublic_key\x18\x05 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\x12\'\n\x15requested_resource_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \"W\n\x04Peer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07mesh_ip\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x19\n\x11\x66\x61llback_endpoint\x18\x04 \x01(\t\"\xc1\x01\n\x10RegisterResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07mesh_ip\x18\x02 \x01(\t\x12\x1a\n\x12signing_public_key\x18\x03 \x01(\x0c\x12\x16\n\x0esigning_key_id\x18\x04 \x01(\t\x12\x10\n\x03nsk\x18\x05 \x01(\x0c\x42\x03\x80\x01\x01\x12+\n\x05peers\x18\x06 \x03(\x0b\x32\x1c.plexsphere.identity.v1.Peer\x12\x18\n\x10\x64omain_mesh_cidr\x18\x07 \x01(\t\"\xcd\x01\n\x10HeartbeatRequest\x12\x19\n\x07node_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x36\n\nclient_now\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12 \n\x0f\x62inary_checksum\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\x12 \n\x0e\x62inary_version\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\"\n\x10nat_summary_json\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80@\"l\n\x11HeartbeatResponse\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\treconcile\x18\x02 \x01(\x08\x12\x13\n\x0brotate_keys\x18\x03 \x01(\x08\"\xb1\x01\n\x12ReachabilityPolicy\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bstale_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11unreachable_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration2q\n\x10\x45nrolmentService\x12]\n\x08Register\x12\'.plexsphere.identity.v1.RegisterRequest\x1a(.plexsphere.identity.v1.RegisterResponse2o\n\x0bNodeService\x12`\n\tHeartbeat\x12(.plexsphere.identity.v1.HeartbeatRequest\x1a).plexsphere.identity.v1.HeartbeatResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&plexsphere/identity/v1/enrolment.proto\x12\x16plexsphere.identity.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xdc\x01\n\x0fRegisterRequest\x12\x1b\n\nproject_id\x18\x01 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12#\n\x0fresource_handle\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 \x12&\n\x0f\x62ootstrap_token\x18\x03 \x01(\tB\r\x80\x01\x01\xbaH\x07r\x05\x10\x01\x18\x80 \x12\x19\n\x05nonce\x18\x04 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 \x12\x1b\n\npublic_key\x18\x05 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\x12\'\n\x15requested_resource_id\x18\x06 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \"W\n\x04Peer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07mesh_ip\x18\x02 \x01(\t\x12\x12\n\npublic_key\x18\x03 \x01(\x0c\x12\x19\n\x11\x66\x61llback_endpoint\x18\x04 \x01(\t\"\xc1\x01\n\x10RegisterResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0f\n\x07mesh_ip\x18\x02 \x01(\t\x12\x1a\n\x12signing_public_key\x18\x03 \x01(\x0c\x12\x16\n\x0esigning_key_id\x18\x04 \x01(\t\x12\x10\n\x03nsk\x18\x05 \x01(\x0c\x42\x03\x80\x01\x01\x12+\n\x05peers\x18\x06 \x03(\x0b\x32\x1c.plexsphere.identity.v1.Peer\x12\x18\n\x10\x64omain_mesh_cidr\x18\x07 \x01(\t\"\xcd\x01\n\x10HeartbeatRequest\x12\x19\n\x07node_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x36\n\nclient_now\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12 \n\x0f\x62inary_checksum\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02\x18@\x12 \n\x0e\x62inary_version\x18\x04 \x01(\tB\x08\xbaH\x05r\x03\x18\x80 \x12\"\n\x10nat_summary_json\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80@\"l\n\x11HeartbeatResponse\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\treconcile\x18\x02 \x01(\x08\x12\x13\n\x0brotate_keys\x18\x03 \x01(\x08\"\xb1\x01\n\x12ReachabilityPolicy\x12\x35\n\x12heartbeat_interval\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12.\n\x0bstale_after\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x34\n\x11unreachable_after\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xaf\x01\n\x0cReachability\x12\x38\n\x05state\x18\x01 \x01(\x0e\x32).plexsphere.identity.v1.ReachabilityState\x12\x35\n\x11last_heartbeat_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nchanged_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\",\n\x0fGetStateRequest\x12\x19\n\x07node_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"2\n\x06Policy\x12\x13\n\x0brevision_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66ingerprint\x18\x02 \x01(\x0c\"\xab\x01\n\x10GetStateResponse\x12+\n\x05peers\x18\x01 \x03(\x0b\x32\x1c.plexsphere.identity.v1.Peer\x12.\n\x06policy\x18\x02 \x01(\x0b\x32\x1e.plexsphere.identity.v1.Policy\x12:\n\x0creachability\x18\x03 \x01(\x0b\x32$.plexsphere.identity.v1.Reachability\"\xde\x01\n\x15ReportEndpointRequest\x12\x19\n\x07node_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1c\n\x08\x65ndpoint\x18\x02 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80 \x12S\n\x08nat_type\x18\x03 \x01(\tBA\xbaH>r<R\tfull_coneR\nrestrictedR\x0fport_restrictedR\tsymmetricR\x07unknown\x12\x37\n\x0breported_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\"z\n\x16ReportEndpointResponse\x12/\n\x0b\x61\x63\x63\x65pted_at\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bstale_after\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\">\n\x1a\x43ompleteKeyRotationRequest\x12 \n\x0enew_public_key\x18\x01 \x01(\x0c\x42\x08\xbaH\x05z\x03\x18\x80 \"Y\n\x1b\x43ompleteKeyRotationResponse\x12\x13\n\x0brotation_id\x18\x01 \x01(\t\x12\x0b\n\x03kid\x18\x02 \x01(\t\x12\x18\n\x10wrap_key_version\x18\x03 \x01(\x05\"6\n\x19RequestKeyRotationRequest\x12\x19\n\x07node_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"J\n\x1aRequestKeyRotationResponse\x12\x13\n\x0brotation_id\x18\x01 \x01(\t\x12\x17\n\x0f\x61lready_pending\x18\x02 \x01(\x08\"6\n\x19PreviewKeyRotationRequest\x12\x19\n\x07node_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"F\n\x0c\x41\x66\x66\x65\x63tedPeer\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x0b\n\x03kid\x18\x02 \x01(\t\x12\x18\n\x10wrap_key_version\x18\x03 \x01(\x05\"\xa1\x01\n\x1aPreviewKeyRotationResponse\x12\x33\n\x05peers\x18\x01 \x03(\x0b\x32$.plexsphere.identity.v1.AffectedPeer\x12\x17\n\x0f\x61lready_pending\x18\x02 \x01(\x08\x12\x35\n\x12\x65stimated_duration\x18\x03 \x01(\x0b\x32\x19.google.protobuf.Duration\"3\n\x16GetReachabilityRequest\x12\x19\n\x07node_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"U\n\x17GetReachabilityResponse\x12:\n\x0creachability\x18\x01 \x01(\x0b\x32$.plexsphere.identity.v1.Reachability*\x99\x01\n\x11ReachabilityState\x12\"\n\x1eREACHABILITY_STATE_UNSPECIFIED\x10\x00\x12\x1e\n\x1aREACHABILITY_STATE_HEALTHY\x10\x01\x12\x1c\n\x18REACHABILITY_STATE_STALE\x10\x02\x12\"\n\x1eREACHABILITY_STATE_UNREACHABLE\x10\x03\x32q\n\x10\x45nrolmentService\x12]\n\x08Register\x12\'.plexsphere.identity.v1.RegisterRequest\x1a(.plexsphere.identity.v1.RegisterResponse2\xbf\x03\n\x0bNodeService\x12`\n\tHeartbeat\x12(.plexsphere.identity.v1.HeartbeatRequest\x1a).plexsphere.identity.v1.HeartbeatResponse\x12]\n\x08GetState\x12\'.plexsphere.identity.v1.GetStateRequest\x1a(.plexsphere.identity.v1.GetStateResponse\x12o\n\x0eReportEndpoint\x12-.plexsphere.identity.v1.ReportEndpointRequest\x1a..plexsphere.identity.v1.ReportEndpointResponse\x12~\n\x13\x43ompleteKeyRotation\x12\x32.plexsphere.identity.v1.CompleteKeyRotationRequest\x1a\x33.plexsphere.identity.v1.CompleteKeyRotationResponse2\x80\x03\n\x10NodeAdminService\x12{\n\x12RequestKeyRotation\x12\x31.plexsphere.identity.v1.RequestKeyRotationRequest\x1a\x32.plexsphere.identity.v1.RequestKeyRotationResponse\x12{\n\x12PreviewKeyRotation\x12\x31.plexsphere.identity.v1.PreviewKeyRotationRequest\x1a\x32.plexsphere.identity.v1.PreviewKeyRotationResponse\x12r\n\x0fGetReachability\x12..plexsphere.identity.v1.GetReachabilityRequest\x1a/.plexsphere.identity.v1.GetReachabilityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -58,6 +58,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATREQUEST'].fields_by_name['binary_version']._serialized_options = b'\272H\005r\003\030\200 '
   _globals['_HEARTBEATREQUEST'].fields_by_name['nat_summary_json']._loaded_options = None
   _globals['_HEARTBEATREQUEST'].fields_by_name['nat_summary_json']._serialized_options = b'\272H\005r\003\030\200@'
+  _globals['_GETSTATEREQUEST'].fields_by_name['node_id']._loaded_options = None
+  _globals['_GETSTATEREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_REPORTENDPOINTREQUEST'].fields_by_name['node_id']._loaded_options = None
+  _globals['_REPORTENDPOINTREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_REPORTENDPOINTREQUEST'].fields_by_name['endpoint']._loaded_options = None
+  _globals['_REPORTENDPOINTREQUEST'].fields_by_name['endpoint']._serialized_options = b'\272H\007r\005\020\001\030\200 '
+  _globals['_REPORTENDPOINTREQUEST'].fields_by_name['nat_type']._loaded_options = None
+  _globals['_REPORTENDPOINTREQUEST'].fields_by_name['nat_type']._serialized_options = b'\272H>r<R\tfull_coneR\nrestrictedR\017port_restrictedR\tsymmetricR\007unknown'
+  _globals['_REPORTENDPOINTREQUEST'].fields_by_name['reported_at']._loaded_options = None
+  _globals['_REPORTENDPOINTREQUEST'].fields_by_name['reported_at']._serialized_options = b'\272H\003\310\001\001'
+  _globals['_COMPLETEKEYROTATIONREQUEST'].fields_by_name['new_public_key']._loaded_options = None
+  _globals['_COMPLETEKEYROTATIONREQUEST'].fields_by_name['new_public_key']._serialized_options = b'\272H\005z\003\030\200 '
+  _globals['_REQUESTKEYROTATIONREQUEST'].fields_by_name['node_id']._loaded_options = None
+  _globals['_REQUESTKEYROTATIONREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_PREVIEWKEYROTATIONREQUEST'].fields_by_name['node_id']._loaded_options = None
+  _globals['_PREVIEWKEYROTATIONREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_GETREACHABILITYREQUEST'].fields_by_name['node_id']._loaded_options = None
+  _globals['_GETREACHABILITYREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_REACHABILITYSTATE']._serialized_start=2685
+  _globals['_REACHABILITYSTATE']._serialized_end=2838
   _globals['_REGISTERREQUEST']._serialized_start=161
   _globals['_REGISTERREQUEST']._serialized_end=381
   _globals['_PEER']._serialized_start=383
@@ -70,8 +90,40 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_HEARTBEATRESPONSE']._serialized_end=984
   _globals['_REACHABILITYPOLICY']._serialized_start=987
   _globals['_REACHABILITYPOLICY']._serialized_end=1164
-  _globals['_ENROLMENTSERVICE']._serialized_start=1166
-  _globals['_ENROLMENTSERVICE']._serialized_end=1279
-  _globals['_NODESERVICE']._serialized_start=1281
-  _globals['_NODESERVICE']._serialized_end=1392
+  _globals['_REACHABILITY']._serialized_start=1167
+  _globals['_REACHABILITY']._serialized_end=1342
+  _globals['_GETSTATEREQUEST']._serialized_start=1344
+  _globals['_GETSTATEREQUEST']._serialized_end=1388
+  _globals['_POLICY']._serialized_start=1390
+  _globals['_POLICY']._serialized_end=1440
+  _globals['_GETSTATERESPONSE']._serialized_start=1443
+  _globals['_GETSTATERESPONSE']._serialized_end=1614
+  _globals['_REPORTENDPOINTREQUEST']._serialized_start=1617
+  _globals['_REPORTENDPOINTREQUEST']._serialized_end=1839
+  _globals['_REPORTENDPOINTRESPONSE']._serialized_start=1841
+  _globals['_REPORTENDPOINTRESPONSE']._serialized_end=1963
+  _globals['_COMPLETEKEYROTATIONREQUEST']._serialized_start=1965
+  _globals['_COMPLETEKEYROTATIONREQUEST']._serialized_end=2027
+  _globals['_COMPLETEKEYROTATIONRESPONSE']._serialized_start=2029
+  _globals['_COMPLETEKEYROTATIONRESPONSE']._serialized_end=2118
+  _globals['_REQUESTKEYROTATIONREQUEST']._serialized_start=2120
+  _globals['_REQUESTKEYROTATIONREQUEST']._serialized_end=2174
+  _globals['_REQUESTKEYROTATIONRESPONSE']._serialized_start=2176
+  _globals['_REQUESTKEYROTATIONRESPONSE']._serialized_end=2250
+  _globals['_PREVIEWKEYROTATIONREQUEST']._serialized_start=2252
+  _globals['_PREVIEWKEYROTATIONREQUEST']._serialized_end=2306
+  _globals['_AFFECTEDPEER']._serialized_start=2308
+  _globals['_AFFECTEDPEER']._serialized_end=2378
+  _globals['_PREVIEWKEYROTATIONRESPONSE']._serialized_start=2381
+  _globals['_PREVIEWKEYROTATIONRESPONSE']._serialized_end=2542
+  _globals['_GETREACHABILITYREQUEST']._serialized_start=2544
+  _globals['_GETREACHABILITYREQUEST']._serialized_end=2595
+  _globals['_GETREACHABILITYRESPONSE']._serialized_start=2597
+  _globals['_GETREACHABILITYRESPONSE']._serialized_end=2682
+  _globals['_ENROLMENTSERVICE']._serialized_start=2840
+  _globals['_ENROLMENTSERVICE']._serialized_end=2953
+  _globals['_NODESERVICE']._serialized_start=2956
+  _globals['_NODESERVICE']._serialized_end=3403
+  _globals['_NODEADMINSERVICE']._serialized_start=3406
+  _globals['_NODEADMINSERVICE']._serialized_end=3790
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -19,6 +20,34 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _ReachabilityState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReachabilityStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ReachabilityState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REACHABILITY_STATE_UNSPECIFIED: _ReachabilityState.ValueType  # 0
+    """Never sent."""
+    REACHABILITY_STATE_HEALTHY: _ReachabilityState.ValueType  # 1
+    """Heard of in time."""
+    REACHABILITY_STATE_STALE: _ReachabilityState.ValueType  # 2
+    """Silent for longer than its Domain's first bound."""
+    REACHABILITY_STATE_UNREACHABLE: _ReachabilityState.ValueType  # 3
+    """Silent for longer than the second."""
+
+class ReachabilityState(_ReachabilityState, metaclass=_ReachabilityStateEnumTypeWrapper):
+    """Whether a node is heard of."""
+
+REACHABILITY_STATE_UNSPECIFIED: ReachabilityState.ValueType  # 0
+"""Never sent."""
+REACHABILITY_STATE_HEALTHY: ReachabilityState.ValueType  # 1
+"""Heard of in time."""
+REACHABILITY_STATE_STALE: ReachabilityState.ValueType  # 2
+"""Silent for longer than its Domain's first bound."""
+REACHABILITY_STATE_UNREACHABLE: ReachabilityState.ValueType  # 3
+"""Silent for longer than the second."""
+Global___ReachabilityState: _TypeAlias = ReachabilityState  # noqa: Y015
 
 @_typing.final
 class RegisterRequest(_message.Message):
@@ -251,3 +280,419 @@ class ReachabilityPolicy(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ReachabilityPolicy: _TypeAlias = ReachabilityPolicy  # noqa: Y015
+
+@_typing.final
+class Reachability(_message.Message):
+    """Whether a node is heard of, and since when."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STATE_FIELD_NUMBER: _builtins.int
+    LAST_HEARTBEAT_AT_FIELD_NUMBER: _builtins.int
+    CHANGED_AT_FIELD_NUMBER: _builtins.int
+    state: Global___ReachabilityState.ValueType
+    """What its last sign of life says."""
+    @_builtins.property
+    def last_heartbeat_at(self) -> _timestamp_pb2.Timestamp:
+        """Its last heartbeat, if there was one."""
+
+    @_builtins.property
+    def changed_at(self) -> _timestamp_pb2.Timestamp:
+        """Since when the state holds."""
+
+    def __init__(
+        self,
+        *,
+        state: Global___ReachabilityState.ValueType = ...,
+        last_heartbeat_at: _timestamp_pb2.Timestamp | None = ...,
+        changed_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "last_heartbeat_at", b"last_heartbeat_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["changed_at", b"changed_at", "last_heartbeat_at", b"last_heartbeat_at", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Reachability: _TypeAlias = Reachability  # noqa: Y015
+
+@_typing.final
+class GetStateRequest(_message.Message):
+    """Whose state."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node in the path; it must be the caller."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStateRequest: _TypeAlias = GetStateRequest  # noqa: Y015
+
+@_typing.final
+class Policy(_message.Message):
+    """Traffic rules of a node; nothing writes any yet, so it is the empty list that is named."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REVISION_ID_FIELD_NUMBER: _builtins.int
+    FINGERPRINT_FIELD_NUMBER: _builtins.int
+    revision_id: _builtins.str
+    """Which revision it is."""
+    fingerprint: _builtins.bytes
+    """SHA-256 of its rules in canonical JSON (RFC 8785), 32 bytes."""
+    def __init__(
+        self,
+        *,
+        revision_id: _builtins.str = ...,
+        fingerprint: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["fingerprint", b"fingerprint", "revision_id", b"revision_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Policy: _TypeAlias = Policy  # noqa: Y015
+
+@_typing.final
+class GetStateResponse(_message.Message):
+    """All that the node should be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEERS_FIELD_NUMBER: _builtins.int
+    POLICY_FIELD_NUMBER: _builtins.int
+    REACHABILITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Peer]:
+        """The Domain's other nodes by id."""
+
+    @_builtins.property
+    def policy(self) -> Global___Policy:
+        """Its traffic rules."""
+
+    @_builtins.property
+    def reachability(self) -> Global___Reachability:
+        """How the control plane sees it."""
+
+    def __init__(
+        self,
+        *,
+        peers: _abc.Iterable[Global___Peer] | None = ...,
+        policy: Global___Policy | None = ...,
+        reachability: Global___Reachability | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy", "reachability", b"reachability"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peers", b"peers", "policy", b"policy", "reachability", b"reachability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetStateResponse: _TypeAlias = GetStateResponse  # noqa: Y015
+
+@_typing.final
+class ReportEndpointRequest(_message.Message):
+    """Where a node can be reached from outside."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    ENDPOINT_FIELD_NUMBER: _builtins.int
+    NAT_TYPE_FIELD_NUMBER: _builtins.int
+    REPORTED_AT_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node in the path; it must be the caller."""
+    endpoint: _builtins.str
+    """Host and port."""
+    nat_type: _builtins.str
+    """What kind of NAT is in front of it."""
+    @_builtins.property
+    def reported_at(self) -> _timestamp_pb2.Timestamp:
+        """When the node found out, by its own clock."""
+
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        endpoint: _builtins.str = ...,
+        nat_type: _builtins.str = ...,
+        reported_at: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reported_at", b"reported_at"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["endpoint", b"endpoint", "nat_type", b"nat_type", "node_id", b"node_id", "reported_at", b"reported_at"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportEndpointRequest: _TypeAlias = ReportEndpointRequest  # noqa: Y015
+
+@_typing.final
+class ReportEndpointResponse(_message.Message):
+    """The report was taken."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ACCEPTED_AT_FIELD_NUMBER: _builtins.int
+    STALE_AFTER_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def accepted_at(self) -> _timestamp_pb2.Timestamp:
+        """When."""
+
+    @_builtins.property
+    def stale_after(self) -> _timestamp_pb2.Timestamp:
+        """From when on it should have been repeated."""
+
+    def __init__(
+        self,
+        *,
+        accepted_at: _timestamp_pb2.Timestamp | None = ...,
+        stale_after: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "stale_after", b"stale_after"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_at", b"accepted_at", "stale_after", b"stale_after"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReportEndpointResponse: _TypeAlias = ReportEndpointResponse  # noqa: Y015
+
+@_typing.final
+class CompleteKeyRotationRequest(_message.Message):
+    """A node's new mesh key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEW_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
+    new_public_key: _builtins.bytes
+    """X25519 public key (RFC 7748), 32 bytes."""
+    def __init__(
+        self,
+        *,
+        new_public_key: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new_public_key", b"new_public_key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteKeyRotationRequest: _TypeAlias = CompleteKeyRotationRequest  # noqa: Y015
+
+@_typing.final
+class CompleteKeyRotationResponse(_message.Message):
+    """The key is in force."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROTATION_ID_FIELD_NUMBER: _builtins.int
+    KID_FIELD_NUMBER: _builtins.int
+    WRAP_KEY_VERSION_FIELD_NUMBER: _builtins.int
+    rotation_id: _builtins.str
+    """The rotation that it completes."""
+    kid: _builtins.str
+    """Id of the node key that the node had then."""
+    wrap_key_version: _builtins.int
+    """Version of the key that this node key was wrapped with."""
+    def __init__(
+        self,
+        *,
+        rotation_id: _builtins.str = ...,
+        kid: _builtins.str = ...,
+        wrap_key_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kid", b"kid", "rotation_id", b"rotation_id", "wrap_key_version", b"wrap_key_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CompleteKeyRotationResponse: _TypeAlias = CompleteKeyRotationResponse  # noqa: Y015
+
+@_typing.final
+class RequestKeyRotationRequest(_message.Message):
+    """Which node needs a new mesh key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestKeyRotationRequest: _TypeAlias = RequestKeyRotationRequest  # noqa: Y015
+
+@_typing.final
+class RequestKeyRotationResponse(_message.Message):
+    """The node will be told."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROTATION_ID_FIELD_NUMBER: _builtins.int
+    ALREADY_PENDING_FIELD_NUMBER: _builtins.int
+    rotation_id: _builtins.str
+    """The pending rotation."""
+    already_pending: _builtins.bool
+    """Whether it was pending before."""
+    def __init__(
+        self,
+        *,
+        rotation_id: _builtins.str = ...,
+        already_pending: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_pending", b"already_pending", "rotation_id", b"rotation_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RequestKeyRotationResponse: _TypeAlias = RequestKeyRotationResponse  # noqa: Y015
+
+@_typing.final
+class PreviewKeyRotationRequest(_message.Message):
+    """Whose new mesh key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewKeyRotationRequest: _TypeAlias = PreviewKeyRotationRequest  # noqa: Y015
+
+@_typing.final
+class AffectedPeer(_message.Message):
+    """A node that would be told the new key."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    KID_FIELD_NUMBER: _builtins.int
+    WRAP_KEY_VERSION_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node."""
+    kid: _builtins.str
+    """Id of its node key."""
+    wrap_key_version: _builtins.int
+    """Version of the key that this node key is wrapped with."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+        kid: _builtins.str = ...,
+        wrap_key_version: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kid", b"kid", "node_id", b"node_id", "wrap_key_version", b"wrap_key_version"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AffectedPeer: _TypeAlias = AffectedPeer  # noqa: Y015
+
+@_typing.final
+class PreviewKeyRotationResponse(_message.Message):
+    """Whom it would affect."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEERS_FIELD_NUMBER: _builtins.int
+    ALREADY_PENDING_FIELD_NUMBER: _builtins.int
+    ESTIMATED_DURATION_FIELD_NUMBER: _builtins.int
+    already_pending: _builtins.bool
+    """Whether one is pending."""
+    @_builtins.property
+    def peers(self) -> _containers.RepeatedCompositeFieldContainer[Global___AffectedPeer]:
+        """The Domain's other nodes by id."""
+
+    @_builtins.property
+    def estimated_duration(self) -> _duration_pb2.Duration:
+        """How long the node takes at most to hear of it."""
+
+    def __init__(
+        self,
+        *,
+        peers: _abc.Iterable[Global___AffectedPeer] | None = ...,
+        already_pending: _builtins.bool = ...,
+        estimated_duration: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["estimated_duration", b"estimated_duration"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["already_pending", b"already_pending", "estimated_duration", b"estimated_duration", "peers", b"peers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewKeyRotationResponse: _TypeAlias = PreviewKeyRotationResponse  # noqa: Y015
+
+@_typing.final
+class GetReachabilityRequest(_message.Message):
+    """Which node."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_ID_FIELD_NUMBER: _builtins.int
+    node_id: _builtins.str
+    """The node."""
+    def __init__(
+        self,
+        *,
+        node_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["node_id", b"node_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReachabilityRequest: _TypeAlias = GetReachabilityRequest  # noqa: Y015
+
+@_typing.final
+class GetReachabilityResponse(_message.Message):
+    """Whether it is heard of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REACHABILITY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def reachability(self) -> Global___Reachability:
+        """Whether it is heard of."""
+
+    def __init__(
+        self,
+        *,
+        reachability: Global___Reachability | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["reachability", b"reachability"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["reachability", b"reachability"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetReachabilityResponse: _TypeAlias = GetReachabilityResponse  # noqa: Y015

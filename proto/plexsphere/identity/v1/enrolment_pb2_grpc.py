@@ -116,6 +116,21 @@ class NodeServiceStub:
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.HeartbeatRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.HeartbeatResponse.FromString,
                 _registered_method=True)
+        self.GetState = channel.unary_unary(
+                '/plexsphere.identity.v1.NodeService/GetState',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetStateRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetStateResponse.FromString,
+                _registered_method=True)
+        self.ReportEndpoint = channel.unary_unary(
+                '/plexsphere.identity.v1.NodeService/ReportEndpoint',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.ReportEndpointRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.ReportEndpointResponse.FromString,
+                _registered_method=True)
+        self.CompleteKeyRotation = channel.unary_unary(
+                '/plexsphere.identity.v1.NodeService/CompleteKeyRotation',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.CompleteKeyRotationRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.CompleteKeyRotationResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -129,6 +144,27 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetState(self, request, context):
+        """Answers with all that a node should be; the same bytes as long as nothing changes.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReportEndpoint(self, request, context):
+        """Takes where a node can be reached from outside; its peers are told when that is new.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CompleteKeyRotation(self, request, context):
+        """Puts a node's new mesh key in force, when an operator asked for one; the same key again gets the same receipt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -136,6 +172,21 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.Heartbeat,
                     request_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.HeartbeatRequest.FromString,
                     response_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.HeartbeatResponse.SerializeToString,
+            ),
+            'GetState': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetState,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetStateRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetStateResponse.SerializeToString,
+            ),
+            'ReportEndpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReportEndpoint,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.ReportEndpointRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.ReportEndpointResponse.SerializeToString,
+            ),
+            'CompleteKeyRotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.CompleteKeyRotation,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.CompleteKeyRotationRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.CompleteKeyRotationResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -166,6 +217,251 @@ class NodeService:
             '/plexsphere.identity.v1.NodeService/Heartbeat',
             plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.HeartbeatRequest.SerializeToString,
             plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.HeartbeatResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetState(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.NodeService/GetState',
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetStateRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetStateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReportEndpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.NodeService/ReportEndpoint',
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.ReportEndpointRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.ReportEndpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CompleteKeyRotation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.NodeService/CompleteKeyRotation',
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.CompleteKeyRotationRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.CompleteKeyRotationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class NodeAdminServiceStub:
+    """What operators do with nodes.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.RequestKeyRotation = channel.unary_unary(
+                '/plexsphere.identity.v1.NodeAdminService/RequestKeyRotation',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RequestKeyRotationRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RequestKeyRotationResponse.FromString,
+                _registered_method=True)
+        self.PreviewKeyRotation = channel.unary_unary(
+                '/plexsphere.identity.v1.NodeAdminService/PreviewKeyRotation',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.PreviewKeyRotationRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.PreviewKeyRotationResponse.FromString,
+                _registered_method=True)
+        self.GetReachability = channel.unary_unary(
+                '/plexsphere.identity.v1.NodeAdminService/GetReachability',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityResponse.FromString,
+                _registered_method=True)
+
+
+class NodeAdminServiceServicer:
+    """What operators do with nodes.
+    """
+
+    def RequestKeyRotation(self, request, context):
+        """Asks a node for a new mesh key; while that is pending, asking again changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewKeyRotation(self, request, context):
+        """Says whom a new mesh key would affect.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetReachability(self, request, context):
+        """Says whether a node is heard of.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_NodeAdminServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'RequestKeyRotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.RequestKeyRotation,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RequestKeyRotationRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RequestKeyRotationResponse.SerializeToString,
+            ),
+            'PreviewKeyRotation': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewKeyRotation,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.PreviewKeyRotationRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.PreviewKeyRotationResponse.SerializeToString,
+            ),
+            'GetReachability': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetReachability,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'plexsphere.identity.v1.NodeAdminService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('plexsphere.identity.v1.NodeAdminService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class NodeAdminService:
+    """What operators do with nodes.
+    """
+
+    @staticmethod
+    def RequestKeyRotation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.NodeAdminService/RequestKeyRotation',
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RequestKeyRotationRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RequestKeyRotationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewKeyRotation(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.NodeAdminService/PreviewKeyRotation',
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.PreviewKeyRotationRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.PreviewKeyRotationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetReachability(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.NodeAdminService/GetReachability',
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityResponse.FromString,
             options,
             channel_credentials,
             insecure,

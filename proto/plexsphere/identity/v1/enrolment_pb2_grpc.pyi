@@ -66,6 +66,12 @@ class NodeServiceStub:
     def __new__(cls, channel: _aio.Channel) -> NodeServiceAsyncStub: ...
     Heartbeat: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.HeartbeatRequest, _enrolment_pb2.HeartbeatResponse]
     """Takes a sign of life."""
+    GetState: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.GetStateRequest, _enrolment_pb2.GetStateResponse]
+    """Answers with all that a node should be; the same bytes as long as nothing changes."""
+    ReportEndpoint: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.ReportEndpointRequest, _enrolment_pb2.ReportEndpointResponse]
+    """Takes where a node can be reached from outside; its peers are told when that is new."""
+    CompleteKeyRotation: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.CompleteKeyRotationRequest, _enrolment_pb2.CompleteKeyRotationResponse]
+    """Puts a node's new mesh key in force, when an operator asked for one; the same key again gets the same receipt."""
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -74,6 +80,12 @@ class NodeServiceAsyncStub(NodeServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Heartbeat: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.HeartbeatRequest, _enrolment_pb2.HeartbeatResponse]  # type: ignore[assignment]
     """Takes a sign of life."""
+    GetState: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.GetStateRequest, _enrolment_pb2.GetStateResponse]  # type: ignore[assignment]
+    """Answers with all that a node should be; the same bytes as long as nothing changes."""
+    ReportEndpoint: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.ReportEndpointRequest, _enrolment_pb2.ReportEndpointResponse]  # type: ignore[assignment]
+    """Takes where a node can be reached from outside; its peers are told when that is new."""
+    CompleteKeyRotation: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.CompleteKeyRotationRequest, _enrolment_pb2.CompleteKeyRotationResponse]  # type: ignore[assignment]
+    """Puts a node's new mesh key in force, when an operator asked for one; the same key again gets the same receipt."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """What registered nodes tell and ask."""
@@ -86,4 +98,83 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_enrolment_pb2.HeartbeatResponse, _abc.Awaitable[_enrolment_pb2.HeartbeatResponse]]:
         """Takes a sign of life."""
 
+    @_abc_1.abstractmethod
+    def GetState(
+        self,
+        request: _enrolment_pb2.GetStateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.GetStateResponse, _abc.Awaitable[_enrolment_pb2.GetStateResponse]]:
+        """Answers with all that a node should be; the same bytes as long as nothing changes."""
+
+    @_abc_1.abstractmethod
+    def ReportEndpoint(
+        self,
+        request: _enrolment_pb2.ReportEndpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.ReportEndpointResponse, _abc.Awaitable[_enrolment_pb2.ReportEndpointResponse]]:
+        """Takes where a node can be reached from outside; its peers are told when that is new."""
+
+    @_abc_1.abstractmethod
+    def CompleteKeyRotation(
+        self,
+        request: _enrolment_pb2.CompleteKeyRotationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.CompleteKeyRotationResponse, _abc.Awaitable[_enrolment_pb2.CompleteKeyRotationResponse]]:
+        """Puts a node's new mesh key in force, when an operator asked for one; the same key again gets the same receipt."""
+
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class NodeAdminServiceStub:
+    """What operators do with nodes."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> NodeAdminServiceAsyncStub: ...
+    RequestKeyRotation: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.RequestKeyRotationRequest, _enrolment_pb2.RequestKeyRotationResponse]
+    """Asks a node for a new mesh key; while that is pending, asking again changes nothing."""
+    PreviewKeyRotation: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.PreviewKeyRotationRequest, _enrolment_pb2.PreviewKeyRotationResponse]
+    """Says whom a new mesh key would affect."""
+    GetReachability: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.GetReachabilityRequest, _enrolment_pb2.GetReachabilityResponse]
+    """Says whether a node is heard of."""
+
+@_typing.type_check_only
+class NodeAdminServiceAsyncStub(NodeAdminServiceStub):
+    """What operators do with nodes."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    RequestKeyRotation: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.RequestKeyRotationRequest, _enrolment_pb2.RequestKeyRotationResponse]  # type: ignore[assignment]
+    """Asks a node for a new mesh key; while that is pending, asking again changes nothing."""
+    PreviewKeyRotation: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.PreviewKeyRotationRequest, _enrolment_pb2.PreviewKeyRotationResponse]  # type: ignore[assignment]
+    """Says whom a new mesh key would affect."""
+    GetReachability: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.GetReachabilityRequest, _enrolment_pb2.GetReachabilityResponse]  # type: ignore[assignment]
+    """Says whether a node is heard of."""
+
+class NodeAdminServiceServicer(metaclass=_abc_1.ABCMeta):
+    """What operators do with nodes."""
+
+    @_abc_1.abstractmethod
+    def RequestKeyRotation(
+        self,
+        request: _enrolment_pb2.RequestKeyRotationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.RequestKeyRotationResponse, _abc.Awaitable[_enrolment_pb2.RequestKeyRotationResponse]]:
+        """Asks a node for a new mesh key; while that is pending, asking again changes nothing."""
+
+    @_abc_1.abstractmethod
+    def PreviewKeyRotation(
+        self,
+        request: _enrolment_pb2.PreviewKeyRotationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.PreviewKeyRotationResponse, _abc.Awaitable[_enrolment_pb2.PreviewKeyRotationResponse]]:
+        """Says whom a new mesh key would affect."""
+
+    @_abc_1.abstractmethod
+    def GetReachability(
+        self,
+        request: _enrolment_pb2.GetReachabilityRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.GetReachabilityResponse, _abc.Awaitable[_enrolment_pb2.GetReachabilityResponse]]:
+        """Says whether a node is heard of."""
+
+def add_NodeAdminServiceServicer_to_server(servicer: NodeAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,145 @@
+"""F-1: who may hold a stream, for how long, and what a missing dependency does to it."""
+
+import asyncio
+import json
+import time
+
+import pytest
+
+from devstack.process import until
+from tests.e2e.attacker import eventually
+from tests.e2e.conftest import Scene
+from tests.e2e.outside import Node
+from tests.e2e.threats.mesh.conftest import Arena
+from tests.e2e.world import World
+
+pytestmark = pytest.mark.e2e
+
+CUT_OFF_S = 2.0
+
+
+async def ask(arena: Arena, node: Node, path_of: Node | None = None) -> str:
+    """Say how a stream is answered, without staying on it."""
+    url = f"{arena.edge.url}/v1/nodes/{(path_of or node).node_id}/events"
+    async with arena.edge.http.get(url, headers={"Authorization": f"Bearer {node.bearer}"}) as answer:
+        if answer.status == 200:
+            return "200"
+        return f"{answer.status} {(await answer.json(content_type=None))['code']}"
+
+
+async def cut_off(arena: Arena, node: Node, act: object) -> float:
+    """Hold a stream, let something happen, and return how long the stream lived on."""
+    async with arena.listen(node) as listener:
+        await listener.until(await arena.publish())
+        started = time.monotonic()
+        assert asyncio.iscoroutine(act)
+        await act
+        await until(lambda: not listener.connected.is_set(), 10)
+        return time.monotonic() - started
+
+
+async def delete_resource_of(arena: Arena, handle: str) -> None:
+    page = await arena.operator.call("GET", f"/v1/projects/{arena.story.project_id}/resources?limit=200")
+    found = next(row for row in page.json["items"] if row.get("external_ref") == handle)
+    deleted = await arena.operator.call("DELETE", f"/v1/resources/{found['id']}")
+    assert deleted.status == 204, deleted.body
+
+
+async def test_a_deleted_node_is_cut_off_and_stays_out_and_its_peers_hear_of_it(arena: Arena, scene: Scene) -> None:
+    node = await scene.newcomer("short-lived")
+    async with arena.listen() as peer:
+        took = await cut_off(arena, node, delete_resource_of(arena, "short-lived"))
+        await until(
+            lambda: any(
+                one.envelope["type"] == "peer_removed" and one.envelope["payload"]["node_id"] == node.node_id
+                for one in peer.heard
+            ),
+            10,
+        )
+    assert took < CUT_OFF_S
+    assert (await ask(arena, node)).startswith("401")
+
+
+async def remove_relation(world: World, node: Node) -> None:
+    """Remove the node's own relation as identity does: the tuple goes, and every replica is told."""
+    dba = await world.superuser()
+    try:
+        async with dba.transaction():
+            await dba.execute(
+                "UPDATE identity.relation_tuples SET state = 'removing' WHERE resource_type = 'node' "
+                "AND resource_id = $1 AND relation = 'agent'",
+                node.node_id,
+            )
+            this = f"node:{node.node_id}"
+            await dba.execute(
+                "SELECT pg_notify('revocations', $1)",
+                json.dumps({"kind": "relation", "value": "", "relation": [this, "agent", this]}),
+            )
+    finally:
+        await dba.close()
+
+
+async def test_a_removed_relation_cuts_off_and_the_reconnect_is_refused(arena: Arena, scene: Scene) -> None:
+    node = await scene.newcomer("disowned")
+    assert await cut_off(arena, node, remove_relation(arena.world, node)) < CUT_OFF_S
+
+    async def refused() -> bool:
+        return await ask(arena, node) == "403 permission_denied"
+
+    await eventually(refused, 5)
+
+
+async def test_a_node_of_another_domain_gets_nothing_of_this_one(arena: Arena) -> None:
+    stranger = arena.other.node_a
+    assert await ask(arena, stranger, arena.story.node_a) == "403 node_id_mismatch"
+    async with arena.listen(stranger) as listener, arena.listen() as node:
+        await node.until(await arena.publish())
+        await asyncio.sleep(0.5)
+    assert listener.heard == []
+
+
+async def test_only_a_nodes_own_bearer_opens_its_stream(arena: Arena) -> None:
+    path = f"/v1/nodes/{arena.story.node_a.node_id}/events"
+    assert (await arena.operator.call("GET", path)).status == 401
+    assert (await arena.edge.call("GET", path)).status == 401
+
+
+@pytest.mark.parametrize("backend", ["nats", "mesh"])
+async def test_a_port_that_is_down_is_503_and_ends_open_streams(arena: Arena, backend: str) -> None:
+    async with arena.listen() as listener:
+        await listener.until(await arena.publish())
+        await arena.world.kill(backend)
+        try:
+            await until(lambda: not listener.connected.is_set(), 10)
+            answer = await ask(arena, arena.story.node_b)
+            assert answer == "503 event_stream_unavailable"
+        finally:
+            await arena.world.start(backend)
+        # It comes back by itself, with its cursor.
+        async with asyncio.timeout(20):
+            await listener.connected.wait()
+        body = {"type": "action_request", "scope": arena.scope}
+
+        async def published() -> bool:
+            answer = await arena.operator.call("POST", f"/v1/domains/{arena.domain}/events", body)
+            return answer.status == 202
+
+        await eventually(published, 20)
+        await until(lambda: len(listener.ids) >= 2, 10)
+    assert {status.split()[0] for status in listener.statuses} <= {"200", "503"}
+    assert len(listener.ids) == len(listener.heard)
+
+
+async def test_without_identity_a_stream_is_503(arena: Arena) -> None:
+    async with arena.listen() as listener:
+        await listener.until(await arena.publish())
+        await arena.world.kill("identity")
+        try:
+            assert (await ask(arena, arena.story.node_b)).startswith("503")
+            # Nobody can tell any more what was revoked: after fifteen seconds what is open ends, too.
+            await until(lambda: not listener.connected.is_set(), 20)
+        finally:
+            await arena.world.start("identity")
+        async with asyncio.timeout(20):
+            await listener.connected.wait()
+    assert {status.split()[0] for status in listener.statuses} <= {"200", "503"}
