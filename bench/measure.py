@@ -135,21 +135,21 @@ class Report:
         if self.checks:
             console.print(_checks(self.checks))
         for name, figures in self.shares.items():
-            console.print(f"{name}: " + ", ".join(f"{of} {value:,.3g}" for of, value in figures.items()))
+            console.print(f"{name}: " + ", ".join(f"{of} {_text(value)}" for of, value in figures.items()))
         for note in self.notes:
             console.print(f"note: {note}", soft_wrap=True)
 
 
 def _bars(bars: Sequence[Bar]) -> Table:
-    table = Table("bar", "unit", "ours", "(rounds)", "theirs", "(rounds)", "ratio", "floor", "aim", "verdict")
+    table = Table("bar", "unit", "ours", "rounds", "theirs", "rounds", "ratio", "floor", "aim", "verdict")
     for bar in bars:
         sign = "≤ " if bar.at_most else ""
         table.add_row(
             bar.name,
             bar.unit,
-            f"{statistics.median(bar.ours):,.4g}",
+            _text(statistics.median(bar.ours)),
             _spread(bar.ours),
-            f"{statistics.median(bar.theirs):,.4g}",
+            _text(statistics.median(bar.theirs)),
             _spread(bar.theirs),
             f"{bar.ratio:.2f}",
             f"{sign}{bar.floor}",
@@ -160,7 +160,11 @@ def _bars(bars: Sequence[Bar]) -> Table:
 
 
 def _spread(values: Sequence[float]) -> str:
-    return f"{min(values):,.4g} to {max(values):,.4g}, {len(values)} rounds"
+    return f"{_text(min(values))}..{_text(max(values))}"
+
+
+def _text(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _checks(checks: Sequence[Check]) -> Table:

@@ -47,7 +47,7 @@ async def main() -> int:
     report = Report(
         "mesh" if parts == list(PARTS) else "mesh-" + "-".join(parts),
         {
-            "settings": f"{publishing.IN_FLIGHT} in flight from one process for {publishing.SECONDS:.0f} s a round; "
+            "settings": f"{publishing.IN_FLIGHT} in flight from one process, {publishing.SECONDS:.0f} s, no gateway; "
             f"{fan_out.STREAMS} streams, {fan_out.BURST} events with at most {fan_out.WINDOW} on their way, then "
             f"{fan_out.STEADY} at {fan_out.PER_SECOND}/s; {ROUNDS} rounds A B A B; sync_interval always, "
             "fsync and synchronous_commit on, TLS 1.3 on every hop, no span exporter, log level info",

@@ -123,11 +123,12 @@ class EdgeClient:
         ):
             payload = await answer.read()
             if answer.status >= FIRST_ERROR:
-                raise _refusal(answer.status, payload)
+                raise refusal_of(answer.status, payload)
             return Reply(answer.status, dict(answer.headers), payload)
 
 
-def _refusal(status: int, payload: bytes) -> Refusal:
+def refusal_of(status: int, payload: bytes) -> Refusal:
+    """Return what the edge refused with."""
     try:
         problem = json.loads(payload)
     except ValueError:

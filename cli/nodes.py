@@ -89,6 +89,8 @@ def register(
         "node_id": answer["node_id"],
         "nsk": answer.pop("nsk"),
         "mesh_private_key": base64.b64encode(private_key.private_bytes_raw()).decode(),
+        "signing_key_id": answer["signing_key_id"],
+        "signing_public_key": answer["signing_public_key"],
     }
     write_private(key_file, json.dumps(kept).encode())
     say(f"registered; keys are in {key_file}")
@@ -98,7 +100,7 @@ def register(
 @node_app.command("heartbeat")
 def heartbeat(key_file: KeyFile, as_json: Json = False) -> None:
     """Send one sign of life as the node."""
-    node_id, _, client = _as_node(key_file)
+    node_id, _, client, _ = as_node(key_file)
     body: dict[str, Any] = {
         "client_now": dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z"),
         "binary_checksum": base64.b64encode(hashlib.sha256(Path(sys.argv[0]).read_bytes()).digest()).decode(),
@@ -118,7 +120,7 @@ def fetch(
 
     Example: plexctl node fetch db-password --key-file node.key > password
     """
-    node_id, key, client = _as_node(key_file)
+    node_id, key, client, _ = as_node(key_file)
     query = {"version": str(version)} if version else None
     reply = client.call("GET", f"/v1/nodes/{node_id}/secrets/{name}", params=query)
     say(f"version {reply.headers['X-Plexsphere-Secret-Version']} under {reply.headers['X-Plexsphere-Secret-KID']}")
@@ -126,7 +128,8 @@ def fetch(
         sys.stdout.buffer.write(seal.unseal(key, reply.body))
 
 
-def _as_node(key_file: Path) -> tuple[str, Secret, EdgeClient]:
+def as_node(key_file: Path) -> tuple[str, Secret, EdgeClient, dict[str, str]]:
+    """Return a node's id, its key, the edge as it speaks to it, and whatever else its key file holds."""
     try:
         kept = json.loads(key_file.read_text())
         node_id, key = uuid.UUID(kept["node_id"]), base64.b64decode(kept["nsk"], validate=True)
@@ -135,4 +138,4 @@ def _as_node(key_file: Path) -> tuple[str, Secret, EdgeClient]:
     secret = Secret(key)
     found = edge(anonymous=True)
     bearer = nsk.format_bearer("plexctl", node_id, secret)
-    return str(node_id), secret, EdgeClient(found.url, found.ca_file, bearer)
+    return str(node_id), secret, EdgeClient(found.url, found.ca_file, bearer), kept

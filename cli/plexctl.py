@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import audit, conformance, dev, nodes, secrets, sign_in, tenancy
+from cli import audit, conformance, dev, events, nodes, secrets, sign_in, tenancy
 from cli.edge import EXIT_CODES
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.command("whoami")(sign_in.whoami)
 app.add_typer(tenancy.domain_app, name="domain")
 app.add_typer(tenancy.project_app, name="project")
 app.add_typer(nodes.node_app, name="node")
+app.add_typer(events.events_app, name="events")
 app.add_typer(secrets.secret_app, name="secret")
 app.add_typer(audit.audit_app, name="audit")
 app.add_typer(conformance.app, name="conformance")

@@ -1,12 +1,16 @@
-"""What operators do with the fleet: resources, bootstrap tokens, the list of nodes."""
+"""What operators do with the fleet: resources, bootstrap tokens, nodes and their mesh keys."""
+
+import math
 
 from aiohttp import web
 
 from libs.rpc.channel import Peer
 from plexsphere.identity.v1 import directory_pb2 as pb
 from plexsphere.identity.v1 import directory_pb2_grpc as stubs
+from plexsphere.identity.v1 import enrolment_pb2, enrolment_pb2_grpc
 from services.gateway.answers import JSON, created, given, maybe, nothing, page, reply, when
 from services.gateway.edge import Asked, Route
+from services.gateway.nodes import reachability
 
 
 class Fleet:
@@ -14,6 +18,7 @@ class Fleet:
 
     def __init__(self, identity: Peer) -> None:
         self._stub = stubs.DirectoryServiceStub(identity)
+        self._nodes = enrolment_pb2_grpc.NodeAdminServiceStub(identity)
 
     def routes(self) -> dict[str, Route]:
         """Return the handlers by operation."""
@@ -27,6 +32,9 @@ class Fleet:
             "GetBootstrapTokenMetadata": Route(self.get_token),
             "RevokeBootstrapToken": Route(self.revoke_token),
             "ListNodes": Route(self.list_nodes),
+            "GetNodeReachability": Route(self.get_reachability),
+            "PostNodeKeysRotate": Route(self.request_key_rotation),
+            "GetNodeKeysRotatePreview": Route(self.preview_key_rotation),
         }
 
     async def create_resource(self, asked: Asked) -> web.Response:
@@ -116,6 +124,45 @@ class Fleet:
             for row in answer.nodes
         ]
         return page(rows, answer.next_cursor)
+
+    async def get_reachability(self, asked: Asked) -> web.Response:
+        """Say whether a node is heard of."""
+        request = enrolment_pb2.GetReachabilityRequest(node_id=asked.path["id"])
+        answer = await self._nodes.GetReachability(request, metadata=asked.metadata)
+        return reply(reachability(answer.reachability))
+
+    async def request_key_rotation(self, asked: Asked) -> web.Response:
+        """Ask a node for a new mesh key."""
+        node_id = asked.path["id"]
+        request = enrolment_pb2.RequestKeyRotationRequest(node_id=node_id)
+        answer = await self._nodes.RequestKeyRotation(request, metadata=asked.metadata)
+        # A node is one peer of the mesh, so both have one id.
+        requested = {"rotation_id": answer.rotation_id, "peer_id": node_id, "already_pending": answer.already_pending}
+        return reply(requested)
+
+    async def preview_key_rotation(self, asked: Asked) -> web.Response:
+        """Say whom a new mesh key of a node would affect."""
+        node_id = asked.path["id"]
+        request = enrolment_pb2.PreviewKeyRotationRequest(node_id=node_id)
+        answer = await self._nodes.PreviewKeyRotation(request, metadata=asked.metadata)
+        edges = [
+            {
+                "peer_node_id": row.node_id,
+                "current_kid": row.kid,
+                "current_wrap_key_version": row.wrap_key_version,
+            }
+            for row in answer.peers
+        ]
+        seconds = answer.estimated_duration.ToTimedelta().total_seconds()
+        preview = {
+            "node_id": node_id,
+            "peer_id": node_id,
+            "affected_peer_count": len(edges),
+            "affected_edges": edges,
+            "already_pending": answer.already_pending,
+            "estimated_duration_seconds": math.ceil(seconds),
+        }
+        return reply(preview)
 
 
 def resource(row: pb.Resource) -> JSON:

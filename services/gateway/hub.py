@@ -64,11 +64,11 @@ class Stream:
         """What it receives."""
         return (f"node:{self.node_id}", f"project:{self.place.project_id}", f"domain:{self.place.domain_id}")
 
-    def write(self, entries: Sequence[Entry]) -> None:
+    def write(self, entries: Sequence[Entry], most_unread: int) -> None:
         """Write events in order, or drop a client that does not read."""
         if self.transport.is_closing():
             self.end("gone")
-        elif self.transport.get_write_buffer_size() > MOST_UNREAD:
+        elif self.transport.get_write_buffer_size() > most_unread:
             self.end("slow")
             self.transport.abort()
         elif len(entries) == 1:
@@ -97,6 +97,8 @@ class Hub:
     refusals: RefusedEnvelopes
     wall_ns: Callable[[], int] = time.time_ns
     clock: Callable[[], float] = time.monotonic
+    most_unread: int = MOST_UNREAD
+    feed_gone_s: float = FEED_GONE_S
     ring: Ring = field(init=False)
     _read_up: bool = False
     _answered: bool = True
@@ -174,7 +176,7 @@ class Hub:
             for stream in self._receivers.get((entry.domain_id, entry.scope), ()):
                 wanted.setdefault(stream, []).append(entry)
         for turn, (stream, its) in enumerate(wanted.items(), 1):
-            stream.write(its)
+            stream.write(its, self.most_unread)
             DELIVERED.inc(len(its))
             if turn % AT_ONCE == 0:
                 await asyncio.sleep(0)
@@ -268,7 +270,7 @@ class Hub:
                 if missed >= PULSES:
                     self._answered = False
                     self._fail(error.code)
-            if self._feed_lost_at is not None and self.clock() - self._feed_lost_at > FEED_GONE_S:
+            if self._feed_lost_at is not None and self.clock() - self._feed_lost_at > self.feed_gone_s:
                 for stream in list(self._streams.values()):
                     stream.end("revocations_unknown")
 

@@ -1,4 +1,4 @@
-"""What nodes do themselves: register, heartbeat, and ask for their events and state through the gate."""
+"""What nodes do themselves: register, heartbeat, ask for their state, report their endpoint, rotate their mesh key."""
 
 import base64
 import binascii
@@ -12,12 +12,17 @@ from libs import errors
 from libs.rpc.channel import Peer
 from plexsphere.identity.v1 import enrolment_pb2 as pb
 from plexsphere.identity.v1 import enrolment_pb2_grpc as stubs
-from services.gateway.answers import CREATED, JSON, given, reply, timestamp, when
+from services.gateway.answers import CREATED, JSON, given, maybe, reply, timestamp, when
 from services.gateway.edge import Asked, Route
 
 REGISTER_S = 15.0
 HEX_CHECKSUM = re.compile(r"[0-9a-fA-F]{64}")
 CHECKSUM_BYTES = 32
+STATES = {
+    pb.REACHABILITY_STATE_HEALTHY: "healthy",
+    pb.REACHABILITY_STATE_STALE: "stale",
+    pb.REACHABILITY_STATE_UNREACHABLE: "unreachable",
+}
 
 
 class Nodes:
@@ -33,6 +38,8 @@ class Nodes:
             "PostRegister": Route(self.register),
             "PostNodeHeartbeat": Route(self.heartbeat),
             "GetNodeState": Route(self.state),
+            "PutNodeEndpoint": Route(self.endpoint),
+            "PostKeysRotate": Route(self.rotate_keys),
         }
 
     async def register(self, asked: Asked) -> web.Response:
@@ -81,9 +88,49 @@ class Nodes:
             }
         )
 
-    async def state(self, _: Asked) -> web.StreamResponse:
-        """Answer with the node's state."""
-        raise errors.EventStreamUnavailable
+    async def state(self, asked: Asked) -> web.Response:
+        """Answer with all that the node should be; it is not behind the gate, so that nodes without events have it."""
+        request = pb.GetStateRequest(node_id=asked.path["id"])
+        answer = await self._nodes.GetState(request, metadata=asked.metadata)
+        return reply(
+            {
+                "peers": [peer(row) for row in answer.peers],
+                "policy": {
+                    "revision_id": answer.policy.revision_id,
+                    "fingerprint": base64.b64encode(answer.policy.fingerprint).decode(),
+                    "rules": [],
+                },
+                # Nothing writes these yet; they are there, and empty.
+                "bridge": {},
+                "state": {"metadata": [], "data": [], "reports": []},
+                "reports": {"metadata": [], "data": [], "reports": []},
+                "reachability": reachability(answer.reachability),
+            }
+        )
+
+    async def endpoint(self, asked: Asked) -> web.Response:
+        """Take where the node is reached from outside."""
+        body = asked.body
+        request = pb.ReportEndpointRequest(
+            node_id=asked.path["id"],
+            endpoint=body["endpoint"],
+            nat_type=body["nat_type"],
+            reported_at=timestamp(body["reported_at"]),
+        )
+        answer = await self._nodes.ReportEndpoint(request, metadata=asked.metadata)
+        return reply({"accepted_at": when(answer.accepted_at), "stale_after": when(answer.stale_after)})
+
+    async def rotate_keys(self, asked: Asked) -> web.Response:
+        """Put the node's new mesh key in force."""
+        try:
+            key = base64.b64decode(asked.body["new_public_key"], validate=True)
+        except ValueError:
+            raise errors.KeysRotateKeyInvalid from None
+        request = pb.CompleteKeyRotationRequest(new_public_key=key)
+        answer = await self._nodes.CompleteKeyRotation(request, metadata=asked.metadata)
+        return reply(
+            {"rotation_id": answer.rotation_id, "kid": answer.kid, "wrap_key_version": answer.wrap_key_version}
+        )
 
 
 def checksum(text: str) -> bytes:
@@ -114,4 +161,13 @@ def peer(row: pb.Peer) -> JSON:
         "mesh_ip": row.mesh_ip,
         "public_key": base64.b64encode(row.public_key).decode(),
         **given(fallback_endpoint=row.fallback_endpoint),
+    }
+
+
+def reachability(row: pb.Reachability) -> JSON:
+    """Write whether a node is heard of."""
+    return {
+        "state": STATES[row.state],
+        **given(last_heartbeat_at=maybe(row, "last_heartbeat_at")),
+        "changed_at": when(row.changed_at),
     }

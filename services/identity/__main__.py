@@ -24,17 +24,23 @@ from services.identity.authority import Gate
 from services.identity.bindings import Bindings
 from services.identity.columns import COLUMNS
 from services.identity.devices import Devices
+from services.identity.endpoints import Endpoints
 from services.identity.enrolment import Enrolment
 from services.identity.enrolment_store import PgEnrolmentStore
 from services.identity.grpc_directory import DirectoryApi
-from services.identity.grpc_fleet import EnrolmentApi, FleetApi, NodeApi, RelationsApi
+from services.identity.grpc_fleet import EnrolmentApi, FleetApi, RelationsApi
+from services.identity.grpc_nodes import NodeAdminApi, NodeApi
 from services.identity.grpc_sign_in import AuthenticationApi, SessionApi, SignInApi
+from services.identity.key_rotation import KeyRotation
 from services.identity.mesh import MeshKeys
 from services.identity.model import Tuple
+from services.identity.node_state import NodeState
+from services.identity.node_store import PgNodeStore
 from services.identity.oidc import HttpProvider
 from services.identity.relation_store import PgTupleStore
 from services.identity.relations import Feed, Relations
 from services.identity.revocation_feed import follow
+from services.identity.rotation_store import PgRotationStore
 from services.identity.service import PLATFORM, Identity
 from services.identity.settings import Bootstrap, IdentitySettings
 from services.identity.sign_in import SignIn
@@ -93,6 +99,9 @@ async def run(settings: IdentitySettings) -> None:
         await ensure_platform_binding(sign_in_store, settings.bootstrap, clock)
         identity = Identity(store, gate, mesh, Cursors(read_secret_file(settings.cursor_key_file)), clock)
         enrolment = Enrolment(PgEnrolmentStore(pool), gate, mesh, vault, clock)
+        node_store = PgNodeStore(pool)
+        state, endpoints = NodeState(node_store, gate, clock), Endpoints(node_store, gate, clock)
+        rotation = KeyRotation(PgRotationStore(pool), gate, clock)
         provider = HttpProvider(settings.sign_in.provider_ca_file)
         sign_in = SignIn(
             store=sign_in_store,
@@ -116,7 +125,8 @@ async def run(settings: IdentitySettings) -> None:
             ("SessionService", SessionApi(sign_in, devices), sign_in_pb2_grpc, True),
             ("DirectoryService", DirectoryApi(identity, bindings), directory_pb2_grpc, True),
             ("EnrolmentService", EnrolmentApi(enrolment), enrolment_pb2_grpc, False),
-            ("NodeService", NodeApi(enrolment), enrolment_pb2_grpc, True),
+            ("NodeService", NodeApi(enrolment, state, endpoints, rotation), enrolment_pb2_grpc, True),
+            ("NodeAdminService", NodeAdminApi(state, rotation), enrolment_pb2_grpc, True),
             ("RelationsService", RelationsApi(relations, feed, clock), relations_pb2_grpc, False),
             ("FleetService", FleetApi(store, relations), relations_pb2_grpc, False),
         ]

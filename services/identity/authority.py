@@ -4,6 +4,8 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from libs.decision import GRANTED, Record
+from libs.errors import NodeIdMismatch
+from libs.principal import Principal
 from services.identity.model import Caller
 from services.identity.ports import Authority, Domains, Recorder
 
@@ -30,6 +32,24 @@ class Gate:
         await self.record(caller, permission, act, decision.reason)
         decision.require()
 
+    async def own(self, principal: Principal, node_id: str, action: str) -> None:
+        """Raise NodeIdMismatch, with a row, when a node asks for another one's."""
+        if principal.node_id != node_id:
+            context = {action.rpartition(".")[2]: [NodeIdMismatch.code]}
+            act = Act(action, f"node:{node_id}", principal.domain_id, context)
+            await self.record(caller_of(principal), "node-agent", act, "insufficient_relation")
+            raise NodeIdMismatch
+
+    async def agent(self, principal: Principal, node_id: str, action: str) -> None:
+        """Raise Forbidden, with a row, unless a node asks for its own and is its agent; what is allowed leaves none."""
+        await self.own(principal, node_id, action)
+        this = f"node:{node_id}"
+        decision = await self.authority.decide(principal.reference, "node-agent", this)
+        if not decision.granted:
+            act = Act(action, this, principal.domain_id)
+            await self.record(caller_of(principal), "node-agent", act, decision.reason)
+        decision.require()
+
     async def record(self, caller: Caller, permission: str, act: "Act", reason: str = GRANTED) -> None:
         """Record one decision."""
         kind, _, identifier = act.target.partition(":")
@@ -46,6 +66,11 @@ class Gate:
                 context=act.context,
             )
         )
+
+
+def caller_of(principal: Principal) -> Caller:
+    """Return who is behind a call, as rows and relations name it."""
+    return Caller(principal.kind, principal.subject)
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ COLUMNS: Declared = {
         "refused_code": Is.METADATA,
     },
     "endpoints": {"endpoint": Is.METADATA, "nat_type": Is.METADATA},
-    "key_rotations": {"public_key": Is.PUBLIC_KEY},
+    "key_rotations": {"public_key": Is.PUBLIC_KEY, "kid": Is.IDENTIFIER},
     "idp_bindings": {
         "issuer": Is.METADATA,
         "client_id": Is.IDENTIFIER,

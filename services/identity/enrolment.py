@@ -22,7 +22,6 @@ from libs.errors import (
     BinaryVersionEmpty,
     ClockSkew,
     KindMismatch,
-    NodeIdMismatch,
     NonceCollision,
     NskRevoked,
     PlexError,
@@ -197,13 +196,9 @@ class Enrolment:
         checksum: bytes,
         version: str,
         nat_summary: str,
-    ) -> datetime.datetime:
-        """Take a sign of life; returns when."""
-        if principal.node_id != node_id:
-            act = Act("node.heartbeat", f"node:{node_id}", principal.domain_id, {"heartbeat": [NodeIdMismatch.code]})
-            caller = Caller(principal.kind, principal.subject)
-            await self.gate.record(caller, "node-agent", act, "insufficient_relation")
-            raise NodeIdMismatch
+    ) -> tuple[datetime.datetime, bool]:
+        """Take a sign of life; returns when, and whether the node is asked for a new mesh key."""
+        await self.gate.own(principal, node_id, "node.heartbeat")
         now = self.clock.now()
         if abs(now - client_now) > SKEW:
             raise ClockSkew
@@ -211,7 +206,8 @@ class Enrolment:
             raise BinaryChecksumEmpty
         if not version:
             raise BinaryVersionEmpty
-        if not await self.store.heartbeat(UUID(node_id), checksum, version, nat_summary or "{}", now):
+        rotate_keys = await self.store.heartbeat(UUID(node_id), checksum, version, nat_summary or "{}", now)
+        if rotate_keys is None:
             # Deregistered since the bearer was believed: 403 stops an agent for good, 401 makes it register again.
             raise NskRevoked
-        return now
+        return now, rotate_keys

@@ -1,6 +1,5 @@
 """Registration in one transaction: token, node, address, key, tuples, event; or nothing."""
 
-import base64
 import datetime
 import ipaddress
 from dataclasses import dataclass
@@ -24,6 +23,8 @@ from libs.errors import (
 from libs.outbox import add_event
 from libs.pg import connection, transaction
 from services.identity.model import BootstrapToken, Candidate, Peer, Registered, Resource, Tuple, WrappedKey
+from services.identity.node_model import peer_object
+from services.identity.node_store import peer_of
 from services.identity.relation_store import add_tuples, notify
 from services.identity.relations import Revocation
 from services.identity.store import BOOTSTRAP, LOCK_RANGES, RESOURCE
@@ -56,7 +57,24 @@ ADD_NODE = """
 INSERT INTO identity.nodes (id, resource_id, project_id, domain_id, mesh_ip, public_key, created_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 """
-PEERS = "SELECT id, mesh_ip, public_key FROM identity.nodes WHERE domain_id = $1 AND id <> $2 ORDER BY id"
+PEERS = """
+SELECT n.id, n.mesh_ip, n.public_key, e.endpoint FROM identity.nodes n
+LEFT JOIN identity.endpoints e ON e.node_id = n.id WHERE n.domain_id = $1 AND n.id <> $2 ORDER BY n.id
+"""
+# A node is healthy since its registration, or since it was heard of again after it had been silent for too long.
+BEAT = """
+WITH place AS (
+    SELECT n.id, n.created_at, make_interval(secs => d.stale_after_s) AS stale_after
+    FROM identity.nodes n JOIN identity.domains d ON d.id = n.domain_id WHERE n.id = $1
+)
+INSERT INTO identity.heartbeats AS h
+    (node_id, accepted_at, binary_checksum, binary_version, nat_summary, healthy_since)
+SELECT id, $2, $3, $4, $5, CASE WHEN $2 < created_at + stale_after THEN created_at ELSE $2 END FROM place
+ON CONFLICT (node_id) DO UPDATE
+SET accepted_at = $2, binary_checksum = $3, binary_version = $4, nat_summary = $5,
+    healthy_since = CASE WHEN $2 < h.accepted_at + (SELECT stale_after FROM place) THEN h.healthy_since ELSE $2 END
+RETURNING EXISTS (SELECT FROM identity.key_rotations WHERE node_id = $1 AND completed_at IS NULL)
+"""
 
 
 @dataclass(frozen=True)
@@ -116,11 +134,7 @@ class PgEnrolmentStore:
                         Tuple(f"resource:{resource.id}", "agent", this),
                     ],
                 )
-                peer = {
-                    "node_id": str(node.node_id),
-                    "mesh_ip": str(mesh_ip),
-                    "public_key": base64.b64encode(node.public_key).decode(),
-                }
+                peer = peer_object(Peer(node.node_id, str(mesh_ip), node.public_key))
                 domain = f"domain:{resource.domain_id}"
                 await add_event(lent, "identity", resource.domain_id, "peer_added", domain, {"peer": peer}, at)
                 peers = await self._peers(lent, resource.domain_id, node.node_id)
@@ -168,8 +182,7 @@ class PgEnrolmentStore:
         await lent.execute(sql, key.kid, node_id, domain_id, key.wrapped, key.fingerprint, at)
 
     async def _peers(self, lent: asyncpg.Connection, domain_id: UUID, node_id: UUID) -> list[Peer]:
-        rows = await lent.fetch(PEERS, domain_id, node_id)
-        return [Peer(row["id"], str(getattr(row["mesh_ip"], "ip", row["mesh_ip"])), row["public_key"]) for row in rows]
+        return [peer_of(row) for row in await lent.fetch(PEERS, domain_id, node_id)]
 
     async def replace_key(
         self, token: BootstrapToken, resource: Resource, key: WrappedKey, at: datetime.datetime
@@ -195,19 +208,13 @@ class PgEnrolmentStore:
 
     async def heartbeat(
         self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime.datetime
-    ) -> bool:
-        """Take a sign of life; False when there is no such node."""
-        sql = """
-        INSERT INTO identity.heartbeats (node_id, accepted_at, binary_checksum, binary_version, nat_summary)
-        VALUES ($1, $2, $3, $4, $5)
-        ON CONFLICT (node_id) DO UPDATE
-        SET accepted_at = $2, binary_checksum = $3, binary_version = $4, nat_summary = $5
-        """
+    ) -> bool | None:
+        """Take a sign of life; returns whether a mesh-key rotation is pending, None when there is no such node."""
         try:
             async with transaction(self.pool, "heartbeat") as lent:
-                await lent.execute(sql, node_id, at, checksum, version, nat_summary)
+                rotate_keys: bool | None = await lent.fetchval(BEAT, node_id, at, checksum, version, nat_summary)
         except asyncpg.ForeignKeyViolationError:
-            return False
+            return None
         except (asyncpg.InvalidTextRepresentationError, InvalidRequest):
             raise MalformedHeartbeat("nat_summary cannot be stored") from None
-        return True
+        return rotate_keys

@@ -1,6 +1,5 @@
-"""identity.EnrolmentService, NodeService, RelationsService and FleetService: unpack, call the rule, pack."""
+"""identity.EnrolmentService, RelationsService and FleetService: unpack, call the rule, pack."""
 
-import datetime
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -9,7 +8,6 @@ import grpc
 
 from libs.clock import Clock
 from libs.errors import NotFound
-from libs.rpc.context import current_principal
 from plexsphere.identity.v1 import enrolment_pb2 as enrol
 from plexsphere.identity.v1 import enrolment_pb2_grpc, relations_pb2_grpc
 from plexsphere.identity.v1 import relations_pb2 as rel
@@ -51,26 +49,9 @@ class EnrolmentApi(enrolment_pb2_grpc.EnrolmentServiceServicer):
                 signing_public_key=enrolled.signing_key.public_key,
                 signing_key_id=enrolled.signing_key.kid,
                 nsk=bytes(key.reveal()),
-                peers=[
-                    enrol.Peer(node_id=str(peer.node_id), mesh_ip=peer.mesh_ip, public_key=peer.public_key)
-                    for peer in node.peers
-                ],
+                peers=map(pack.peer, node.peers),
                 domain_mesh_cidr=node.mesh_cidr,
             )
-
-
-class NodeApi(enrolment_pb2_grpc.NodeServiceServicer):
-    """What registered nodes tell."""
-
-    def __init__(self, enrolment: Enrolment) -> None:
-        self._enrolment = enrolment
-
-    async def Heartbeat(self, request: enrol.HeartbeatRequest, context: Context) -> enrol.HeartbeatResponse:
-        accepted_at = await self._enrolment.heartbeat(
-            current_principal(), request.node_id, request.client_now.ToDatetime(datetime.UTC),
-            request.binary_checksum, request.binary_version, request.nat_summary_json,
-        )  # fmt: skip
-        return enrol.HeartbeatResponse(accepted_at=pack.timestamp(accepted_at), reconcile=False, rotate_keys=False)
 
 
 class RelationsApi(relations_pb2_grpc.RelationsServiceServicer):

@@ -122,6 +122,7 @@ class Peer:
     node_id: UUID
     mesh_ip: str
     public_key: bytes
+    fallback_endpoint: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,15 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.rpc.context import current_principal
 from plexsphere.identity.v1 import directory_pb2, enrolment_pb2
-from services.identity.model import BootstrapToken, Caller, Domain, NodeSummary, Project, Reachability, Resource
+from services.identity.model import BootstrapToken, Caller, Domain, NodeSummary, Peer, Project, Reachability, Resource
+from services.identity.node_model import Health
 from services.identity.sign_in_model import Binding
+
+STATES = {
+    "healthy": enrolment_pb2.REACHABILITY_STATE_HEALTHY,
+    "stale": enrolment_pb2.REACHABILITY_STATE_STALE,
+    "unreachable": enrolment_pb2.REACHABILITY_STATE_UNREACHABLE,
+}
 
 
 def caller() -> Caller:
@@ -32,7 +39,8 @@ def timestamp(at: datetime.datetime | None) -> Timestamp | None:
     return value
 
 
-def _duration(seconds: float) -> Duration:
+def duration(seconds: float) -> Duration:
+    """Return seconds as protobuf has them."""
     value = Duration()
     value.FromTimedelta(datetime.timedelta(seconds=seconds))
     return value
@@ -54,9 +62,9 @@ def domain(row: Domain) -> directory_pb2.Domain:
         id=str(row.id), name=row.name, slug=row.slug, description=row.description, region=row.region,
         mesh_cidr=row.mesh_cidr,
         reachability=enrolment_pb2.ReachabilityPolicy(
-            heartbeat_interval=_duration(policy.heartbeat_interval_s),
-            stale_after=_duration(policy.stale_after_s),
-            unreachable_after=_duration(policy.unreachable_after_s),
+            heartbeat_interval=duration(policy.heartbeat_interval_s),
+            stale_after=duration(policy.stale_after_s),
+            unreachable_after=duration(policy.unreachable_after_s),
         ),
         created_at=timestamp(row.created_at), updated_at=timestamp(row.updated_at),
     )  # fmt: skip
@@ -84,6 +92,22 @@ def node(row: NodeSummary) -> directory_pb2.NodeSummary:
     return directory_pb2.NodeSummary(
         id=str(row.id), name=row.name, domain_id=str(row.domain_id), kind=row.kind, created_at=timestamp(row.created_at)
     )
+
+
+def peer(row: Peer) -> enrolment_pb2.Peer:
+    """Pack a node as its peers see it."""
+    return enrolment_pb2.Peer(
+        node_id=str(row.node_id), mesh_ip=row.mesh_ip, public_key=row.public_key,
+        fallback_endpoint=row.fallback_endpoint,
+    )  # fmt: skip
+
+
+def health(row: Health) -> enrolment_pb2.Reachability:
+    """Pack whether a node is heard of."""
+    return enrolment_pb2.Reachability(
+        state=STATES[row.state], last_heartbeat_at=timestamp(row.last_heartbeat_at),
+        changed_at=timestamp(row.changed_at),
+    )  # fmt: skip
 
 
 def token(row: BootstrapToken) -> directory_pb2.BootstrapToken:

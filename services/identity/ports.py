@@ -162,5 +162,5 @@ class EnrolmentStore(Protocol):
 
     async def heartbeat(
         self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime.datetime
-    ) -> bool:
-        """Take a sign of life; False when there is no such node."""
+    ) -> bool | None:
+        """Take a sign of life; returns whether a mesh-key rotation is pending, None when there is no such node."""

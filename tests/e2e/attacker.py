@@ -42,7 +42,15 @@ class Broker:
 
         context = tls_of(self.world, self.name)
         self.nats: Client = await nats.connect(
-            self.world.env["PLEX_NATS_URL"], tls=context, error_cb=failed, inbox_prefix=f"_INBOX.{self.name}".encode()
+            self.world.env["PLEX_NATS_URL"],
+            tls=context,
+            error_cb=failed,
+            inbox_prefix=f"_INBOX.{self.name}".encode(),
+            # Who is refused is refused for good; who is admitted outlives a restart of the broker.
+            allow_reconnect=self.name == "operator",
+            max_reconnect_attempts=60 if self.name == "operator" else 1,
+            reconnect_time_wait=0.3,
+            connect_timeout=2,
         )
         return self
 

@@ -20,7 +20,6 @@ from libs.ids import uuid7
 from libs.nsk import format_bearer
 from plexsphere.identity.v1 import sign_in_pb2
 from plexsphere.mesh.v1 import mesh_pb2
-from services.gateway import hub as hubs
 from services.gateway.gate import Place
 from services.gateway.ring import KEPT_S, Entry, Ring
 from services.gateway.tests.fakes import FakePeer, assertion, problem, start
@@ -223,18 +222,18 @@ async def test_after_a_silence_of_the_feed_everybody_is_asked_about_again(desk: 
 
 
 async def test_streams_end_when_revocations_were_not_heard_for_too_long(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk,
 ) -> None:
-    monkeypatch.setattr(hubs, "FEED_GONE_S", 0.5)
+    desk.bench.hub.feed_gone_s = 0.5
     listener = await desk.listen()
     desk.bench.hub.feed_lost()
     await until(lambda: listener.ended, 3)
 
 
 async def test_a_client_that_does_not_read_is_dropped_and_slows_nobody(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk,
 ) -> None:
-    monkeypatch.setattr(hubs, "MOST_UNREAD", 64 * 1024)
+    desk.bench.hub.most_unread = 64 * 1024
     listener = await desk.listen()
     idle = await desk.client.get(f"/v1/nodes/{OTHER}/events", headers=bearer(OTHER))
     sent = []

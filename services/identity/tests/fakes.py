@@ -226,6 +226,7 @@ class FakeEnrolmentStore:
     nodes: dict[UUID, Candidate] = field(default_factory=dict)
     keys: list[WrappedKey] = field(default_factory=list)
     heartbeats: list[tuple[Any, ...]] = field(default_factory=list)
+    pending: set[UUID] = field(default_factory=set)
 
     async def find_token(self, selector: str) -> BootstrapToken | None:
         return next((row for row in self.directory.token_rows.values() if row.selector == selector), None)
@@ -258,9 +259,11 @@ class FakeEnrolmentStore:
         self.keys.append(key)
         return Registered(token.node_id, MESH_IP, [], MESH_CIDR)
 
-    async def heartbeat(self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime) -> bool:
+    async def heartbeat(
+        self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime
+    ) -> bool | None:
         self.heartbeats.append((node_id, checksum, version, nat_summary, at))
-        return node_id in self.nodes
+        return node_id in self.pending if node_id in self.nodes else None
 
 
 class World:

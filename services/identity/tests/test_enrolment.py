@@ -193,7 +193,7 @@ async def test_without_audit_vault_or_signing_key_no_token_is_used() -> None:
         assert world.enrolled.nodes == {}
 
 
-async def heartbeat(world: World, node: UUID, /, **changes: object) -> datetime:
+async def heartbeat(world: World, node: UUID, /, **changes: object) -> tuple[datetime, bool]:
     valid = {
         "principal": node_principal(node, world.domain.id),
         "node_id": str(node),
@@ -230,7 +230,9 @@ async def test_a_heartbeat_within_a_minute_is_taken() -> None:
     rows = len(world.audit.rows)
     for skew in (-60, 0, 60):
         taken = await heartbeat(world, enrolled.node.node_id, client_now=NOW + timedelta(seconds=skew))
-        assert taken == NOW
+        assert taken == (NOW, False)
+    world.enrolled.pending.add(enrolled.node.node_id)
+    assert await heartbeat(world, enrolled.node.node_id) == (NOW, True)
     assert len(world.audit.rows) == rows
 
 

@@ -20,7 +20,8 @@ from plexsphere.identity.v1 import directory_pb2 as pb
 from plexsphere.identity.v1 import enrolment_pb2, relations_pb2, sign_in_pb2
 from plexsphere.identity.v1.enrolment_pb2 import ReachabilityPolicy
 from services.identity.grpc_directory import DirectoryApi
-from services.identity.grpc_fleet import EnrolmentApi, FleetApi, NodeApi, RelationsApi
+from services.identity.grpc_fleet import EnrolmentApi, FleetApi, RelationsApi
+from services.identity.grpc_nodes import NodeAdminApi, NodeApi
 from services.identity.model import NodePlace, Tuple
 from services.identity.relations import Feed, Relations, Revocation
 from services.identity.settings import IdentitySettings
@@ -57,6 +58,7 @@ def test_every_rpc_is_overridden() -> None:
         "DirectoryService": DirectoryApi,
         "EnrolmentService": EnrolmentApi,
         "NodeService": NodeApi,
+        "NodeAdminService": NodeAdminApi,
         "RelationsService": RelationsApi,
         "FleetService": FleetApi,
     }
@@ -133,9 +135,13 @@ async def test_a_registration_and_its_heartbeat(world: World) -> None:
     beat = enrolment_pb2.HeartbeatRequest(node_id=answer.node_id, binary_checksum=CHECKSUM, binary_version="1")
     beat.client_now.FromDatetime(NOW)
     node_id = next(iter(world.enrolled.nodes))
+    nodes = NodeApi(world.enrolment, UNUSED, UNUSED, UNUSED)
     with context.bind(context.Call(principal=node_principal(node_id, world.domain.id))):
-        taken = await NodeApi(world.enrolment).Heartbeat(beat, NO_CONTEXT)
+        taken = await nodes.Heartbeat(beat, NO_CONTEXT)
+        world.enrolled.pending.add(node_id)
+        asked = await nodes.Heartbeat(beat, NO_CONTEXT)
     assert (taken.accepted_at, taken.reconcile, taken.rotate_keys) == (beat.client_now, False, False)
+    assert asked.rotate_keys
 
 
 class FakeChecker:

@@ -346,8 +346,8 @@ async def test_a_heartbeat_that_cannot_be_stored_is_malformed(replicas: tuple[Re
     for nat_summary in ("{", '{"a": "\\u0000"}'):
         beat = store.heartbeat(enrolled.node.node_id, bytes(32), "1", nat_summary, now)
         assert await code(beat) == "malformed_heartbeat_request"
-    assert await store.heartbeat(enrolled.node.node_id, bytes(32), "1", '{"nat": "cone"}', now)
-    assert not await store.heartbeat(uuid7(), bytes(32), "1", "{}", now)
+    assert await store.heartbeat(enrolled.node.node_id, bytes(32), "1", '{"nat": "cone"}', now) is False
+    assert await store.heartbeat(uuid7(), bytes(32), "1", "{}", now) is None
 
 
 async def test_a_text_that_postgresql_cannot_hold_is_the_callers_mistake(replicas: tuple[Replica, Replica]) -> None:

@@ -44,6 +44,40 @@ def cli(scene: Scene, world: World, tmp_path: Path) -> Cli:
     return Cli(tmp_path, env | {"PLEX_TOKEN_FILE": str(token), "XDG_CONFIG_HOME": str(tmp_path)})
 
 
+def registered(scene: Scene, cli: Cli, handle: str) -> Path:
+    """Adopt and register a node, and return its key file."""
+    project, key_file, token_file = scene.story.project_id, cli.folder / "node.key", cli.folder / "bootstrap"
+    cli.json("node", "adopt", project, "--ref", handle)
+    cli.json("node", "token", project, "--out", str(token_file))
+    cli.json(
+        "node", "register", project, "--handle", handle, "--token-file", str(token_file), "--key-file", str(key_file)
+    )
+    return key_file
+
+
+def test_events_are_heard_with_their_verdicts_across_a_rotation(scene: Scene, cli: Cli) -> None:
+    domain, key_file = scene.story.domain_id, registered(scene, cli, "by-ear")
+    first = cli.json("events", "publish", domain, "--type", "action_request", "--payload", '{"n": 1}')
+    second = cli.json("events", "publish", domain, "--type", "action_request", "--payload", '{"n": 2}')
+    since = ["--last-event-id", str(first["sequence"] - 1), "--count", "2"]
+    heard = cli.run("events", "tail", "--key-file", str(key_file), *since)
+    assert heard.returncode == 0, heard.stderr
+    lines = heard.stdout.decode().splitlines()
+    assert [line.split()[:3] for line in lines] == [
+        [str(one["sequence"]), "ok", "action_request"] for one in (first, second)
+    ]
+    found = [
+        json.loads(line)
+        for line in cli.run("events", "tail", "--key-file", str(key_file), *since, "--json").stdout.splitlines()
+    ]
+    assert [one["envelope"]["id"] for one in found] == [first["id"], second["id"]]
+    keys = cli.json("domain", "keys", domain)["items"]
+    assert keys[0]["status"] == "current"
+    bad = cli.run("events", "publish", domain, "--type", "made_up")
+    assert (bad.returncode, b"event_type_unknown" in bad.stderr) == (1, True)
+    assert cli.run("events", "publish", domain, "--type", "action_request", "--payload", "{").returncode == 2
+
+
 def test_a_node_from_adoption_to_its_secret(scene: Scene, cli: Cli) -> None:
     project, key_file, token_file = scene.story.project_id, cli.folder / "node.key", cli.folder / "bootstrap"
     cli.json("node", "adopt", project, "--ref", "by-hand")

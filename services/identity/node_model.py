@@ -1,0 +1,93 @@
+"""What identity knows of nodes that are registered: whether they are heard of, their peers, their mesh keys."""
+
+import base64
+import datetime
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from services.identity.model import Peer, Reachability
+
+
+@dataclass(frozen=True)
+class SignsOfLife:
+    """When a node was heard of, and the policy that says what its silence means."""
+
+    registered_at: datetime.datetime
+    last_heartbeat_at: datetime.datetime | None
+    healthy_since: datetime.datetime | None
+    policy: Reachability
+
+
+@dataclass(frozen=True)
+class Health:
+    """Whether a node is heard of ("healthy", "stale", "unreachable"), and since when."""
+
+    state: str
+    changed_at: datetime.datetime
+    last_heartbeat_at: datetime.datetime | None
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What is stored of a node and around it; peers by id."""
+
+    domain_id: UUID
+    signs: SignsOfLife
+    peers: list[Peer]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a node should be, as it is told."""
+
+    peers: list[Peer]
+    revision_id: UUID
+    fingerprint: bytes
+    health: Health
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a node gets for a mesh key that is in force: which rotation, and its node key at that time."""
+
+    rotation_id: UUID
+    kid: str
+    wrap_key_version: int
+
+
+@dataclass(frozen=True)
+class MeshKey:
+    """A node's mesh key: the one in force, the pending rotation, and the receipt of the key in force if it has one."""
+
+    public_key: bytes
+    pending: UUID | None
+    receipt: Receipt | None
+
+
+@dataclass(frozen=True)
+class AffectedPeer:
+    """A node that would be told another node's new key."""
+
+    node_id: UUID
+    kid: str
+    wrap_key_version: int
+
+
+@dataclass(frozen=True)
+class Impact:
+    """What a new mesh key of one node would mean; peers by id."""
+
+    peers: list[AffectedPeer]
+    already_pending: bool
+    heartbeat_interval_s: float
+
+
+def peer_object(peer: Peer) -> dict[str, Any]:
+    """Return a peer as events carry it, which is as the state snapshot shows it."""
+    shown = {
+        "node_id": str(peer.node_id),
+        "mesh_ip": peer.mesh_ip,
+        "public_key": base64.b64encode(peer.public_key).decode(),
+    }
+    return shown | ({"fallback_endpoint": peer.fallback_endpoint} if peer.fallback_endpoint else {})

@@ -1,0 +1,50 @@
+"""What the rules about registered nodes need from outside; each docstring is the promise."""
+
+import datetime
+from typing import Protocol
+from uuid import UUID
+
+from services.identity.model import NodePlace
+from services.identity.node_model import Impact, MeshKey, Receipt, SignsOfLife, Surroundings
+
+
+class NodeStore(Protocol):
+    """Nodes as they are and where they are reached; a method is a transaction, and its event commits with it."""
+
+    async def surroundings(self, node_id: UUID) -> Surroundings | None:
+        """Return a node and its peers in one round trip."""
+
+    async def signs(self, node_id: UUID) -> SignsOfLife | None:
+        """Return when a node was heard of."""
+
+    async def report_endpoint(
+        self, node_id: UUID, endpoint: str, nat_type: str, reported_at: datetime.datetime, at: datetime.datetime
+    ) -> None:
+        """Store where a node is reached, and tell its peers when that is new; an older report changes nothing.
+
+        Raises EndpointPeerNotFound, or EndpointPeerGone for a node that was deregistered.
+        """
+
+
+class RotationStore(Protocol):
+    """Rotations of mesh keys, at most one pending for a node; its event commits with what it announces."""
+
+    async def place(self, node_id: UUID) -> NodePlace | None:
+        """Return where a node stands."""
+
+    async def request(self, node_id: UUID, at: datetime.datetime) -> tuple[UUID, bool] | None:
+        """Return the pending rotation and whether it was pending before; a new one is announced. None: no such node."""
+
+    async def impact(self, node_id: UUID) -> Impact | None:
+        """Return what a new key would mean."""
+
+    async def mesh_key(self, node_id: UUID) -> MeshKey | None:
+        """Return what is known of a node's mesh key."""
+
+    async def complete(
+        self, node_id: UUID, rotation_id: UUID, public_key: bytes, at: datetime.datetime
+    ) -> Receipt | None:
+        """Put a key in force, finish its rotation and tell the peers; None when the rotation is not pending.
+
+        Raises KeysRotatePeerNotFound, and KeysRotateKeyInvalid when another node of the Domain has the key.
+        """
