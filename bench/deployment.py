@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
+import json
 import logging
 import os
 import re
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +74,15 @@ class Deployment:
         """Return the processor seconds that each process has used, the benchmark's own as `client`."""
         pids = await self.pids() | {"client": [os.getpid()]}
         return {name: sum(map(_cpu_s, those)) for name, those in pids.items()}
+
+    def errors(self) -> Counter[str]:
+        """Return the errors in all logs: who says it, what, and the last frames of the exception."""
+        found: Counter[str] = Counter()
+        for path in (self.state / "log").glob("*.log"):
+            for line in path.read_text(errors="replace").splitlines():
+                if '"level": "error"' in line or "refused to start" in line:
+                    found[_shortened(path.stem, line)] += 1
+        return found
 
     async def without_traces(self, *names: str) -> None:
         """Run services as deployments do, without a file of spans, which the embedded stack writes for its tests."""
@@ -278,6 +289,15 @@ async def _until_healthy(state: State, supervisor: "subprocess.Popen[bytes]") ->
                     return
             await asyncio.sleep(0.05)
     raise StackError((state / "supervisor.log").read_text())
+
+
+def _shortened(name: str, line: str) -> str:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return f"{name}: {line[:200]}"
+    frames = " < ".join(reversed(row.get("frames", [])[-3:]))
+    return f"{name}: {row.get('event')} {row.get('what') or row.get('error') or ''} {frames}".strip()
 
 
 def _cpu_s(pid: int) -> float:

@@ -42,7 +42,7 @@ LAST = 10**9
 # A node that missed an event must have been told to reconcile about then.
 EXCUSED_WITHIN_S = 120.0
 TYPES = ("policy_updated", "action_request", "bridge_config_updated", "session_setup")
-ACCEPTED, FIRST_5XX = 202, 500
+ACCEPTED, UNAVAILABLE = 202, frozenset({502, 503, 504})
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,8 @@ class Soak:
         return True
 
     async def _refused(self, answer: Answer) -> None:
-        if answer.status < FIRST_5XX:
+        # 500 says that something was not foreseen, which a killed process must not be.
+        if answer.status not in UNAVAILABLE:
             self.faults.append(f"a publish was answered {answer} {answer.body[:200]!r}")
         await asyncio.sleep(0.2)
 
@@ -235,7 +236,7 @@ class Soak:
             _none(f"acknowledged publishes that a node never got ({deliveries} wanted)", missing),
             _none("deliveries out of order within a scope", disorder),
             _none("forged, altered or foreign envelopes delivered", wrong),
-            _none("answers to publishes that are neither 202 nor 5xx", self.faults),
+            _none("answers to publishes that are neither 202 nor 502, 503 or 504", self.faults),
             _none("answers to nodes that stop an agent for good", self._final()),
             Check("every node has the last event of each scope", "yes", *self._all_last()),
             Check(
@@ -301,6 +302,7 @@ class Soak:
             f"answers to nodes: {dict(sum((agent.answers for agent in self.agents), Counter()))}",
             f"streams lost: {dict(sum((agent.lost for agent in self.agents), Counter()))}",
             f"processes that ended by themselves and were started again: {dict(self.ended_alone)}",
+            *(f"{count} x in the logs: {error}" for error, count in self.deployment.errors().most_common(8)),
         ]
 
 

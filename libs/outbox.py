@@ -145,10 +145,10 @@ class Relay:
                     return
                 except (InvalidRequest, AlreadyExists) as error:
                     # No retry mends it; it is kept for people, and holds nobody up.
-                    log.error("outbox.refused", schema=self._schema, event=str(event.id), code=error.code)  # noqa: TRY400 — expected
+                    log.error("outbox.refused", schema=self._schema, id=str(event.id), code=error.code)  # noqa: TRY400 — expected
                     outcome.refused.append((event.id, error.code))
                 except PlexError as error:
-                    log.warning("outbox.postponed", schema=self._schema, event=str(event.id), code=error.code)
+                    log.warning("outbox.postponed", schema=self._schema, id=str(event.id), code=error.code)
                     return
                 else:
                     outcome.published.append(event.id)

@@ -78,6 +78,8 @@ def bare_traceback(_: Any, __: str, event: Event) -> Event:
         event["error"] = type(error).__name__
         frames = traceback.extract_tb(error.__traceback__)
         event["frames"] = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in frames]
+        if isinstance(error, BaseExceptionGroup):
+            event["inner"] = [type(inner).__name__ for inner in error.exceptions]
     return event
 
 

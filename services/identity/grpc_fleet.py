@@ -82,6 +82,9 @@ class RelationsApi(relations_pb2_grpc.RelationsServiceServicer):
         removed = await self._relations.remove(request.resource, request.relation, request.subject)
         return rel.DeleteRelationResponse(removed=removed)
 
+    async def ListSubjects(self, request: rel.ListSubjectsRequest, context: Context) -> rel.ListSubjectsResponse:
+        return rel.ListSubjectsResponse(subjects=await self._relations.subjects(request.resource, request.relation))
+
     async def WatchRevocations(
         self, request: rel.WatchRevocationsRequest, context: Context
     ) -> AsyncIterator[rel.WatchRevocationsResponse]:

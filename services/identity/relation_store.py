@@ -7,10 +7,14 @@ from dataclasses import dataclass
 import asyncpg
 
 from libs.ids import uuid7
-from libs.pg import transaction
+from libs.pg import connection, transaction
 from services.identity.model import Tuple
 from services.identity.relations import Checker, Revocation
 
+SUBJECTS = """
+SELECT subject_type || ':' || subject_id AS subject FROM identity.relation_tuples
+WHERE resource_type = $1 AND resource_id = $2 AND relation = $3 AND state <> 'removing' ORDER BY 1
+"""
 CHANNEL = "revocations"
 BATCH = 500
 ADD = """
@@ -93,6 +97,12 @@ class PgTupleStore:
         where += " AND ($4 = '' OR subject_type || ':' || subject_id = $4)"
         async with transaction(self.pool, "mark_tuples") as lent:
             return await mark_tuples(lent, where, *split(resource), relation, subject)
+
+    async def subjects(self, resource: str, relation: str) -> list[str]:
+        """Return the subjects of a relation, those whose grant has not arrived yet among them."""
+        async with connection(self.pool, "subjects") as lent:
+            rows = await lent.fetch(SUBJECTS, *split(resource), relation)
+        return [row["subject"] for row in rows]
 
     async def deliver(self, checker: Checker) -> int:
         """Bring pending tuples to SpiceDB and finish removals, waiting for whoever is at it; returns how many."""

@@ -46,6 +46,9 @@ class TupleStore(Protocol):
     async def mark(self, resource: str, relation: str, subject: str) -> list[Tuple]:
         """Mark tuples as removing, empty arguments matching all, and tell the feed; returns them."""
 
+    async def subjects(self, resource: str, relation: str) -> list[str]:
+        """Return the subjects of a relation, those whose grant has not arrived yet among them."""
+
     async def deliver(self, checker: Checker) -> int:
         """Bring pending tuples to SpiceDB and finish removals, waiting for whoever is at it; returns how many."""
 
@@ -151,6 +154,10 @@ class Relations:
         if not resources:
             return []
         return await self.checker.check([(subject, permission.replace("-", "_"), one) for one in resources])
+
+    async def subjects(self, resource: str, relation: str) -> list[str]:
+        """Return the subjects of a relation as the tuple table, which is the truth, has them."""
+        return await self.tuples.subjects(resource, relation)
 
     async def grant(self, row: Tuple) -> None:
         """Add a tuple and bring it to SpiceDB; the grant may lag when SpiceDB is away."""

@@ -11,6 +11,7 @@ from libs.columns import guard_columns
 from libs.cursor import Cursors
 from libs.custody import read_secret_file
 from libs.errors import PlexError
+from libs.outbox import MeshPublisher, Relay
 from libs.pg import create_pool, ping
 from libs.process import main
 from libs.rpc.channel import connect
@@ -52,6 +53,7 @@ async def run(settings: SecretsSettings) -> None:
         open_bao(settings.openbao, settings.tls) as bao,
         connect(settings.peers.identity, settings.tls) as identity,
         connect(settings.peers.audit, settings.tls) as audit,
+        connect(settings.peers.mesh, settings.tls) as mesh,
     ):
         await guard_columns(pool, "secrets", COLUMNS)
         store, vault, relations = PgStore(pool), BaoVault(bao), IdentityRelations(identity)
@@ -78,6 +80,7 @@ async def run(settings: SecretsSettings) -> None:
             readiness={"postgres": lambda: ping(pool), "openbao": bao.ping},
             background=[
                 every(FINISH_EVERY_S, "secrets.finish_left_behind", admin.finish_left_behind),
+                Relay(pool, "secrets", MeshPublisher(mesh)).run(),
                 every(REPORT_EVERY_S, "secrets.report_limited", reads.report_limited),
             ],
         )

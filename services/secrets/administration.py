@@ -41,15 +41,17 @@ class SecretsAdmin:
             raise PreconditionFailed
         row = row or SecretRow(uuid7(), place.domain_id, project_id, name)
         await self._record(caller, "secret.put", "manage", row, version=[str(expected_version + 1)])
+        # Asked for before anything is written: who reads it is told with the new version or not at all.
+        readers = await self.relations.readers(row)
         if not await self.store.begin_put(row, expected_version):
             raise PreconditionFailed
         try:
             version = await self.vault.write(row, value, expected_version)
         except PreconditionFailed:
             # Somebody else's write won; its number is the truth for the next caller.
-            await self.store.settle(row.id, await self.vault.current_version(row))
+            await self.store.settle(row, await self.vault.current_version(row), readers)
             raise
-        await self.store.settle(row.id, version)
+        await self.store.settle(row, version, readers)
         return version
 
     async def page(self, caller: Principal, project_id: UUID, cursor: str, limit: int) -> Page:
@@ -69,7 +71,7 @@ class SecretsAdmin:
         await self._allowed(caller, "secret.destroy", "manage", project_id)
         row = await self._existing(project_id, name)
         await self._record(caller, "secret.destroy", "manage", row)
-        await self.store.begin_destroy(row.id)
+        await self.store.begin_destroy(row, await self.relations.readers(row))
         await self._settle(replace(row, destroying=True))
 
     async def destroy_version(self, caller: Principal, project_id: UUID, name: str, version: int) -> None:
@@ -79,14 +81,19 @@ class SecretsAdmin:
         if not 1 <= version <= row.current_version:
             raise SecretVersionNotFound
         await self._record(caller, "secret.destroy_version", "manage", row, version=[str(version)])
+        readers = await self.relations.readers(row)
         await self.vault.destroy_version(row, version)
+        await self.store.tell(row, readers, "secret_destroyed")
 
     async def grant(self, caller: Principal, project_id: UUID, name: str, node_id: UUID) -> None:
         """Let a node of the same project read a secret."""
         await self._allowed(caller, "reader.grant", "manage", project_id)
         row = await self._for_node(project_id, name, node_id)
         await self._record(caller, "reader.grant", "manage", row, node=[str(node_id)])
+        # Told after the grant: a node that asked before it would be refused and not ask again. A crash in between
+        # answers nobody, and the operator's second attempt tells the node.
         await self.relations.grant_reader(row, node_id)
+        await self.store.tell(row, [node_id], "secret_granted")
 
     async def revoke(self, caller: Principal, project_id: UUID, name: str, node_id: UUID) -> None:
         """Stop a node from reading a secret; no read succeeds once it has returned."""
@@ -94,6 +101,7 @@ class SecretsAdmin:
         row = await self._for_node(project_id, name, node_id)
         await self._record(caller, "reader.revoke", "manage", row, node=[str(node_id)])
         await self.relations.revoke_reader(row, node_id)
+        await self.store.tell(row, [node_id], "secret_revoked")
 
     async def finish_left_behind(self) -> int:
         """Finish every write and destruction that a crash left behind, and say how many there were."""
@@ -143,7 +151,8 @@ class SecretsAdmin:
 
     async def _settle(self, row: SecretRow) -> None:
         if not row.destroying:
-            await self.store.settle(row.id, await self.vault.current_version(row))
+            readers = await self.relations.readers(row)
+            await self.store.settle(row, await self.vault.current_version(row), readers)
             return
         # Grants go first: a relation that outlives its secret would outlive every means to remove it.
         await self.relations.revoke_readers(row)

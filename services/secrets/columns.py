@@ -7,4 +7,10 @@ COLUMNS = {
         "name": ColumnClass.IDENTIFIER,
         "reference": ColumnClass.REFERENCE,
     },
+    "event_outbox": {
+        "type": ColumnClass.METADATA,
+        "scope": ColumnClass.IDENTIFIER,
+        "payload": ColumnClass.METADATA,
+        "refused_code": ColumnClass.METADATA,
+    },
 }

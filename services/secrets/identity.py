@@ -38,6 +38,15 @@ class IdentityRelations:
             relations_pb2.DeleteRelationRequest(subject=f"node:{node_id}", relation=READER, resource=secret.resource)
         )
 
+    async def readers(self, secret: SecretRow) -> list[UUID]:
+        """Return the nodes that may read a secret."""
+        request = relations_pb2.ListSubjectsRequest(resource=secret.resource, relation=READER)
+        try:
+            answer = await self._stub.ListSubjects(request)
+        except PlexError as error:
+            raise AuthzUnavailable(error.code) from error
+        return [UUID(subject.removeprefix("node:")) for subject in answer.subjects]
+
     async def revoke_readers(self, secret: SecretRow) -> None:
         """Stop everybody from reading a secret."""
         await self._delete(relations_pb2.DeleteRelationRequest(resource=secret.resource))

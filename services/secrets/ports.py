@@ -1,5 +1,6 @@
 """What the rules of secrets need; each docstring is the promise."""
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any, Protocol
 from uuid import UUID
@@ -31,8 +32,14 @@ class Store(Protocol):
         Concurrent callers may all begin on one row: OpenBao's check-and-set then lets one of them through.
         """
 
-    async def settle(self, secret_id: UUID, version: int) -> None:
-        """Make what OpenBao holds the current version; never goes back, and ends a pending write that it covers."""
+    async def settle(self, row: SecretRow, version: int, readers: Sequence[UUID]) -> None:
+        """Make what OpenBao holds the current version; never goes back, and ends a pending write that it covers.
+
+        The readers are told in the same transaction when the version has risen.
+        """
+
+    async def tell(self, row: SecretRow, readers: Sequence[UUID], reason: str) -> None:
+        """Tell nodes that what they may read has changed."""
 
     async def unsettled(self, project_id: UUID | None, idle: timedelta) -> list[SecretRow]:
         """Return rows with a write or a destruction that was begun at least `idle` ago; None for every project."""
@@ -40,8 +47,8 @@ class Store(Protocol):
     async def page(self, project_id: UUID, after: str, count: int) -> list[SecretRow]:
         """Return visible rows of a project in the order of their names, those after a name."""
 
-    async def begin_destroy(self, secret_id: UUID) -> None:
-        """Hide a secret from everybody; durable and final once it returns."""
+    async def begin_destroy(self, row: SecretRow, readers: Sequence[UUID]) -> None:
+        """Hide a secret from everybody, and tell those who read it; durable and final once it returns."""
 
     async def remove(self, secret_id: UUID) -> None:
         """Forget a secret whose destruction was begun."""
@@ -77,6 +84,9 @@ class Relations(Protocol):
 
     async def revoke_reader(self, secret: SecretRow, node_id: UUID) -> None:
         """Stop a node from reading a secret: no check finds it once this returns. Repeating it changes nothing."""
+
+    async def readers(self, secret: SecretRow) -> list[UUID]:
+        """Return the nodes that may read a secret."""
 
     async def revoke_readers(self, secret: SecretRow) -> None:
         """Stop everybody from reading a secret, in the same way."""

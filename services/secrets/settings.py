@@ -15,6 +15,7 @@ class Peers(Settings):
 
     identity: Peer
     audit: Peer
+    mesh: Peer
 
 
 class Limits(Settings):

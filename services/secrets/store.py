@@ -1,12 +1,16 @@
 """All SQL about secrets' metadata; each method is one transaction."""
 
+import datetime
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
 
-from libs.pg import connection
+from libs.ids import uuid7
+from libs.outbox import add_event
+from libs.pg import connection, transaction
 from services.secrets.model import SecretRow
 
 COLUMNS = "id, domain_id, project_id, name, current_version, pending_version, destroying_at IS NOT NULL AS destroying"
@@ -32,7 +36,7 @@ RETURNING id
 # The note of a write goes once the write has come, or is so old that nobody can be writing it any more.
 SETTLE = """
 WITH seen AS (
-    SELECT id, pending_version <= $2 OR pending_at < now() - interval '1 minute' AS over
+    SELECT id, current_version AS before, pending_version <= $2 OR pending_at < now() - interval '1 minute' AS over
     FROM secrets.secrets WHERE id = $1 FOR UPDATE
 )
 UPDATE secrets.secrets s
@@ -41,6 +45,7 @@ SET current_version = greatest(s.current_version, $2),
     pending_at = CASE WHEN seen.over THEN NULL ELSE s.pending_at END,
     updated_at = now()
 FROM seen WHERE s.id = seen.id
+RETURNING seen.before < $2
 """
 
 UNSETTLED = f"""
@@ -57,7 +62,9 @@ WHERE project_id = $1 AND name > $2 COLLATE "C" AND current_version > 0 AND dest
 ORDER BY name COLLATE "C" LIMIT $3
 """
 
-BEGIN_DESTROY = "UPDATE secrets.secrets SET destroying_at = coalesce(destroying_at, now()) WHERE id = $1"
+BEGIN_DESTROY = """
+UPDATE secrets.secrets SET destroying_at = now() WHERE id = $1 AND destroying_at IS NULL RETURNING true
+"""
 REMOVE = "DELETE FROM secrets.secrets WHERE id = $1 AND destroying_at IS NOT NULL"
 
 
@@ -82,10 +89,16 @@ class PgStore:
                 begun = await lent.fetchval(CREATE, row.id, row.domain_id, row.project_id, row.name, row.reference)
         return begun is not None
 
-    async def settle(self, secret_id: UUID, version: int) -> None:
-        """Make what OpenBao holds the current version."""
-        async with connection(self.pool, "settle") as lent:
-            await lent.execute(SETTLE, secret_id, version)
+    async def settle(self, row: SecretRow, version: int, readers: Sequence[UUID]) -> None:
+        """Make what OpenBao holds the current version, and tell the readers when it has risen."""
+        async with transaction(self.pool, "settle") as lent:
+            if await lent.fetchval(SETTLE, row.id, version):
+                await _tell(lent, row, readers, "secret_updated")
+
+    async def tell(self, row: SecretRow, readers: Sequence[UUID], reason: str) -> None:
+        """Tell nodes that what they may read has changed."""
+        async with transaction(self.pool, "tell_readers") as lent:
+            await _tell(lent, row, readers, reason)
 
     async def unsettled(self, project_id: UUID | None, idle: timedelta) -> list[SecretRow]:
         """Return rows with a step that was begun at least `idle` ago."""
@@ -97,12 +110,21 @@ class PgStore:
         async with connection(self.pool, "page_secrets") as lent:
             return [SecretRow(**row) for row in await lent.fetch(PAGE, project_id, after, count)]
 
-    async def begin_destroy(self, secret_id: UUID) -> None:
-        """Hide a secret from everybody."""
-        async with connection(self.pool, "begin_destroy") as lent:
-            await lent.execute(BEGIN_DESTROY, secret_id)
+    async def begin_destroy(self, row: SecretRow, readers: Sequence[UUID]) -> None:
+        """Hide a secret from everybody, and tell those who read it."""
+        async with transaction(self.pool, "begin_destroy") as lent:
+            if await lent.fetchval(BEGIN_DESTROY, row.id):
+                await _tell(lent, row, readers, "secret_destroyed")
 
     async def remove(self, secret_id: UUID) -> None:
         """Forget a secret whose destruction was begun."""
         async with connection(self.pool, "remove_secret") as lent:
             await lent.execute(REMOVE, secret_id)
+
+
+async def _tell(lent: asyncpg.Connection, row: SecretRow, readers: Sequence[UUID], reason: str) -> None:
+    now = datetime.datetime.now(datetime.UTC)
+    for node_id in readers:
+        # A revision only has to be another one each time; nodes fetch what they may, whatever it says.
+        payload = {"node_id": str(node_id), "revision": str(uuid7()), "reason": reason}
+        await add_event(lent, "secrets", row.domain_id, "node_state_updated", f"node:{node_id}", payload, now)

@@ -1,7 +1,7 @@
 """One fake a port, in memory; test_ports.py holds those that rules depend on to the real ones' promises."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
@@ -43,6 +43,7 @@ class FakeStore:
     rows: dict[UUID, SecretRow] = field(default_factory=dict)
     refusal: PlexError | None = None
     idle: timedelta = timedelta()
+    told: list[tuple[UUID, str]] = field(default_factory=list)
 
     async def find(self, project_id: UUID, name: str) -> SecretRow | None:
         self.trace.append("metadata")
@@ -60,13 +61,16 @@ class FakeStore:
         self.rows[row.id] = replace(there, pending_version=expected_version + 1)
         return True
 
-    async def settle(self, secret_id: UUID, version: int) -> None:
+    async def settle(self, row: SecretRow, version: int, readers: Sequence[UUID]) -> None:
         self.trace.append("settle")
-        if (row := self.rows.get(secret_id)) is not None:
-            pending = None if row.pending_version is None or row.pending_version <= version else row.pending_version
-            self.rows[secret_id] = replace(
-                row, current_version=max(row.current_version, version), pending_version=pending
-            )
+        if (now := self.rows.get(row.id)) is not None:
+            pending = None if now.pending_version is None or now.pending_version <= version else now.pending_version
+            if version > now.current_version:
+                await self.tell(row, readers, "secret_updated")
+            self.rows[row.id] = replace(now, current_version=max(now.current_version, version), pending_version=pending)
+
+    async def tell(self, row: SecretRow, readers: Sequence[UUID], reason: str) -> None:
+        self.told += [(node_id, reason) for node_id in readers]
 
     async def unsettled(self, project_id: UUID | None, idle: timedelta) -> list[SecretRow]:
         # Nothing ages here; a test may look at what was asked for.
@@ -78,9 +82,11 @@ class FakeStore:
         rows = (row for row in self.rows.values() if row.project_id == project_id and row.visible and row.name > after)
         return sorted(rows, key=lambda row: row.name)[:count]
 
-    async def begin_destroy(self, secret_id: UUID) -> None:
+    async def begin_destroy(self, row: SecretRow, readers: Sequence[UUID]) -> None:
         self.trace.append("begin_destroy")
-        self.rows[secret_id] = replace(self.rows[secret_id], destroying=True)
+        if not self.rows[row.id].destroying:
+            await self.tell(row, readers, "secret_destroyed")
+        self.rows[row.id] = replace(self.rows[row.id], destroying=True)
 
     async def remove(self, secret_id: UUID) -> None:
         if secret_id in self.rows and self.rows[secret_id].destroying:
@@ -153,6 +159,12 @@ class FakeRelations:
     async def revoke_reader(self, secret: SecretRow, node_id: UUID) -> None:
         self.trace.append("revoke")
         self.granted.discard((f"node:{node_id}", "read", secret.resource))
+
+    async def readers(self, secret: SecretRow) -> list[UUID]:
+        if self.refusal:
+            raise self.refusal
+        found = [who for who, _, what in self.granted if what == secret.resource]
+        return [UUID(who.removeprefix("node:")) for who in found if who.startswith("node:")]
 
     async def revoke_readers(self, secret: SecretRow) -> None:
         self.trace.append("revoke_readers")

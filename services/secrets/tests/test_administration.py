@@ -52,6 +52,22 @@ ACTIONS: dict[str, tuple[Act, str, set[str]]] = {
 }
 
 
+async def test_readers_are_told_of_every_change_and_of_nothing_else() -> None:
+    world = World()
+    await world.admin.grant(world.operator, world.project, NAME, world.node)
+    await put(world)
+    with pytest.raises(PreconditionFailed):
+        await put(world)
+    await world.admin.destroy_version(world.operator, world.project, NAME, 1)
+    await world.admin.revoke(world.operator, world.project, NAME, world.node)
+    await put(world, expected=3)
+    await world.admin.grant(world.operator, world.project, NAME, world.node)
+    await world.admin.destroy(world.operator, world.project, NAME)
+    assert [reason for node, reason in world.store.told if node == world.node] == [
+        "secret_granted", "secret_updated", "secret_destroyed", "secret_revoked", "secret_granted", "secret_destroyed",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(("action", "act", "effects"), [(a, how, e) for a, (how, _, e) in ACTIONS.items()])
 async def test_one_row_before_the_effect(action: str, act: Act, effects: set[str]) -> None:
     world = World()

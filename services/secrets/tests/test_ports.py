@@ -56,7 +56,7 @@ async def test_a_write_begins_only_on_the_version_that_it_expects(store: Store) 
     # The same row again: a creation that is tried once more. Another id: somebody else's creation.
     assert await store.begin_put(row, 0)
     assert not await store.begin_put(fresh(row.name, row.project_id), 0)
-    await store.settle(row.id, 1)
+    await store.settle(row, 1, [])
     assert not await store.begin_put(row, 0)
     assert not await store.begin_put(row, 2)
     assert await store.begin_put(row, 1)
@@ -66,12 +66,12 @@ async def test_a_write_begins_only_on_the_version_that_it_expects(store: Store) 
 async def test_settling_never_goes_back_and_ends_what_it_covers(store: Store) -> None:
     row = fresh()
     await store.begin_put(row, 0)
-    await store.settle(row.id, 0)
+    await store.settle(row, 0, [])
     assert await stored(store, row) == replace(row, pending_version=1)
-    await store.settle(row.id, 3)
-    await store.settle(row.id, 2)
+    await store.settle(row, 3, [])
+    await store.settle(row, 2, [])
     assert await stored(store, row) == replace(row, current_version=3)
-    await store.settle(uuid7(), 1)
+    await store.settle(fresh(), 1, [])
 
 
 async def test_what_was_begun_is_listed_until_it_is_finished(store: Store) -> None:
@@ -79,17 +79,17 @@ async def test_what_was_begun_is_listed_until_it_is_finished(store: Store) -> No
     await store.begin_put(row, 0)
     assert await store.unsettled(row.project_id, NOW) == [replace(row, pending_version=1)]
     assert await store.unsettled(uuid7(), NOW) == []
-    await store.settle(row.id, 1)
+    await store.settle(row, 1, [])
     assert await store.unsettled(row.project_id, NOW) == []
 
 
 async def test_a_destroyed_row_is_out_of_sight_at_once_and_its_name_is_free_when_it_is_gone(store: Store) -> None:
     row = fresh()
     await store.begin_put(row, 0)
-    await store.settle(row.id, 1)
+    await store.settle(row, 1, [])
     await store.remove(row.id)
     assert (await stored(store, row)).visible
-    await store.begin_destroy(row.id)
+    await store.begin_destroy(row, [])
     assert not (await stored(store, row)).visible
     assert await store.page(row.project_id, "", 9) == []
     assert not await store.begin_put(row, 1)
@@ -105,7 +105,7 @@ async def test_pages_hold_visible_rows_by_name(store: Store) -> None:
         row = fresh(name, project)
         await store.begin_put(row, 0)
         if name != "c":
-            await store.settle(row.id, 1)
+            await store.settle(row, 1, [])
     assert [row.name for row in await store.page(project, "", 3)] == ["a", "b", "b-1"]
     assert [row.name for row in await store.page(project, "b-1", 3)] == ["b_1"]
 

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&plexsphere/identity/v1/relations.proto\x12\x16plexsphere.identity.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x01\n\x0c\x43heckRequest\x12;\n\x07subject\x18\x01 \x01(\tB*\xbaH\'r%2#^(user|service|node):[0-9a-f-]{36}$\x12.\n\npermission\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[a-z][a-z-]{1,62}$\x12Y\n\x08resource\x18\x03 \x01(\tBG\xbaHDrB2@^(platform|domain|project|resource|node|secret):[a-z0-9-]{1,64}$\"A\n\rCheckResponse\x12\x30\n\x07verdict\x18\x01 \x01(\x0e\x32\x1f.plexsphere.identity.v1.Verdict\"U\n\x10\x42ulkCheckRequest\x12\x41\n\x06\x63hecks\x18\x01 \x03(\x0b\x32$.plexsphere.identity.v1.CheckRequestB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"K\n\x11\x42ulkCheckResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.plexsphere.identity.v1.CheckResponse\"\xd9\x01\n\x14WriteRelationRequest\x12^\n\x07subject\x18\x01 \x01(\tBM\xbaHJrH2F^(platform|domain|project|resource|user|service|node):[a-z0-9-]{1,64}$\x12,\n\x08relation\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[a-z][a-z-]{1,62}$\x12\x33\n\x08resource\x18\x03 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^(secret):[a-z0-9-]{1,64}$\"\x17\n\x15WriteRelationResponse\"\x82\x01\n\x15\x44\x65leteRelationRequest\x12\x19\n\x07subject\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x19\n\x08relation\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x33\n\x08resource\x18\x03 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^(secret):[a-z0-9-]{1,64}$\")\n\x16\x44\x65leteRelationResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x05\"\x19\n\x17WatchRevocationsRequest\"\xd1\x01\n\x18WatchRevocationsResponse\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x08relation\x18\x02 \x01(\x0b\x32\'.plexsphere.identity.v1.RevokedRelationH\x00\x12\x11\n\x07node_id\x18\x03 \x01(\tH\x00\x12\x1b\n\x11\x63redential_digest\x18\x04 \x01(\tH\x00\x12\x15\n\x0bidentity_id\x18\x05 \x01(\tH\x00\x42\t\n\x07revoked\"F\n\x0fRevokedRelation\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08relation\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\".\n\x11LocateNodeRequest\x12\x19\n\x07node_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"]\n\x12LocateNodeResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x11\n\tdomain_id\x18\x03 \x01(\t\x12\x0f\n\x07nsk_kid\x18\x04 \x01(\t\"4\n\x14LocateProjectRequest\x12\x1c\n\nproject_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\">\n\x15LocateProjectResponse\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tdomain_id\x18\x02 \x01(\t\";\n\x13GetStandingsRequest\x12$\n\x08node_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\xfa\x01\"\x05r\x03\xb0\x01\x01\"Q\n\x08Standing\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tdomain_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\x08\"K\n\x14GetStandingsResponse\x12\x33\n\tstandings\x18\x01 \x03(\x0b\x32 .plexsphere.identity.v1.Standing*\x92\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_GRANTED\x10\x01\x12\x18\n\x14VERDICT_OUT_OF_SCOPE\x10\x02\x12!\n\x1dVERDICT_INSUFFICIENT_RELATION\x10\x03\x12\x1c\n\x18VERDICT_CAVEAT_VIOLATION\x10\x04\x32\xa2\x04\n\x10RelationsService\x12T\n\x05\x43heck\x12$.plexsphere.identity.v1.CheckRequest\x1a%.plexsphere.identity.v1.CheckResponse\x12`\n\tBulkCheck\x12(.plexsphere.identity.v1.BulkCheckRequest\x1a).plexsphere.identity.v1.BulkCheckResponse\x12l\n\rWriteRelation\x12,.plexsphere.identity.v1.WriteRelationRequest\x1a-.plexsphere.identity.v1.WriteRelationResponse\x12o\n\x0e\x44\x65leteRelation\x12-.plexsphere.identity.v1.DeleteRelationRequest\x1a..plexsphere.identity.v1.DeleteRelationResponse\x12w\n\x10WatchRevocations\x12/.plexsphere.identity.v1.WatchRevocationsRequest\x1a\x30.plexsphere.identity.v1.WatchRevocationsResponse0\x01\x32\xcc\x02\n\x0c\x46leetService\x12\x63\n\nLocateNode\x12).plexsphere.identity.v1.LocateNodeRequest\x1a*.plexsphere.identity.v1.LocateNodeResponse\x12l\n\rLocateProject\x12,.plexsphere.identity.v1.LocateProjectRequest\x1a-.plexsphere.identity.v1.LocateProjectResponse\x12i\n\x0cGetStandings\x12+.plexsphere.identity.v1.GetStandingsRequest\x1a,.plexsphere.identity.v1.GetStandingsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&plexsphere/identity/v1/relations.proto\x12\x16plexsphere.identity.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x01\n\x0c\x43heckRequest\x12;\n\x07subject\x18\x01 \x01(\tB*\xbaH\'r%2#^(user|service|node):[0-9a-f-]{36}$\x12.\n\npermission\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[a-z][a-z-]{1,62}$\x12Y\n\x08resource\x18\x03 \x01(\tBG\xbaHDrB2@^(platform|domain|project|resource|node|secret):[a-z0-9-]{1,64}$\"A\n\rCheckResponse\x12\x30\n\x07verdict\x18\x01 \x01(\x0e\x32\x1f.plexsphere.identity.v1.Verdict\"U\n\x10\x42ulkCheckRequest\x12\x41\n\x06\x63hecks\x18\x01 \x03(\x0b\x32$.plexsphere.identity.v1.CheckRequestB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"K\n\x11\x42ulkCheckResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.plexsphere.identity.v1.CheckResponse\"\xd9\x01\n\x14WriteRelationRequest\x12^\n\x07subject\x18\x01 \x01(\tBM\xbaHJrH2F^(platform|domain|project|resource|user|service|node):[a-z0-9-]{1,64}$\x12,\n\x08relation\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[a-z][a-z-]{1,62}$\x12\x33\n\x08resource\x18\x03 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^(secret):[a-z0-9-]{1,64}$\"\x17\n\x15WriteRelationResponse\"\x82\x01\n\x15\x44\x65leteRelationRequest\x12\x19\n\x07subject\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x19\n\x08relation\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x33\n\x08resource\x18\x03 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^(secret):[a-z0-9-]{1,64}$\")\n\x16\x44\x65leteRelationResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x05\"x\n\x13ListSubjectsRequest\x12\x33\n\x08resource\x18\x01 \x01(\tB!\xbaH\x1er\x1c\x32\x1a^(secret):[a-z0-9-]{1,64}$\x12,\n\x08relation\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[a-z][a-z-]{1,62}$\"(\n\x14ListSubjectsResponse\x12\x10\n\x08subjects\x18\x01 \x03(\t\"\x19\n\x17WatchRevocationsRequest\"\xd1\x01\n\x18WatchRevocationsResponse\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x08relation\x18\x02 \x01(\x0b\x32\'.plexsphere.identity.v1.RevokedRelationH\x00\x12\x11\n\x07node_id\x18\x03 \x01(\tH\x00\x12\x1b\n\x11\x63redential_digest\x18\x04 \x01(\tH\x00\x12\x15\n\x0bidentity_id\x18\x05 \x01(\tH\x00\x42\t\n\x07revoked\"F\n\x0fRevokedRelation\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08relation\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\".\n\x11LocateNodeRequest\x12\x19\n\x07node_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"]\n\x12LocateNodeResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x11\n\tdomain_id\x18\x03 \x01(\t\x12\x0f\n\x07nsk_kid\x18\x04 \x01(\t\"4\n\x14LocateProjectRequest\x12\x1c\n\nproject_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\">\n\x15LocateProjectResponse\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tdomain_id\x18\x02 \x01(\t\";\n\x13GetStandingsRequest\x12$\n\x08node_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\xfa\x01\"\x05r\x03\xb0\x01\x01\"Q\n\x08Standing\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tdomain_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\x08\"K\n\x14GetStandingsResponse\x12\x33\n\tstandings\x18\x01 \x03(\x0b\x32 .plexsphere.identity.v1.Standing*\x92\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_GRANTED\x10\x01\x12\x18\n\x14VERDICT_OUT_OF_SCOPE\x10\x02\x12!\n\x1dVERDICT_INSUFFICIENT_RELATION\x10\x03\x12\x1c\n\x18VERDICT_CAVEAT_VIOLATION\x10\x04\x32\x8d\x05\n\x10RelationsService\x12T\n\x05\x43heck\x12$.plexsphere.identity.v1.CheckRequest\x1a%.plexsphere.identity.v1.CheckResponse\x12`\n\tBulkCheck\x12(.plexsphere.identity.v1.BulkCheckRequest\x1a).plexsphere.identity.v1.BulkCheckResponse\x12l\n\rWriteRelation\x12,.plexsphere.identity.v1.WriteRelationRequest\x1a-.plexsphere.identity.v1.WriteRelationResponse\x12o\n\x0e\x44\x65leteRelation\x12-.plexsphere.identity.v1.DeleteRelationRequest\x1a..plexsphere.identity.v1.DeleteRelationResponse\x12i\n\x0cListSubjects\x12+.plexsphere.identity.v1.ListSubjectsRequest\x1a,.plexsphere.identity.v1.ListSubjectsResponse\x12w\n\x10WatchRevocations\x12/.plexsphere.identity.v1.WatchRevocationsRequest\x1a\x30.plexsphere.identity.v1.WatchRevocationsResponse0\x01\x32\xcc\x02\n\x0c\x46leetService\x12\x63\n\nLocateNode\x12).plexsphere.identity.v1.LocateNodeRequest\x1a*.plexsphere.identity.v1.LocateNodeResponse\x12l\n\rLocateProject\x12,.plexsphere.identity.v1.LocateProjectRequest\x1a-.plexsphere.identity.v1.LocateProjectResponse\x12i\n\x0cGetStandings\x12+.plexsphere.identity.v1.GetStandingsRequest\x1a,.plexsphere.identity.v1.GetStandingsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,14 +53,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETERELATIONREQUEST'].fields_by_name['relation']._serialized_options = b'\272H\004r\002\030@'
   _globals['_DELETERELATIONREQUEST'].fields_by_name['resource']._loaded_options = None
   _globals['_DELETERELATIONREQUEST'].fields_by_name['resource']._serialized_options = b'\272H\036r\0342\032^(secret):[a-z0-9-]{1,64}$'
+  _globals['_LISTSUBJECTSREQUEST'].fields_by_name['resource']._loaded_options = None
+  _globals['_LISTSUBJECTSREQUEST'].fields_by_name['resource']._serialized_options = b'\272H\036r\0342\032^(secret):[a-z0-9-]{1,64}$'
+  _globals['_LISTSUBJECTSREQUEST'].fields_by_name['relation']._loaded_options = None
+  _globals['_LISTSUBJECTSREQUEST'].fields_by_name['relation']._serialized_options = b'\272H\027r\0252\023^[a-z][a-z-]{1,62}$'
   _globals['_LOCATENODEREQUEST'].fields_by_name['node_id']._loaded_options = None
   _globals['_LOCATENODEREQUEST'].fields_by_name['node_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_LOCATEPROJECTREQUEST'].fields_by_name['project_id']._loaded_options = None
   _globals['_LOCATEPROJECTREQUEST'].fields_by_name['project_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_GETSTANDINGSREQUEST'].fields_by_name['node_ids']._loaded_options = None
   _globals['_GETSTANDINGSREQUEST'].fields_by_name['node_ids']._serialized_options = b'\272H\017\222\001\014\010\001\020\372\001\"\005r\003\260\001\001'
-  _globals['_VERDICT']._serialized_start=1791
-  _globals['_VERDICT']._serialized_end=1937
+  _globals['_VERDICT']._serialized_start=1955
+  _globals['_VERDICT']._serialized_end=2101
   _globals['_CHECKREQUEST']._serialized_start=129
   _globals['_CHECKREQUEST']._serialized_end=343
   _globals['_CHECKRESPONSE']._serialized_start=345
@@ -77,28 +81,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DELETERELATIONREQUEST']._serialized_end=952
   _globals['_DELETERELATIONRESPONSE']._serialized_start=954
   _globals['_DELETERELATIONRESPONSE']._serialized_end=995
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=997
-  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=1022
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=1025
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=1234
-  _globals['_REVOKEDRELATION']._serialized_start=1236
-  _globals['_REVOKEDRELATION']._serialized_end=1306
-  _globals['_LOCATENODEREQUEST']._serialized_start=1308
-  _globals['_LOCATENODEREQUEST']._serialized_end=1354
-  _globals['_LOCATENODERESPONSE']._serialized_start=1356
-  _globals['_LOCATENODERESPONSE']._serialized_end=1449
-  _globals['_LOCATEPROJECTREQUEST']._serialized_start=1451
-  _globals['_LOCATEPROJECTREQUEST']._serialized_end=1503
-  _globals['_LOCATEPROJECTRESPONSE']._serialized_start=1505
-  _globals['_LOCATEPROJECTRESPONSE']._serialized_end=1567
-  _globals['_GETSTANDINGSREQUEST']._serialized_start=1569
-  _globals['_GETSTANDINGSREQUEST']._serialized_end=1628
-  _globals['_STANDING']._serialized_start=1630
-  _globals['_STANDING']._serialized_end=1711
-  _globals['_GETSTANDINGSRESPONSE']._serialized_start=1713
-  _globals['_GETSTANDINGSRESPONSE']._serialized_end=1788
-  _globals['_RELATIONSSERVICE']._serialized_start=1940
-  _globals['_RELATIONSSERVICE']._serialized_end=2486
-  _globals['_FLEETSERVICE']._serialized_start=2489
-  _globals['_FLEETSERVICE']._serialized_end=2821
+  _globals['_LISTSUBJECTSREQUEST']._serialized_start=997
+  _globals['_LISTSUBJECTSREQUEST']._serialized_end=1117
+  _globals['_LISTSUBJECTSRESPONSE']._serialized_start=1119
+  _globals['_LISTSUBJECTSRESPONSE']._serialized_end=1159
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=1161
+  _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=1186
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=1189
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=1398
+  _globals['_REVOKEDRELATION']._serialized_start=1400
+  _globals['_REVOKEDRELATION']._serialized_end=1470
+  _globals['_LOCATENODEREQUEST']._serialized_start=1472
+  _globals['_LOCATENODEREQUEST']._serialized_end=1518
+  _globals['_LOCATENODERESPONSE']._serialized_start=1520
+  _globals['_LOCATENODERESPONSE']._serialized_end=1613
+  _globals['_LOCATEPROJECTREQUEST']._serialized_start=1615
+  _globals['_LOCATEPROJECTREQUEST']._serialized_end=1667
+  _globals['_LOCATEPROJECTRESPONSE']._serialized_start=1669
+  _globals['_LOCATEPROJECTRESPONSE']._serialized_end=1731
+  _globals['_GETSTANDINGSREQUEST']._serialized_start=1733
+  _globals['_GETSTANDINGSREQUEST']._serialized_end=1792
+  _globals['_STANDING']._serialized_start=1794
+  _globals['_STANDING']._serialized_end=1875
+  _globals['_GETSTANDINGSRESPONSE']._serialized_start=1877
+  _globals['_GETSTANDINGSRESPONSE']._serialized_end=1952
+  _globals['_RELATIONSSERVICE']._serialized_start=2104
+  _globals['_RELATIONSSERVICE']._serialized_end=2757
+  _globals['_FLEETSERVICE']._serialized_start=2760
+  _globals['_FLEETSERVICE']._serialized_end=3092
 # @@protoc_insertion_point(module_scope)

@@ -55,6 +55,11 @@ class RelationsServiceStub:
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationResponse.FromString,
                 _registered_method=True)
+        self.ListSubjects = channel.unary_unary(
+                '/plexsphere.identity.v1.RelationsService/ListSubjects',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsResponse.FromString,
+                _registered_method=True)
         self.WatchRevocations = channel.unary_stream(
                 '/plexsphere.identity.v1.RelationsService/WatchRevocations',
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.WatchRevocationsRequest.SerializeToString,
@@ -94,6 +99,13 @@ class RelationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListSubjects(self, request, context):
+        """Lists the subjects of a relation; grants that have not arrived yet are among them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def WatchRevocations(self, request, context):
         """Streams removed relations, disabled nodes and revoked credentials, with a beat every second.
         """
@@ -123,6 +135,11 @@ def add_RelationsServiceServicer_to_server(servicer, server):
                     servicer.DeleteRelation,
                     request_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationRequest.FromString,
                     response_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationResponse.SerializeToString,
+            ),
+            'ListSubjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSubjects,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsResponse.SerializeToString,
             ),
             'WatchRevocations': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRevocations,
@@ -239,6 +256,33 @@ class RelationsService:
             '/plexsphere.identity.v1.RelationsService/DeleteRelation',
             plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationRequest.SerializeToString,
             plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSubjects(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.RelationsService/ListSubjects',
+            plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,6 +41,8 @@ class RelationsServiceStub:
     """Grants a relation; the tuple and its outbox row commit together, the grant may lag a moment."""
     DeleteRelation: _grpc.UnaryUnaryMultiCallable[_relations_pb2.DeleteRelationRequest, _relations_pb2.DeleteRelationResponse]
     """Removes a relation; answers only after no check finds it any more."""
+    ListSubjects: _grpc.UnaryUnaryMultiCallable[_relations_pb2.ListSubjectsRequest, _relations_pb2.ListSubjectsResponse]
+    """Lists the subjects of a relation; grants that have not arrived yet are among them."""
     WatchRevocations: _grpc.UnaryStreamMultiCallable[_relations_pb2.WatchRevocationsRequest, _relations_pb2.WatchRevocationsResponse]
     """Streams removed relations, disabled nodes and revoked credentials, with a beat every second."""
 
@@ -57,6 +59,8 @@ class RelationsServiceAsyncStub(RelationsServiceStub):
     """Grants a relation; the tuple and its outbox row commit together, the grant may lag a moment."""
     DeleteRelation: _aio.UnaryUnaryMultiCallable[_relations_pb2.DeleteRelationRequest, _relations_pb2.DeleteRelationResponse]  # type: ignore[assignment]
     """Removes a relation; answers only after no check finds it any more."""
+    ListSubjects: _aio.UnaryUnaryMultiCallable[_relations_pb2.ListSubjectsRequest, _relations_pb2.ListSubjectsResponse]  # type: ignore[assignment]
+    """Lists the subjects of a relation; grants that have not arrived yet are among them."""
     WatchRevocations: _aio.UnaryStreamMultiCallable[_relations_pb2.WatchRevocationsRequest, _relations_pb2.WatchRevocationsResponse]  # type: ignore[assignment]
     """Streams removed relations, disabled nodes and revoked credentials, with a beat every second."""
 
@@ -94,6 +98,14 @@ class RelationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_relations_pb2.DeleteRelationResponse, _abc.Awaitable[_relations_pb2.DeleteRelationResponse]]:
         """Removes a relation; answers only after no check finds it any more."""
+
+    @_abc_1.abstractmethod
+    def ListSubjects(
+        self,
+        request: _relations_pb2.ListSubjectsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_relations_pb2.ListSubjectsResponse, _abc.Awaitable[_relations_pb2.ListSubjectsResponse]]:
+        """Lists the subjects of a relation; grants that have not arrived yet are among them."""
 
     @_abc_1.abstractmethod
     def WatchRevocations(
