@@ -23,6 +23,9 @@ from libs.rpc.context import remaining_s
 from libs.settings import OpenBao, Tls
 
 RENEW_BEFORE_S = 30.0
+# How soon a new certificate is used; looking at every request would cost more than the request's own bytes.
+LOOK_EVERY_S = 1.0
+LONG_BODY = 64 * 1024
 FORBIDDEN, MISSING, BAD, FIRST_ERROR = 403, 404, 400, 400
 
 tracer = trace.get_tracer("libs.bao")
@@ -45,6 +48,7 @@ class Bao:
         self._identity = identity
         self._http: aiohttp.ClientSession | None = None
         self._seen: tuple[int, ...] = ()
+        self._look_at = 0.0
         self._token = Secret(b"")
         self._until = 0.0
         self._login = asyncio.Lock()
@@ -119,7 +123,9 @@ class Bao:
             self._until = time.monotonic() + float(answer["auth"]["lease_duration"])
 
     async def _session(self) -> aiohttp.ClientSession:
-        seen = tls.changed_at(self._identity)
+        if self._http is not None and time.monotonic() < self._look_at:
+            return self._http
+        self._look_at, seen = time.monotonic() + LOOK_EVERY_S, tls.changed_at(self._identity)
         if self._http is None or seen != self._seen:
             old, self._seen = self._http, seen
             connector = aiohttp.TCPConnector(ssl=tls.client(self._identity), limit=64)
@@ -136,15 +142,17 @@ class Bao:
         with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False):
             try:
                 http = await self._session()
+                raw = None if body is None else json.dumps(body).encode()
                 # aiohttp warns of long bodies of bytes; values may be 1 MiB.
-                sent = None if body is None else io.BytesIO(json.dumps(body).encode())
+                sent = io.BytesIO(raw) if raw is not None and len(raw) > LONG_BODY else raw
                 async with http.request(method, url, data=sent, headers=headers, timeout=timeout) as answer:
                     payload = await answer.read()
                     if answer.status in {BAD, FORBIDDEN, MISSING}:
                         raise BaoRefused(answer.status, path.split("?", maxsplit=1)[0])
                     if answer.status >= FIRST_ERROR:
                         raise OpenbaoUnavailable(f"status {answer.status}")
-                    return await answer.json() if payload else {}
+                    found: JSON = json.loads(payload) if payload else {}
+                    return found
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise OpenbaoUnavailable(type(error).__name__) from error
 

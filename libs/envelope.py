@@ -17,6 +17,7 @@ from nacl.signing import VerifyKey
 from libs.canon import DEEPEST, NotJson, compact, decode, encode, members
 
 SIGNED = ("id", "type", "scope", "key_id", "issued_at", "payload")
+FORM = b'{"id":%b,"type":%b,"scope":%b,"key_id":%b,"issued_at":%b,"payload":%b}'
 KNOWN = frozenset({*SIGNED, "signature"})
 WINDOW_NS = 5 * 60 * 1_000_000_000
 # The published agent's line buffer ends at 65,535 bytes, and it would loop for ever on a longer line.
@@ -83,8 +84,7 @@ class Trust:
 def canonical(identifier: str, kind: str, scope: str, key_id: str, issued_at: str, payload: bytes) -> bytes:
     """Return the bytes that are signed, from members as they go into them; `payload` is compact JSON text."""
     values = (encode(identifier), encode(kind), encode(scope), encode(key_id), encode(issued_at), payload)
-    pairs = (encode(name) + b":" + value for name, value in zip(SIGNED, values, strict=True))
-    return b"{" + b",".join(pairs) + b"}"
+    return FORM % values
 
 
 def build(identifier: str, kind: str, scope: str, key_id: str, issued_at: str, payload: bytes) -> bytes:

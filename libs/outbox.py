@@ -110,13 +110,9 @@ class Relay:
             await asyncio.sleep(RETRY_S)
 
     async def _lead(self, lent: asyncpg.Connection) -> None:
-        try:
-            while True:
-                clean = await self.step(lent)
-                await asyncio.sleep(LOOK_EVERY_S if clean else RETRY_S)
-        finally:
-            if not lent.is_closed():
-                await lent.execute("SELECT pg_advisory_unlock_all()")
+        while True:
+            clean = await self.step(lent)
+            await asyncio.sleep(LOOK_EVERY_S if clean else RETRY_S)
 
     async def step(self, lent: asyncpg.Connection) -> bool:
         """Publish what waits, scopes beside each other and each in order; False when something has to be retried."""

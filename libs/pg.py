@@ -21,6 +21,10 @@ class NotDurable(StartRefused):
     """PostgreSQL could lose what it has acknowledged."""
 
 
+async def keep(_: Any) -> None:
+    """Leave a connection as it is: no statement of ours changes its session, so undoing that is a trip for nothing."""
+
+
 @contextlib.asynccontextmanager
 async def create_pool(settings: Postgres, identity: Tls) -> AsyncIterator[asyncpg.Pool]:
     """Open a pool for the block; new connections use the certificate files as they are then."""
@@ -39,6 +43,7 @@ async def create_pool(settings: Postgres, identity: Tls) -> AsyncIterator[asyncp
         command_timeout=settings.timeout_s,
         timeout=settings.timeout_s,
         connect=connect,
+        reset=keep,
         server_settings={
             "application_name": settings.user,
             "timezone": "UTC",
@@ -60,7 +65,10 @@ def unavailable() -> Iterator[None]:
     """Turn a lost, refused or slow connection into DatastoreUnavailable; other errors of SQL stay what they are."""
     try:
         yield
-    except (OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError) as error:
+    # The last of them: what asyncpg raises when a server dies in the middle of an answer.
+    except (
+        OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.InternalClientError,
+    ) as error:  # fmt: skip
         raise DatastoreUnavailable(type(error).__name__) from error
     except (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError):
         # NUL, which JSON and protobuf can carry and PostgreSQL's text cannot.
@@ -89,7 +97,12 @@ async def held(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """Lend a connection for as long as the block lasts, which may be for good: it belongs to no trace."""
     with unavailable():
         async with pool.acquire() as lent:
-            yield cast("asyncpg.Connection", lent)
+            try:
+                yield cast("asyncpg.Connection", lent)
+            finally:
+                # The one kind of block that takes locks of the session.
+                if not lent.is_closed():
+                    await lent.execute("SELECT pg_advisory_unlock_all()")
 
 
 @contextlib.asynccontextmanager

@@ -22,6 +22,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from structlog.typing import Processor
 
@@ -170,7 +171,9 @@ def set_up(settings: Runtime) -> None:
     """Set up logs, spans and the metrics port of a process."""
     telemetry = settings.telemetry
     set_up_logs(settings.service, telemetry.log_level)
-    provider = TracerProvider(resource=Resource.create({"service.name": settings.service}))
+    # Where nobody collects spans none is recorded; trace ids are made and handed on all the same.
+    sampler = ALWAYS_ON if telemetry.otlp_endpoint or telemetry.trace_file else ALWAYS_OFF
+    provider = TracerProvider(sampler=sampler, resource=Resource.create({"service.name": settings.service}))
     if telemetry.otlp_endpoint:
         provider.add_span_processor(BatchSpanProcessor(collector(settings)))
     if telemetry.trace_file:

@@ -37,7 +37,100 @@ class Mutant:
 # The copy as it is must be green, or a red attack would say nothing.
 UNTOUCHED = Mutant("nothing removed", "README.md", "#", "#", THREATS + "test_memory.py")
 
+FORGERIES = THREATS + "mesh/test_forgeries.py::test_a_forgery_reaches_nobody_is_counted_and_audited"
 MUTANTS = (
+    Mutant(
+        "F-1 signature",
+        "services/gateway/gate.py",
+        "                envelope.authenticate(one.envelope, trust, now_ns)\n",
+        "                pass\n",
+        FORGERIES,
+    ),
+    Mutant(
+        "F-1 nonce",
+        "services/gateway/gate.py",
+        "            if verdict is Verdict.PUBLISHED:\n",
+        "            if verdict is not None:\n",
+        FORGERIES,
+    ),
+    Mutant(
+        "F-1 age",
+        "services/gateway/gate.py",
+        "    elif abs(now_ns - parsed.issued_ns) > envelope.WINDOW_NS:\n",
+        "    elif False:\n",
+        FORGERIES,
+    ),
+    Mutant(
+        "F-1 subject",
+        "services/gateway/gate.py",
+        "    elif (scope[1], scope[2], parsed.type) != (subject[2], subject[3], subject[4]):\n",
+        "    elif False:\n",
+        FORGERIES,
+    ),
+    Mutant(
+        "F-1 digest of the nonce store",
+        "services/mesh/log_store.py",
+        '        return Publication.PUBLISHED if row["digest"] == one.digest else Publication.ALTERED\n'
+        '    if row["digest"] != one.digest:\n        return Publication.ALTERED\n',
+        "        return Publication.PUBLISHED\n",
+        FORGERIES,
+    ),
+    Mutant(
+        "F-1 a row a minute",
+        "services/gateway/refusals.py",
+        '                idempotency_key=uuid5(SPACE, f"{chain}/{reason}/{minute}"),\n',
+        "",
+        THREATS + "mesh/test_forgeries.py",
+    ),
+    Mutant(
+        "F-1 revocation counts at once",
+        "services/mesh/model.py",
+        "        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)\n",
+        "        return self.expires_at is None or now < self.expires_at\n",
+        THREATS + "mesh/test_keys.py::test_a_revoked_key_counts_for_nothing_at_once_and_nodes_are_told_what_to_do",
+    ),
+    Mutant(
+        "F-1 the end of a transition",
+        "services/gateway/mesh.py",
+        '    if key.HasField("expires_at"):\n',
+        "    if False:\n",
+        THREATS + "mesh/test_keys.py::test_the_retired_key_verifies_nothing_after_its_transition",
+    ),
+    Mutant(
+        "F-1 reserved type",
+        "services/mesh/service.py",
+        "            self._check_announcement(keys, payload)\n",
+        "            pass\n",
+        THREATS + "mesh/test_keys.py::test_nobody_announces_a_key_of_his_own",
+    ),
+    Mutant(
+        "F-1 live authorization",
+        "services/gateway/revocations.py",
+        '            hub.end_node(UUID(identifier), "revoked")\n',
+        "            pass\n",
+        THREATS + "mesh/test_streams.py::test_a_removed_relation_cuts_off_and_the_reconnect_is_refused",
+    ),
+    Mutant(
+        "F-1 a failing port is not skipped",
+        "services/gateway/hub.py",
+        "                    self._answered = False\n                    self._fail(error.code)\n",
+        "                    pass\n",
+        THREATS + "mesh/test_streams.py::test_a_port_that_is_down_is_503_and_ends_open_streams",
+    ),
+    Mutant(
+        "F-1 who may publish",
+        "deploy/nats/nats.conf",
+        'publish { allow: ["$JS.API.CONSUMER.MSG.NEXT.EVENTS.*"] }',
+        'publish { allow: [">"] }',
+        THREATS + "mesh/test_broker.py::test_nobody_but_mesh_publishes_events",
+    ),
+    Mutant(
+        "F-1 what was lost is mended",
+        "services/mesh/keeper.py",
+        "        state, highest = await self.stream.state(), await self.log.highest()\n",
+        "        return\n        state, highest = await self.stream.state(), await self.log.highest()\n",
+        THREATS + "mesh/test_broker.py",
+    ),
     Mutant(
         "F-2 audit before bytes",
         "services/secrets/service.py",

@@ -5,6 +5,7 @@ change, so that rotation needs no restart.
 """
 
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, NoReturn, Self
 
@@ -19,6 +20,8 @@ from libs.telemetry import inject
 DEADLINE_S = 5.0
 # How long a call waits for a peer whose connection was lost: longer than one back-off, short enough to fail fast.
 RECONNECT_WITHIN_S = 0.5
+# How soon a new certificate is used.
+LOOK_EVERY_S = 1.0
 LARGEST_MESSAGE = 4 * 1024 * 1024
 OPTIONS = [
     ("grpc.max_receive_message_length", LARGEST_MESSAGE),
@@ -42,6 +45,7 @@ class Peer(grpc.aio.Channel):
         self._peer = peer
         self._tls = tls
         self._seen: tuple[int, ...] = ()
+        self._look_at = 0.0
         self._channel: grpc.aio.Channel | None = None
         self._retired: list[grpc.aio.Channel] = []
 
@@ -52,6 +56,9 @@ class Peer(grpc.aio.Channel):
 
     def current(self) -> grpc.aio.Channel:
         """Return the channel for the certificate files as they are now."""
+        if self._channel is not None and time.monotonic() < self._look_at:
+            return self._channel
+        self._look_at = time.monotonic() + LOOK_EVERY_S
         files = (self._tls.certificate_file, self._tls.key_file, self._tls.ca_file)
         try:
             seen = tuple(path.stat().st_mtime_ns for path in files)

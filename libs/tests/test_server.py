@@ -21,7 +21,7 @@ from libs import tls
 from libs.clock import SystemClock
 from libs.errors import Unavailable
 from libs.rpc import context
-from libs.rpc.channel import connect
+from libs.rpc.channel import LOOK_EVERY_S, connect
 from libs.rpc.guard import LONGEST_UNARY_S
 from libs.rpc.server import Registration, build, check_callers, check_shapes, credentials, watch_readiness
 from libs.settings import Peer, SettingsError, Tls
@@ -198,10 +198,12 @@ async def test_a_channel_follows_its_certificate_files(authority: Authority) -> 
         await stub.Check(ASKED)
         other = authority.issue("mesh")
         caller.certificate_file.unlink()
+        await asyncio.sleep(LOOK_EVERY_S)
         await stub.Check(ASKED)
         caller.certificate_file.write_bytes(other.certificate_file.read_bytes())
         caller.key_file.write_bytes(other.key_file.read_bytes())
         touched(caller)
+        await asyncio.sleep(LOOK_EVERY_S)
         await stub.Check(ASKED)
     assert [call.peer for call in servicer.seen] == ["gateway", "gateway", "mesh"]
 

@@ -22,6 +22,7 @@ BATCH = 1000
 AGAIN = 500
 EXPIRES_S = 20
 HEARTBEAT_S = 1
+LOOK_EVERY_S = 0.1
 # Without a heartbeat for so long the consumer or the broker is gone.
 SILENT_S = 3.0
 # Messages wait for this consumer, and none comes: the broker cannot read what it stored.
@@ -80,11 +81,14 @@ class Reader:
         self._subscription = await client.subscribe(self._inbox, cb=self._take, pending_bytes_limit=256 * 1024 * 1024)
         await self._pull()
         loop = asyncio.get_running_loop()
-        moved = loop.time()
+        moved = heard = loop.time()
         while True:
-            async with asyncio.timeout(SILENT_S):
-                await self._arrived.wait()
-            self._arrived.clear()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._arrived.wait()
+            if self._arrived.is_set():
+                heard = loop.time()
+                self._arrived.clear()
             if self._received:
                 moved = loop.time()
                 messages = tuple(self._received)
@@ -92,8 +96,10 @@ class Reader:
                 yield Delivery(messages, more=self._pending > 0)
             elif self._pending and loop.time() - moved > STALLED_S:
                 raise EventStreamUnavailable("the stream is stalled")
-            if self._over or generation != self._bus.generation:
-                raise EventStreamUnavailable(f"the consumer ended: {self._over or 'another connection'}")
+            if loop.time() - heard > SILENT_S or not client.is_connected or generation != self._bus.generation:
+                raise EventStreamUnavailable("the broker is away, or was")
+            if self._over:
+                raise EventStreamUnavailable(f"the consumer ended: {self._over}")
             if self._granted < AGAIN:
                 await self._pull()
 

@@ -108,12 +108,7 @@ class PgLog:
         """Hold the keeper's lock for the block; False when another replica holds it."""
         async with held(self.pool) as lent:
             # A lock of the session: it is free again when this replica dies.
-            leads = bool(await lent.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", KEEPER))
-            try:
-                yield leads
-            finally:
-                if leads and not lent.is_closed():
-                    await lent.execute("SELECT pg_advisory_unlock(hashtext($1))", KEEPER)
+            yield bool(await lent.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", KEEPER))
 
 
 def _verdict(one: Seen, row: asyncpg.Record) -> Publication:
