@@ -90,18 +90,21 @@ async def test_the_gateway_cannot_change_the_stream(acting: As, verb: str) -> No
 
 
 @pytest.mark.usefixtures("stream")
-async def test_the_gateway_reads_through_a_pull_consumer_of_its_own(acting: As) -> None:
-    await ask(await acting("mesh"), "events.devstack.pulled", "x")
-    gateway = await acting("gateway")
-    wish = {"stream_name": "EVENTS", "config": {"name": "gateway-t", "ack_policy": "explicit", "mem_storage": True}}
-    made = await ask(gateway, "$JS.API.CONSUMER.CREATE.EVENTS.gateway-t", wish)
-    assert "error" not in made
+async def test_the_gateway_pulls_from_a_consumer_that_mesh_made_and_makes_none(acting: As) -> None:
+    mesh, gateway = await acting("mesh"), await acting("gateway")
+    await ask(mesh, "events.devstack.pulled", "x")
+    config = {"name": "gateway-t", "ack_policy": "none", "mem_storage": True, "filter_subject": "events.>"}
+    wish = {"stream_name": "EVENTS", "config": config, "action": "create"}
+    subject = "$JS.API.CONSUMER.CREATE.EVENTS.gateway-t.events.>"
+    with pytest.raises(NoAnswer):
+        await ask(gateway, subject, wish)
+    assert "publish" in (await until_refused(gateway))[0]
+    assert "error" not in await ask(mesh, subject, wish)
     # Not a request: what answers has the subject of the event, not of the inbox.
     inbox = await gateway.subscribe("_INBOX.gateway.pulled")
     await gateway.publish("$JS.API.CONSUMER.MSG.NEXT.EVENTS.gateway-t", b"1", reply=inbox.subject)
     event = await inbox.next_msg(timeout=2)
     assert event.subject.startswith("events.")
-    await event.ack_sync()
 
 
 async def admitted(stack: State, context: ssl.SSLContext | None) -> bool:

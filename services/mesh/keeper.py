@@ -5,7 +5,9 @@ two events; then what is still fresh is published once more, the same bytes in t
 """
 
 import asyncio
+import datetime
 import hashlib
+from collections import deque
 from dataclasses import dataclass, field
 
 import structlog
@@ -32,6 +34,8 @@ class Keeper:
     clock: Clock
     doubtful: asyncio.Event = field(default_factory=asyncio.Event)
     _created: bool = False
+    # The highest sequence as it was at each of the last looks: what was noted earlier is not fresh any more.
+    _marks: deque[tuple[datetime.datetime, int]] = field(default_factory=deque)
 
     async def run(self) -> None:
         """Look every second, and at once when somebody doubts, for as long as the process lives."""
@@ -75,8 +79,21 @@ class Keeper:
         elif state.last < highest:
             await self.stream.restart(highest + 1)
             await self._refill("tail_lost", await self._fresh())
-        elif (doubted or state.deleted or state.first > 1) and (lost := await self._lost(state, doubted=doubted)):
+        elif (doubted or self._misses(state)) and (lost := await self._lost(state, doubted=doubted)):
             await self._refill("gap", lost)
+        self._mark(highest)
+
+    def _misses(self, state: StreamState) -> bool:
+        """Whether something fresh may be missing; what is older has gone in its time."""
+        known = bool(self._marks) and self._marks[0][0] <= self.clock.now() - FRESH
+        low = self._marks[0][1] if known else 0
+        return state.first > low + 1 or any(sequence > low for sequence in state.deleted)
+
+    def _mark(self, highest: int) -> None:
+        now = self.clock.now()
+        self._marks.append((now, highest))
+        while len(self._marks) > 1 and self._marks[1][0] <= now - FRESH:
+            self._marks.popleft()
 
     async def _fresh(self) -> list[Logged]:
         return await self.log.fresh(self.clock.now() - FRESH + MARGIN)

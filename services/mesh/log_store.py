@@ -13,10 +13,12 @@ from libs.errors import EventBusUnavailable
 from libs.pg import connection, held
 from services.mesh.model import Logged, Publication, Seen
 
+# The log is joined row by row: a plan that was made while the tables were small would read all of them for ever.
 ROW = "l.id, l.domain_id, l.scope, l.type, l.envelope, l.issued_at"
+LOGGED = "LATERAL (SELECT * FROM mesh.event_log e WHERE e.id = {id} LIMIT 1) l"
 FIND = f"""
 SELECT {ROW}, (SELECT max(p.sequence) FROM mesh.event_positions p WHERE p.id = l.id) AS sequence
-FROM mesh.event_log l WHERE l.id = ANY ($1)
+FROM unnest($1::uuid[]) s (id) CROSS JOIN {LOGGED.format(id="s.id")}
 """
 APPEND = """
 INSERT INTO mesh.event_log (id, domain_id, scope, type, envelope, digest, issued_at)
@@ -24,20 +26,24 @@ SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[]
 ON CONFLICT (id) DO NOTHING RETURNING id
 """
 NOTE = "INSERT INTO mesh.event_positions (sequence, id) SELECT * FROM unnest($1::bigint[], $2::uuid[])"
+# From the newest place back to the first that was noted before; what was issued later stands above it.
 FRESH = f"""
-SELECT {ROW}, p.sequence FROM mesh.event_log l
-JOIN LATERAL (SELECT max(sequence) AS sequence FROM mesh.event_positions WHERE id = l.id) p ON p.sequence IS NOT NULL
-WHERE l.id >= mesh.first_id($1::timestamptz - interval '1 day') AND l.issued_at > $1 ORDER BY p.sequence
+SELECT {ROW}, p.sequence FROM mesh.event_positions p CROSS JOIN {LOGGED.format(id="p.id")}
+WHERE p.sequence > coalesce(
+    (SELECT o.sequence FROM mesh.event_positions o WHERE o.noted_at <= $1 ORDER BY o.sequence DESC LIMIT 1), 0)
+  AND l.issued_at > $1
+  AND NOT EXISTS (SELECT FROM mesh.event_positions n WHERE n.id = p.id AND n.sequence > p.sequence)
+ORDER BY p.sequence
 """
-CHECK = """
+CHECK = f"""
 SELECT p.id AS there, l.digest, EXISTS (SELECT FROM mesh.event_positions o WHERE o.id = s.id) AS placed
 FROM unnest($1::bigint[], $2::uuid[]) WITH ORDINALITY AS s (sequence, id, turn)
-LEFT JOIN mesh.event_positions p ON p.sequence = s.sequence
-LEFT JOIN mesh.event_log l ON l.id = s.id
+LEFT JOIN LATERAL (SELECT o.id FROM mesh.event_positions o WHERE o.sequence = s.sequence LIMIT 1) p ON true
+LEFT JOIN {LOGGED.format(id="s.id")} ON true
 ORDER BY s.turn
 """
 BETWEEN = f"""
-SELECT {ROW}, p.sequence FROM mesh.event_positions p JOIN mesh.event_log l ON l.id = p.id
+SELECT {ROW}, p.sequence FROM mesh.event_positions p CROSS JOIN {LOGGED.format(id="p.id")}
 WHERE p.sequence BETWEEN $1 AND $2 AND l.issued_at > $3 ORDER BY p.sequence
 """
 KEEPER = "mesh.keeper"
