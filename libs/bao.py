@@ -15,6 +15,7 @@ from typing import Any
 
 import aiohttp
 from opentelemetry import trace
+from yarl import URL
 
 from libs import tls
 from libs.custody import Secret
@@ -129,13 +130,14 @@ class Bao:
         if self._http is None or seen != self._seen:
             old, self._seen = self._http, seen
             connector = aiohttp.TCPConnector(ssl=tls.client(self._identity), limit=64)
-            self._http = aiohttp.ClientSession(connector=connector)
+            # OpenBao sets no cookies; looking for them would cost every request.
+            self._http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
             if old is not None:
                 await old.close()
         return self._http
 
     async def _send(self, method: str, path: str, body: JSON | None, token: Secret | None) -> JSON:
-        url = f"{self._settings.address}/v1/{path}"
+        url = URL(f"{self._settings.address}/v1/{path}", encoded=True)
         headers = {"X-Vault-Token": token.reveal().decode()} if token is not None else {}
         timeout = aiohttp.ClientTimeout(total=remaining_s(self._settings.timeout_s))
         name = "bao." + path.split("?", maxsplit=1)[0].split("/", maxsplit=1)[0]
