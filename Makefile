@@ -27,7 +27,7 @@ node_modules/.ready: .venv/.ready package-lock.json
 demo: setup ## Start the embedded stack and play the main job over HTTPS
 	@$(BIN)/python -m tests.e2e.demo
 
-test: setup lint types imports proto-check test-unit test-integration test-e2e ## Everything that must be green
+test: setup ci-deps lint types imports proto-check test-unit test-integration test-e2e ## Everything that must be green
 
 test-unit: setup ## Rules, vectors and properties: no backend, seconds
 	$(PYTEST) -m unit
@@ -71,8 +71,9 @@ SOAK_S ?= 300
 soak-mesh: setup ## Publish and listen for SOAK_S seconds while processes are killed at random
 	$(BIN)/python -m bench.soak_mesh $(SOAK_S)
 
-ci-deps: ## Debian packages that tests of a proxy, alerts, a browser or containers need (none yet)
-	@true
+ci-deps: ## Debian packages that tests of a proxy need: nginx, where it is not there yet (needs root)
+	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; }
 
 lock: ## Resolve requirements.lock again (needs uv on the path)
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock
