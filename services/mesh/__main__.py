@@ -65,7 +65,7 @@ async def run(settings: MeshSettings) -> None:
         publisher = Publisher(keys, halves, vault, events, stream, clock)
         signing = SigningKeys(vault, halves, keys, audit, relations, publisher, clock)
         operators = OperatorEvents(keys, audit, relations, IdentityFleet(identity), publisher, clock)
-        keeper = Keeper(events, stream, clock, publisher.doubtful)
+        keeper = Keeper(events, keys, stream, clock, publisher.doubtful)
 
         async def publish(event: Outgoing) -> None:
             await publisher.publish(Event(event.id, event.domain_id, event.type, event.scope, event.payload))

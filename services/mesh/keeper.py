@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 import structlog
 
+from libs import envelope
 from libs.clock import Clock
 from libs.errors import PlexError
-from services.mesh.model import FRESH, MARGIN, Logged, StreamState
-from services.mesh.ports import Log, Stream
+from services.mesh.model import FRESH, MARGIN, Keys, Logged, StreamState
+from services.mesh.ports import KeyStore, Log, Stream
 
 LOOK_EVERY_S = 1.0
 ROLL_EVERY_S = 3600.0
@@ -30,6 +31,7 @@ class Keeper:
     """Compares and mends; one replica at a time."""
 
     log: Log
+    keys: KeyStore
     stream: Stream
     clock: Clock
     doubtful: asyncio.Event = field(default_factory=asyncio.Event)
@@ -69,7 +71,9 @@ class Keeper:
         """Mend what is wrong with the stream now."""
         doubted = self.doubtful.is_set()
         self.doubtful.clear()
-        state, highest = await self.stream.state(), await self.log.highest()
+        # In this order: what is published in between stands in both, or in the stream alone.
+        highest = await self.log.highest()
+        state = await self.stream.state()
         if state is None or not self._created:
             # Also for a stream that is there: its settings are made what they should be.
             await self.stream.create(highest + 1)
@@ -96,7 +100,12 @@ class Keeper:
             self._marks.popleft()
 
     async def _fresh(self) -> list[Logged]:
-        return await self.log.fresh(self.clock.now() - FRESH + MARGIN)
+        """Return what is worth sending again: what a revoked key signed would be refused, and taken for an attack."""
+        now = self.clock.now()
+        rows = await self.log.fresh(now - FRESH + MARGIN)
+        keys = await self.keys.keys({row.domain_id for row in rows})
+        signers = [keys.get(row.domain_id, Keys()).by_id(envelope.parse(row.envelope).key_id) for row in rows]
+        return [row for row, key in zip(rows, signers, strict=True) if key and key.verifies(now)]
 
     async def _lost(self, state: StreamState, *, doubted: bool) -> list[Logged]:
         """Return fresh events that are not in the stream where the log says; read back only when there is a doubt."""

@@ -3,7 +3,9 @@
 import asyncio
 import base64
 import json
+import re
 import ssl
+from collections import Counter
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -118,8 +120,8 @@ async def sign_in_vault(world: World, domain_id: str, envelope: JSON) -> bytes:
     return wire({**envelope, "signature": signature})
 
 
-async def metric(world: World, service: str, name: str, **labels: str) -> float:
-    """Read a counter from a service's metrics port; 0 when it was never counted."""
+async def refusals(world: World, service: str, control: str) -> Counter[str]:
+    """Read from a service's metrics port how often a control refused, by reason."""
     ports = json.loads((world.state / "ports.json").read_text())
     url = f"https://127.0.0.1:{ports[f'{service}-metrics']}/metrics"
     async with (
@@ -127,18 +129,12 @@ async def metric(world: World, service: str, name: str, **labels: str) -> float:
         http.get(url) as answer,
     ):
         text = await answer.text()
-    wanted = "".join(sorted(f'{key}="{value}"' for key, value in labels.items()))
-    total = 0.0
-    for line in text.splitlines():
-        head, _, value = line.rpartition(" ")
-        found, _, inside = head.partition("{")
-        if found == name and "".join(sorted(inside.rstrip("}").split(","))) == wanted:
-            total += float(value)
-    return total
+    wanted = re.compile(r'plexsphere_refusals_total\{control="([^"]*)",reason="([^"]*)"\} (\S+)')
+    return Counter({match[2]: int(float(match[3])) for match in wanted.finditer(text) if match[1] == control})
 
 
-async def eventually(check: Any, within_s: float = 10) -> None:
-    """Wait until an async check is true."""
+async def eventually(check: Any, within_s: float = 30) -> None:
+    """Wait until an async check is true; the limit is that of a busy machine."""
     async with asyncio.timeout(within_s):
         while not await check():  # noqa: ASYNC110 — there is no event for what another process does
             await asyncio.sleep(0.1)

@@ -147,7 +147,7 @@ class Listener:
         self.heard.append(Heard(int(frame["id"]), envelope, found, asyncio.get_running_loop().time()))
         self.cursor = frame["id"]
 
-    async def until(self, identifier: str, within_s: float = 10) -> Heard:
+    async def until(self, identifier: str, within_s: float = 30) -> Heard:
         """Wait until an event was heard."""
         async with asyncio.timeout(within_s):
             while True:

@@ -6,14 +6,14 @@ import pytest
 
 from services.mesh.delivery import Delivery, merged
 from services.mesh.keeper import Keeper
-from services.mesh.model import Publication, Seen
-from services.mesh.tests.desk import Desk, opened
+from services.mesh.model import Publication, Seen, StreamState
+from services.mesh.tests.desk import OPERATOR, Desk, opened
 
 pytestmark = pytest.mark.unit
 
 
 def keeper_of(desk: Desk) -> Keeper:
-    return Keeper(desk.log, desk.stream, desk.clock, desk.publisher.doubtful)
+    return Keeper(desk.log, desk.keys, desk.stream, desk.clock, desk.publisher.doubtful)
 
 
 async def ten(desk: Desk) -> list[bytes]:
@@ -48,6 +48,33 @@ async def test_a_lost_tail_is_refilled_above_every_sequence() -> None:
         await keeper_of(desk).look()
         assert [data for _, data in desk.stream.messages.values()] == sent
         assert min(desk.stream.messages) == 11
+
+
+async def test_an_event_that_is_published_between_the_looks_is_no_loss() -> None:
+    async with opened() as desk:
+        await ten(desk)
+        state = desk.stream.state
+
+        async def slow() -> StreamState | None:
+            found = await state()
+            await desk.publisher.publish(desk.event())
+            return found
+
+        desk.stream.state = slow  # type: ignore[method-assign]
+        await keeper_of(desk).look()
+        assert list(desk.stream.messages) == list(range(1, 12))
+
+
+async def test_what_a_revoked_key_signed_is_not_sent_again() -> None:
+    async with opened() as desk:
+        await ten(desk)
+        current = (await desk.keys.keys({desk.domain}))[desk.domain].current
+        assert current is not None
+        await desk.signing.revoke(OPERATOR, desk.domain, current.kid)
+        await desk.publisher.publish(last := desk.event())
+        desk.stream.gone = True
+        await keeper_of(desk).look()
+        assert [data for _, data in desk.stream.messages.values()] == [desk.log.rows[last.id].envelope]
 
 
 async def test_a_gap_is_refilled() -> None:

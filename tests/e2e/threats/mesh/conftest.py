@@ -2,13 +2,14 @@
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
-from tests.e2e.attacker import Broker, eventually, metric
+from tests.e2e.attacker import Broker, eventually, refusals
 from tests.e2e.conftest import Scene
 from tests.e2e.listener import Listener, publish
 from tests.e2e.outside import JSON, Edge, Login, Node, Outside
@@ -51,27 +52,26 @@ class Arena:
         _, subject, data = await self.broker.find(identifier)
         return identifier, subject, json.loads(data)
 
-    async def refused(self, reason: str) -> float:
-        """Return how often the gate dropped an envelope for a reason."""
-        labels = {"control": "mesh", "reason": reason}
-        return await metric(self.world, "gateway", "plexsphere_refusals_total", **labels)
+    async def refused(self) -> Counter[str]:
+        """Return how often the gate dropped an envelope, by reason."""
+        return await refusals(self.world, "gateway", "mesh")
 
     async def audited(self, path: str) -> set[str]:
         """Return the reasons that a chain has recorded lately."""
         found: set[str] = set()
-        page = await self.operator.call("GET", f"{path}/audit/entries?limit=200")
+        page = await self.operator.call("GET", f"{path}/audit/entries?reason=caveat_violation&limit=200")
         assert page.status == 200, page.body
         for entry in page.json["items"]:
             found |= set(entry["decision"]["caveat_context"].get("mesh", []))
         return found
 
-    async def recorded(self, reason: str, path: str = "", within_s: float = 10) -> None:
+    async def recorded(self, reason: str, path: str = "") -> None:
         """Wait until a chain has a row for a reason."""
 
         async def there() -> bool:
             return reason in await self.audited(path or f"/v1/domains/{self.domain}")
 
-        await eventually(there, within_s)
+        await eventually(there)
 
 
 async def _second_domain(world: World) -> Story:

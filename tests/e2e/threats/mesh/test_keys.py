@@ -57,7 +57,7 @@ async def test_the_retired_key_verifies_nothing_after_its_transition(arena: Aren
         assert heard.envelope["key_id"] == rotated.json["key_id"] != old["key_id"]
         await asyncio.sleep(max(0.0, (expires - datetime.datetime.now(datetime.UTC)).total_seconds()) + 0.1)
         assert [key["status"] for key in await keys(story)] == ["current", "retired"]
-        before = await arena.refused("unknown_key")
+        before = await arena.refused()
         # The vault signs with the newest key; the attacker names the old one, which is all that a receiver sees.
         _, subject, _ = await arena.broker.find(genuine)
         forged = await sign_in_vault(arena.world, story.domain_id, fresh(heard.envelope, key_id=old["key_id"]))
@@ -65,7 +65,7 @@ async def test_the_retired_key_verifies_nothing_after_its_transition(arena: Aren
         await node.until(await say(story))
     assert place not in [one.sequence for one in node.heard]
     assert {one.verdict for one in node.heard} == {"ok"}
-    assert await arena.refused("unknown_key") == before + 1
+    assert await arena.refused() - before == {"unknown_key": 1}
 
 
 async def test_a_revoked_key_counts_for_nothing_at_once_and_nodes_are_told_what_to_do(story: Story) -> None:

@@ -78,10 +78,10 @@ async def test_a_proxy_that_buffers_compresses_and_gives_up_delays_and_loses_not
         node = arena.listen(edge=proxied)
         async with node:
             identifier = await arena.publish()
-            await node.until(identifier, 2)
+            await node.until(identifier)
             await asyncio.sleep(SILENT_S)
             identifier = await arena.publish()
-            await node.until(identifier, 2)
+            await node.until(identifier)
     # One connection all the time: the silence was never long enough to be taken for an end.
     assert node.statuses.count("200") == 1
     assert {heard.verdict for heard in node.heard} == {"ok"}
