@@ -20,6 +20,7 @@ from services.gateway.events import Events
 from services.gateway.fleet import Fleet
 from services.gateway.gate import Ports, open_gate
 from services.gateway.health import Health
+from services.gateway.heap import keep_settled
 from services.gateway.hub import Hub
 from services.gateway.limits import AddressLimit
 from services.gateway.mesh import MeshKeys, MeshNonces, Reconciler
@@ -111,6 +112,7 @@ async def run(settings: GatewaySettings) -> None:
         ]
         if hub is not None:
             background += [hub.run(), hub.beat(), hub.pulse(), refusals.run()]
+            background.append(keep_settled(lambda: hub.opened, lambda: hub.held))
         async with listening(app, settings.listen, context, settings.drain_s):
             await until_told(background)
             health.draining = True

@@ -100,6 +100,7 @@ class Hub:
     most_unread: int = MOST_UNREAD
     feed_gone_s: float = FEED_GONE_S
     ring: Ring = field(init=False)
+    opened: int = 0
     _read_up: bool = False
     _answered: bool = True
     _draining: bool = False
@@ -188,6 +189,11 @@ class Hub:
         """Whether everything that was published is read, and would be believed."""
         return self._read_up and self._answered and not self._draining
 
+    @property
+    def held(self) -> int:
+        """How many streams are open."""
+        return len(self._streams)
+
     def require_ready(self) -> None:
         """Raise EventStreamUnavailable while events cannot be read, or may have been missed."""
         if not self.ready:
@@ -211,6 +217,7 @@ class Hub:
             earlier.end("replaced")
             self.close(earlier)
         self._streams[stream.node_id] = stream
+        self.opened += 1
         for scope in stream.scopes:
             self._receivers[stream.place.domain_id, scope].add(stream)
         self._beats[int(self.clock()) % BEAT_S].add(stream)
