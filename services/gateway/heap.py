@@ -21,14 +21,19 @@ def settle() -> None:
     gc.freeze()
 
 
-async def keep_settled(opened: Callable[[], int], held: Callable[[], int]) -> None:
+async def keep_settled(
+    opened: Callable[[], int],
+    held: Callable[[], int],
+    collect: Callable[[], None] = settle,
+    look_every_s: float = LOOK_EVERY_S,
+) -> None:
     """Settle now, and after each wave of new streams; `opened` counts all ever, `held` those that are open."""
-    settle()
+    collect()
     done = before = opened()
     while True:
-        await asyncio.sleep(LOOK_EVERY_S)
+        await asyncio.sleep(look_every_s)
         now = opened()
         if now == before and now - done >= max(FEWEST, held() // 4):
-            settle()
+            collect()
             done = now
         before = now

@@ -37,17 +37,16 @@ def test_what_was_set_aside_and_ended_is_found_at_the_next_time() -> None:
     assert gone() is None
 
 
-async def test_it_settles_when_a_wave_is_over_and_not_again_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    settled, opened, rising = [], 0, True
+async def test_it_settles_when_a_wave_is_over_and_not_again_without_one() -> None:
+    settled: list[int] = []
+    opened, rising = 0, True
 
     def count() -> int:
         nonlocal opened
         opened += 60 if rising else 0
         return opened
 
-    monkeypatch.setattr(heap, "settle", lambda: settled.append(opened))
-    monkeypatch.setattr(heap, "LOOK_EVERY_S", 0.001)
-    running = asyncio.ensure_future(heap.keep_settled(count, lambda: 400))
+    running = asyncio.ensure_future(heap.keep_settled(count, lambda: 400, lambda: settled.append(opened), 0.001))
     await asyncio.sleep(0.05)
     assert len(settled) == 1
     rising = False
