@@ -15,7 +15,9 @@ from libs.nats import Bus
 from services.mesh.model import Logged, StreamState
 
 STREAM = "EVENTS"
-ACK_WITHIN_S = 2.0
+# Half of what gateways wait for the note of a place: one acknowledgement that never comes must not hold up the notes of
+# all that came with it beyond that.
+ACK_WITHIN_S = 1.0
 SECOND_NS = 1_000_000_000
 NOT_FOUND = 10059
 GONE = "503"
@@ -106,20 +108,26 @@ class JetStream:
         if message.headers and message.headers.get("Status") == GONE:
             future.set_exception(EventBusUnavailable("there is no stream"))
             return
-        answer = json.loads(message.data)
-        # A duplicate would stand at a sequence that was refused before.
-        if "error" in answer or answer.get("duplicate"):
-            future.set_exception(EventBusUnavailable(str(answer.get("error", {}).get("err_code", "duplicate"))))
-        else:
-            future.set_result(int(answer["seq"]))
+        try:
+            answer = json.loads(message.data)
+            # A duplicate would stand at a sequence that was refused before.
+            if "error" in answer or answer.get("duplicate"):
+                future.set_exception(EventBusUnavailable(str(answer.get("error", {}).get("err_code", "duplicate"))))
+            else:
+                future.set_result(int(answer["seq"]))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            future.set_exception(EventBusUnavailable("not an acknowledgement"))
 
     async def state(self) -> StreamState | None:
         """Return how the stream is; None when there is none."""
         answer = await self._bus.request(f"$JS.API.STREAM.INFO.{STREAM}", {"deleted_details": True})
         if answer.get("error", {}).get("err_code") == NOT_FOUND:
             return None
-        state = _checked(answer)["state"]
-        return StreamState(int(state["first_seq"]), int(state["last_seq"]), tuple(state.get("deleted") or ()))
+        try:
+            state = _checked(answer)["state"]
+            return StreamState(int(state["first_seq"]), int(state["last_seq"]), tuple(state.get("deleted") or ()))
+        except (ValueError, KeyError, TypeError) as error:
+            raise EventBusUnavailable("the broker's answer cannot be read") from error
 
     async def create(self, first: int) -> None:
         """Make the stream; its first message gets the sequence `first`. Changes the settings of one that is there."""
@@ -144,7 +152,7 @@ class JetStream:
                 if "Nats-Sequence" not in (message.headers or {}):
                     break
                 found.append((int((message.headers or {})["Nats-Sequence"]), message.data))
-        except (NatsError, OSError, TimeoutError):
+        except (NatsError, OSError, TimeoutError, ValueError):
             # What was not read counts as lost; publishing it once more does no harm.
             return found
         finally:

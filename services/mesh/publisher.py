@@ -9,7 +9,7 @@ import base64
 import contextlib
 import datetime
 import json
-from collections import defaultdict
+from collections import defaultdict, deque
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -39,6 +39,9 @@ LARGEST_BATCH = 128
 # Two, so that one is made while the other waits for disks; more would only make them smaller.
 BATCHES = 2
 LONGEST_QUEUE = 4096
+# A broker that claims a place farther ahead is not believed: a place near the end of all numbers, noted once, would
+# leave none for what follows.
+FARTHEST_AHEAD = 1_000_000_000
 UUID7 = 7
 # Ids are kept by the day that they were made on; the log has the partition of yesterday and those of the next days.
 OLDEST_ID = datetime.timedelta(hours=20)
@@ -53,6 +56,11 @@ class Waiting:
     event: Event
     answer: "asyncio.Future[int]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     logged: Logged | None = None
+
+    @property
+    def gone(self) -> bool:
+        """Whether the caller has its answer, or waits no longer."""
+        return self.answer.done()
 
     def settle(self, sequence: int) -> None:
         """Give the caller its sequence, unless it went away."""
@@ -75,38 +83,50 @@ class Publisher:
         self._log = log
         self._stream = stream
         self._clock = clock
-        self._queue: asyncio.Queue[Waiting] = asyncio.Queue(LONGEST_QUEUE)
+        self._queue: deque[Waiting] = deque()
+        self._under_way: list[int] = []
+        self._moved = asyncio.Event()
         self.doubtful = asyncio.Event()
 
     async def publish(self, event: Event) -> int:
         """Return the sequence at which exactly this event was published; asked again, the same one."""
         check_id(event.id, self._clock.now())
+        if len(self._queue) >= LONGEST_QUEUE:
+            raise EventBusUnavailable("the queue is full")
         waiting = Waiting(event)
-        try:
-            self._queue.put_nowait(waiting)
-        except asyncio.QueueFull:
-            raise EventBusUnavailable("the queue is full") from None
+        self._queue.append(waiting)
+        self._moved.set()
         return await waiting.answer
 
     async def run(self) -> None:
         """Publish batches for as long as the process lives."""
-        free = asyncio.Semaphore(BATCHES)
         async with asyncio.TaskGroup() as group:
             while True:
-                await free.acquire()
-                batch = [await self._queue.get()]
-                while len(batch) < LARGEST_BATCH and not self._queue.empty():
-                    batch.append(self._queue.get_nowait())
-                group.create_task(self._batch(batch)).add_done_callback(lambda _: free.release())
+                while not self._due():
+                    self._moved.clear()
+                    await self._moved.wait()
+                batch = [self._queue.popleft() for _ in range(min(len(self._queue), LARGEST_BATCH))]
+                self._under_way.append(len(batch))
+                group.create_task(self._batch(batch))
+
+    def _due(self) -> bool:
+        """Whether a batch begins now: at once when none is under way, else when it is as large as the one that is.
+
+        A second batch of whoever came first would take all the trips of a large one, for one event.
+        """
+        return len(self._under_way) < BATCHES and len(self._queue) >= max(self._under_way, default=1)
 
     async def _batch(self, batch: list[Waiting]) -> None:
         try:
-            await self._process(batch)
+            await self._process([waiting for waiting in batch if not waiting.gone])
         except PlexError as error:
             self._refuse(batch, error)
         except Exception as error:
             log.exception("publish.bug", size=len(batch))
             self._refuse(batch, EventBusUnavailable(type(error).__name__))
+        finally:
+            self._under_way.remove(len(batch))
+            self._moved.set()
 
     def _refuse(self, batch: list[Waiting], error: PlexError) -> None:
         for waiting in batch:
@@ -118,8 +138,13 @@ class Publisher:
             if waiting is not first.setdefault(waiting.event.id, waiting):
                 # The same event twice at once: who is second is told to ask again, and then gets the first one's place.
                 waiting.fail(EventBusUnavailable("the event is being published"))
-        known, keys = await asyncio.gather(
-            self._log.find(first.keys()), self._keys.keys({waiting.event.domain_id for waiting in first.values()})
+        if not first:
+            return
+        # The highest place before this batch is sent: each of its own is above.
+        highest, known, keys = await asyncio.gather(
+            self._log.highest(),
+            self._log.find(first.keys()),
+            self._keys.keys({waiting.event.domain_id for waiting in first.values()}),
         )
         signing: dict[tuple[UUID, str], list[Waiting]] = defaultdict(list)
         ready: list[Waiting] = []
@@ -140,7 +165,7 @@ class Publisher:
             )
             for row in rows
         ]
-        await self._publish(ready + await self._append(signed))
+        await self._publish(ready + await self._append(signed), highest)
 
     def _again(self, waiting: Waiting, logged: Logged) -> bool:
         """Answer for an event that is logged already; True when it must be published once more."""
@@ -167,7 +192,11 @@ class Publisher:
 
     async def _sign(self, key: SigningKey | None, waiters: list[Waiting]) -> list[Waiting]:
         """Sign a Domain's events in one call and check each signature; returns those that are signed."""
-        half = await self._halves.of(key) if key else None
+        try:
+            half = await self._halves.of(key) if key else None
+        except PlexError as error:
+            self._refuse(waiters, error)
+            return []
         if key is None or half is None:
             self._refuse(waiters, SigningUnavailable("the recorded public half is not the key's"))
             return []
@@ -201,7 +230,7 @@ class Publisher:
 
     async def _append(self, signed: list[Waiting]) -> list[Waiting]:
         """Log what was signed; nothing goes to the stream before it is durable here."""
-        rows = [waiting.logged for waiting in signed if waiting.logged is not None]
+        rows = [waiting.logged for waiting in signed if waiting.logged is not None and not waiting.gone]
         if not rows:
             return []
         appended = await self._log.append(rows)
@@ -210,17 +239,21 @@ class Publisher:
                 waiting.fail(EventBusUnavailable("the event is being published"))
         return [waiting for waiting in signed if waiting.event.id in appended]
 
-    async def _publish(self, ready: list[Waiting]) -> None:
+    async def _publish(self, ready: list[Waiting], highest: int) -> None:
         rows = [(waiting, waiting.logged) for waiting in ready if waiting.logged is not None]
         if not rows:
             return
         outcomes = await self._stream.publish([logged for _, logged in rows])
         placed: list[tuple[Waiting, int]] = []
         for (waiting, _), outcome in zip(rows, outcomes, strict=True):
-            if isinstance(outcome, int):
+            if not isinstance(outcome, int):
+                waiting.fail(outcome)
+            elif highest < outcome <= highest + FARTHEST_AHEAD:
                 placed.append((waiting, outcome))
             else:
-                waiting.fail(outcome)
+                # No gateway looks for anything new at a place that was passed before.
+                waiting.fail(EventBusUnavailable("the place is not one that comes next"))
+                self.doubtful.set()
         if not placed:
             return
         try:

@@ -13,16 +13,17 @@ from nacl.signing import SigningKey as Ed25519
 
 from libs.clock import FixedClock
 from libs.decision import Decision, Record
-from libs.errors import EventBusUnavailable, PlexError, RotationUnderWay
+from libs.errors import EventBusUnavailable, PlexError, RotationUnderWay, SigningUnavailable
 from libs.ids import uuid7
 from services.mesh.model import STATE_UPDATED, Keys, Logged, Publication, PublicHalf, Seen, SigningKey, StreamState
 
 
 @dataclass
 class FakeVault:
-    """Key pairs by Domain; `tamper` changes what it signs."""
+    """Key pairs by Domain; `tamper` changes what it signs, and nothing can be said of `unknown` Domains."""
 
     pairs: dict[UUID, list[Ed25519]] = field(default_factory=dict)
+    unknown: set[UUID] = field(default_factory=set)
     refusal: PlexError | None = None
     tamper: bytes = b""
     calls: int = 0
@@ -34,6 +35,8 @@ class FakeVault:
     async def halves(self, domain_id: UUID) -> list[PublicHalf]:
         await asyncio.sleep(0)
         self._check()
+        if domain_id in self.unknown:
+            raise SigningUnavailable
         return [PublicHalf(bytes(pair.verify_key), turn) for turn, pair in enumerate(self.pairs.get(domain_id, []), 1)]
 
     async def create(self, domain_id: UUID) -> PublicHalf:

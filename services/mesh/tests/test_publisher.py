@@ -152,6 +152,57 @@ async def test_a_sequence_that_was_given_before_is_not_acknowledged() -> None:
         assert desk.publisher.doubtful.is_set()
 
 
+PLACES = {"before others": 1, "at the end of all numbers": 2**63 - 2}
+
+
+@pytest.mark.parametrize("place", PLACES)
+async def test_a_place_that_cannot_come_next_is_neither_believed_nor_noted(place: str) -> None:
+    async with opened() as desk:
+        for _ in range(3):
+            await desk.publisher.publish(desk.event())
+        del desk.log.places[2]
+        noted = dict(desk.log.places)
+        desk.stream.last = PLACES[place]
+        with pytest.raises(EventBusUnavailable):
+            await desk.publisher.publish(desk.event())
+        assert desk.log.places == noted
+        assert desk.publisher.doubtful.is_set()
+
+
+async def test_what_could_not_be_noted_is_refused_and_gets_another_place_when_asked_for_again() -> None:
+    async with opened() as desk:
+        event = desk.event()
+        desk.log.refusals.update(note=DatastoreUnavailable())
+        with pytest.raises(DatastoreUnavailable):
+            await desk.publisher.publish(event)
+        assert desk.log.places == {}
+        desk.log.refusals.clear()
+        assert await desk.publisher.publish(event) == 2
+        assert desk.vault.calls == 1
+
+
+async def test_nothing_is_signed_for_a_caller_who_went_away() -> None:
+    async with opened() as desk:
+        leaving = asyncio.ensure_future(desk.publisher.publish(desk.event()))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await desk.publisher.publish(desk.event())
+        assert len(desk.log.rows) == 1
+
+
+async def test_a_vault_that_fails_for_one_domain_holds_up_no_other() -> None:
+    async with opened() as desk:
+        other = Desk(vault=desk.vault, keys=desk.keys, domain=uuid7())
+        row = next(iter(desk.keys.rows[desk.domain].values()))
+        desk.keys.rows[other.domain] = {1: replace(row, domain_id=other.domain)}
+        desk.vault.unknown.add(other.domain)
+        outcomes = await asyncio.gather(
+            desk.publisher.publish(desk.event()), desk.publisher.publish(other.event()), return_exceptions=True
+        )
+        assert outcomes[0] == 1
+        assert isinstance(outcomes[1], SigningUnavailable)
+
+
 def old_id() -> UUID:
     made = datetime.datetime.now(datetime.UTC) - datetime.timedelta(days=2)
     return UUID(int=(int(made.timestamp() * 1000) << 80) | (uuid7().int & ((1 << 80) - 1)))
