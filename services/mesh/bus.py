@@ -1,13 +1,11 @@
 """The stream `EVENTS` on NATS JetStream. mesh alone may publish to it, and makes the gateways' consumers."""
 
-import asyncio
 import datetime
 import json
 from collections.abc import Sequence
 from typing import Any
 from uuid import uuid4
 
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from libs.errors import EventBusUnavailable
@@ -20,7 +18,6 @@ STREAM = "EVENTS"
 ACK_WITHIN_S = 1.0
 SECOND_NS = 1_000_000_000
 NOT_FOUND = 10059
-GONE = "503"
 SETTINGS: dict[str, Any] = {
     "name": STREAM,
     "subjects": ["events.>"],
@@ -35,9 +32,11 @@ SETTINGS: dict[str, Any] = {
     "discard": "old",
     # An envelope is 60,000 bytes at most; subject and headers come on top.
     "max_msg_size": 65_536,
-    # A client that sends once more after a lost connection does so within seconds. Mesh never relies on it: what was
-    # not acknowledged is published under a new message id, at a new sequence, because gateways refuse the earlier one.
-    "duplicate_window": 120 * SECOND_NS,
+    # What is published together is stored together, with one write to the disk.
+    "allow_atomic": True,
+    # Mesh sends no message ids: what was not acknowledged is published at a new sequence, because gateways refuse the
+    # earlier one. The shortest window is the one that costs least.
+    "duplicate_window": SECOND_NS,
     "allow_direct": True,
     "allow_rollup_hdrs": False,
 }
@@ -57,66 +56,25 @@ class JetStream:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._waiting: dict[str, asyncio.Future[int]] = {}
-        self._inbox = f"{bus.inbox}.ack{uuid4().hex}"
-        self._subscribed = 0
-        self._count = 0
 
-    async def publish(self, rows: Sequence[Logged]) -> list[int | Exception]:
-        """Publish in order and return the acknowledged sequences; what was not acknowledged is an exception."""
-        futures = []
+    async def publish(self, rows: Sequence[Logged]) -> list[int]:
+        """Publish in order, all or nothing, and return the acknowledged sequences.
+
+        One atomic batch (NATS ADR-50): the broker writes to its disk once, and answers once.
+        """
+        batch, size = uuid4().hex, len(rows)
         try:
-            await self._listen()
-            client, loop = self._bus.client, asyncio.get_running_loop()
-            for row in rows:
-                self._count += 1
-                token = str(self._count)
-                self._waiting[token] = future = loop.create_future()
-                futures.append((token, future))
-                headers = {"Nats-Msg-Id": f"{row.id}/{token}/{self._inbox[-8:]}"}
-                await client.publish(row.subject, row.envelope, reply=f"{self._inbox}.{token}", headers=headers)
-        except (NatsError, OSError, EventBusUnavailable) as error:
-            failed = EventBusUnavailable(type(error).__name__)
-            for _, future in futures:
-                if not future.done():
-                    future.set_exception(failed)
-        if futures:
-            await asyncio.wait([future for _, future in futures], timeout=ACK_WITHIN_S)
-        outcomes: list[int | Exception] = [EventBusUnavailable("not sent")] * (len(rows) - len(futures))
-        return [self._outcome(token, future) for token, future in futures] + outcomes
-
-    def _outcome(self, token: str, future: "asyncio.Future[int]") -> int | Exception:
-        self._waiting.pop(token, None)
-        if not future.done():
-            future.cancel()
-            return EventBusUnavailable("no acknowledgement")
-        failed = future.exception()
-        if failed is None:
-            return future.result()
-        return failed if isinstance(failed, Exception) else EventBusUnavailable("not sent")
-
-    async def _listen(self) -> None:
-        client = self._bus.client
-        if self._subscribed == 0:
-            await client.subscribe(f"{self._inbox}.*", cb=self._acknowledged)
-            self._subscribed = 1
-
-    async def _acknowledged(self, message: Msg) -> None:
-        future = self._waiting.get(message.subject.rsplit(".", 1)[1])
-        if future is None or future.done():
-            return
-        if message.headers and message.headers.get("Status") == GONE:
-            future.set_exception(EventBusUnavailable("there is no stream"))
-            return
-        try:
-            answer = json.loads(message.data)
-            # A duplicate would stand at a sequence that was refused before.
-            if "error" in answer or answer.get("duplicate"):
-                future.set_exception(EventBusUnavailable(str(answer.get("error", {}).get("err_code", "duplicate"))))
-            else:
-                future.set_result(int(answer["seq"]))
-        except (ValueError, KeyError, TypeError, AttributeError):
-            future.set_exception(EventBusUnavailable("not an acknowledgement"))
+            client = self._bus.client
+            for turn, row in enumerate(rows[:-1], 1):
+                await client.publish(row.subject, row.envelope, headers=_member(batch, turn))
+            commit = _member(batch, size) | {"Nats-Batch-Commit": "1"}
+            answer = await client.request(rows[-1].subject, rows[-1].envelope, timeout=ACK_WITHIN_S, headers=commit)
+            last, count = _acknowledged(answer.data)
+        except (NatsError, OSError, TimeoutError) as error:
+            raise EventBusUnavailable(type(error).__name__) from error
+        if count != size:
+            raise EventBusUnavailable("not all was acknowledged")
+        return list(range(last - size + 1, last + 1))
 
     async def state(self) -> StreamState | None:
         """Return how the stream is; None when there is none."""
@@ -169,6 +127,19 @@ class JetStream:
         config = {"stream_name": STREAM, "config": CONSUMER | where | {"name": name}, "action": "create"}
         made = _checked(await self._bus.request(f"$JS.API.CONSUMER.CREATE.{STREAM}.{name}.events.>", config))
         return name, int(made["num_pending"])
+
+
+def _member(batch: str, turn: int) -> dict[str, str]:
+    return {"Nats-Batch-Id": batch, "Nats-Batch-Sequence": str(turn)}
+
+
+def _acknowledged(data: bytes) -> tuple[int, int]:
+    """Return the last sequence and the number of messages of a batch that the broker says it stored."""
+    try:
+        answer = _checked(json.loads(data))
+        return int(answer["seq"]), int(answer["count"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise EventBusUnavailable("not an acknowledgement") from error
 
 
 def _checked(answer: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import structlog
 
 from libs import envelope
 from libs.clock import Clock
-from libs.errors import PlexError
+from libs.errors import EventBusUnavailable, PlexError
 from services.mesh.model import FRESH, MARGIN, Keys, Logged, StreamState
 from services.mesh.ports import KeyStore, Log, Stream
 
@@ -131,10 +131,10 @@ class Keeper:
     async def _refill(self, cause: str, rows: list[Logged]) -> None:
         for start in range(0, len(rows), AT_ONCE):
             some = rows[start : start + AT_ONCE]
-            outcomes = await self.stream.publish(some)
-            placed = [(at, row.id) for at, row in zip(outcomes, some, strict=True) if isinstance(at, int)]
-            await self.log.note(placed)
-            if len(placed) < len(some):
+            try:
+                places = await self.stream.publish(some)
+            except EventBusUnavailable:
                 self.doubtful.set()
-                break
+                raise
+            await self.log.note([(place, row.id) for place, row in zip(places, some, strict=True)])
         log.warning("stream.refilled", cause=cause, count=len(rows))

@@ -102,8 +102,8 @@ class Log(Protocol):
 class Stream(Protocol):
     """The stream on the broker. Raises EventBusUnavailable."""
 
-    async def publish(self, rows: Sequence[Logged]) -> list[int | Exception]:
-        """Publish in order and return the acknowledged sequences; what was not acknowledged is an exception."""
+    async def publish(self, rows: Sequence[Logged]) -> list[int]:
+        """Publish in order, all or nothing, and return the acknowledged sequences: each the one before and one."""
 
     async def state(self) -> StreamState | None:
         """Return how the stream is; None when there is none."""

@@ -243,27 +243,19 @@ class Publisher:
         rows = [(waiting, waiting.logged) for waiting in ready if waiting.logged is not None]
         if not rows:
             return
-        outcomes = await self._stream.publish([logged for _, logged in rows])
-        placed: list[tuple[Waiting, int]] = []
-        for (waiting, _), outcome in zip(rows, outcomes, strict=True):
-            if not isinstance(outcome, int):
-                waiting.fail(outcome)
-            elif highest < outcome <= highest + FARTHEST_AHEAD:
-                placed.append((waiting, outcome))
-            else:
-                # No gateway looks for anything new at a place that was passed before.
-                waiting.fail(EventBusUnavailable("the place is not one that comes next"))
-                self.doubtful.set()
-        if not placed:
-            return
+        places = await self._stream.publish([logged for _, logged in rows])
+        if not highest < places[0] <= highest + FARTHEST_AHEAD:
+            # No gateway looks for anything new at a place that was passed before.
+            self.doubtful.set()
+            raise EventBusUnavailable("the places are not those that come next")
         try:
-            await self._log.note([(sequence, waiting.event.id) for waiting, sequence in placed])
+            await self._log.note([(place, logged.id) for place, (_, logged) in zip(places, rows, strict=True)])
         except EventBusUnavailable:
             # The stream gave a sequence twice: it lost its end. Nobody accepts what stands there.
             self.doubtful.set()
             raise
-        for waiting, sequence in placed:
-            waiting.settle(sequence)
+        for place, (waiting, _) in zip(places, rows, strict=True):
+            waiting.settle(place)
 
 
 def check_id(identifier: UUID, now: datetime.datetime) -> None:

@@ -223,11 +223,11 @@ class FakeStream:
     gone: bool = False
     broken: bool = False
 
-    async def publish(self, rows: Sequence[Logged]) -> list[int | Exception]:
+    async def publish(self, rows: Sequence[Logged]) -> list[int]:
         await asyncio.sleep(0)
         if self.gone or self.broken:
-            return [EventBusUnavailable() for _ in rows]
-        places: list[int | Exception] = []
+            raise EventBusUnavailable
+        places: list[int] = []
         for row in rows:
             self.last += 1
             self.messages[self.last] = (row.subject, row.envelope)

@@ -319,7 +319,7 @@ async def test_partitions_are_made_ahead_and_dropped_when_past_keeping(pools: Po
 
 async def test_what_is_published_gets_ascending_sequences_and_can_be_read_back(stream: Stream) -> None:
     rows = [logged(uuid7()) for _ in range(20)]
-    places = [place for place in await stream.publish(rows) if isinstance(place, int)]
+    places = await stream.publish(rows)
     assert places == list(range(places[0], places[0] + 20))
     assert await stream.read(places[0], 100) == list(zip(places, (row.envelope for row in rows), strict=True))
     state = await stream.state()
