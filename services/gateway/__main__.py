@@ -14,6 +14,7 @@ from services.gateway import platform
 from services.gateway.audit import Audit
 from services.gateway.bus import JetStreamEvents
 from services.gateway.credentials import AssertionCache, Authenticator
+from services.gateway.denials import Denials
 from services.gateway.document import load, operations
 from services.gateway.edge import Edge, Route, build
 from services.gateway.events import Events
@@ -52,13 +53,13 @@ def application(
     hub: Hub | None,
 ) -> web.Application:
     """Return the edge: the document, the handlers, and the way to them."""
-    identity = peers["identity"]
+    identity, denials = peers["identity"], Denials(AuditClient(peers["audit"]), SystemClock())
     routes: dict[str, Route] = {
         **SignIn(identity, settings.public_url).routes(),
         **Tenancy(identity).routes(),
         **Fleet(identity).routes(),
         **Nodes(identity).routes(),
-        **Events(ports, hub, cache, Reconciler(peers["mesh"])).routes(),
+        **Events(ports, hub, cache, Reconciler(peers["mesh"]), denials).routes(),
         **Mesh(peers["mesh"]).routes(),
         **Secrets(peers["secrets"]).routes(),
         **Audit(peers["audit"]).routes(),
@@ -71,7 +72,8 @@ def application(
         "PostAuthDeviceCode": limit(settings.limits.device_code),
     }
     authenticator = Authenticator(identity, cache, limit(settings.limits.bad_bearer))
-    edge = Edge(authenticator, limits, frozenset(settings.allowed_origins), settings.request_timeout_s)
+    origins = frozenset(settings.allowed_origins)
+    edge = Edge(authenticator, denials, limits, origins, settings.request_timeout_s)
     return build(edge, [compile_rules(document, one) for one in operations(document)], routes)
 
 
@@ -111,7 +113,7 @@ async def run(settings: GatewaySettings) -> None:
             health.watch(),
         ]
         if hub is not None:
-            background += [hub.run(), hub.beat(), hub.pulse(), refusals.run()]
+            background += [hub.run(), hub.beat(), hub.pulse(), hub.probe(), refusals.run()]
             background.append(keep_settled(lambda: hub.opened, lambda: hub.held))
         async with listening(app, settings.listen, context, settings.drain_s):
             await until_told(background)

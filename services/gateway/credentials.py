@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
 
@@ -147,10 +148,16 @@ def digest_of(value: str) -> str:
     return hashlib.sha256(value.encode()).hexdigest()
 
 
-def subjects_of(assertion: str) -> frozenset[str]:
-    """Return whom an assertion of identity is about; only to forget it earlier, so it needs no verification here."""
+def claims_of(assertion: str) -> dict[str, Any]:
+    """Return what an assertion of identity says; it has just come from there, so nothing is verified here."""
     part = assertion.split(".")[1]
-    claims = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    claims: dict[str, Any] = json.loads(base64.urlsafe_b64decode(part + "=" * (-len(part) % 4)))
+    return claims
+
+
+def subjects_of(assertion: str) -> frozenset[str]:
+    """Return whom an assertion is about."""
+    claims = claims_of(assertion)
     return frozenset(str(claims[name]) for name in ("sub", "node_id") if claims.get(name))
 
 

@@ -18,8 +18,9 @@ from libs.rpc import context
 from libs.telemetry import CALLS, LATENCY
 from services.gateway import bodies, problems
 from services.gateway.approval import approval
-from services.gateway.credentials import CSRF_COOKIE, Authenticator, Credential, present
+from services.gateway.credentials import CSRF_COOKIE, Authenticator, Credential, claims_of, present
 from services.gateway.csrf import require_same_site
+from services.gateway.denials import BAD_BEARERS, Denials
 from services.gateway.document import SIGN_OUT, Operation
 from services.gateway.limits import AddressLimit
 from services.gateway.validation import Rules, body_error
@@ -73,6 +74,7 @@ class Edge:
     """Takes requests to handlers."""
 
     authenticator: Authenticator
+    denials: Denials
     limits: Mapping[str, AddressLimit]
     allowed_origins: frozenset[str]
     timeout_s: float
@@ -102,14 +104,17 @@ class Edge:
     ) -> tuple[Credential | None, tuple[tuple[str, str], ...]]:
         if not operation.security:
             return None, ()
-        audience = route.audience if route else "identity"
+        audience, credential = route.audience if route else "identity", None
         try:
             credential = present(operation, request)
             standing = operation.id in STREAMS
             assertion = await self.authenticator.assertion(credential, audience, address, standing=standing)
-        except errors.Unauthenticated:
+        except errors.Unauthenticated as error:
             if operation.id == SIGN_OUT:
                 return None, ()
+            if credential is not None and credential.node and isinstance(error, BAD_BEARERS):
+                domain_id, path_id = error.extra.get("domain_id", ""), request.match_info.get("id", "")
+                await self.denials.record(operation.id, error, credential.node.node_id, domain_id, path_id)
             raise
         if credential.by_cookie and operation.id != SIGN_OUT:
             require_same_site(
@@ -121,7 +126,12 @@ class Edge:
                 allowed_origins=self.allowed_origins,
             )
         if credential.node and "id" in request.match_info and request.match_info["id"] != str(credential.node.node_id):
-            raise errors.NskNodeMismatch if operation.id == "PostNodeSessionCallback" else errors.NodeIdMismatch
+            if operation.id == "PostNodeSessionCallback":
+                raise errors.NskNodeMismatch
+            mismatch, domain_id = errors.NodeIdMismatch(), claims_of(assertion).get("domain_id", "")
+            node_id, path_id = credential.node.node_id, request.match_info["id"]
+            await self.denials.record(operation.id, mismatch, node_id, domain_id, path_id)
+            raise mismatch
         return credential, ((context.PRINCIPAL_KEY, assertion),)
 
     async def _body(self, rules: Rules, request: web.Request) -> Any:
@@ -180,8 +190,11 @@ def middleware(timeout_s: float) -> Any:
                         request.transport.abort()
                     return begun
                 error = refusal_of(raised)
-                code = error.code
                 operation = request.get(OPERATION, "")
+                if operation in STREAMS and isinstance(error, errors.Unavailable):
+                    # Whichever dependency it was: to a node its stream is what it cannot have.
+                    error = errors.EventStreamUnavailable()
+                code = error.code
                 response = problems.answer(error, request.rel_url.raw_path, correlation_id, operation)
                 if isinstance(raised, web.HTTPMethodNotAllowed):
                     response.headers["Allow"] = raised.headers["Allow"]

@@ -9,7 +9,9 @@ import structlog
 from aiohttp import web
 
 from libs import errors
-from services.gateway.credentials import AssertionCache, Credential, digest_of
+from libs.rpc.context import PRINCIPAL_KEY
+from services.gateway.credentials import AssertionCache, Credential, claims_of, digest_of
+from services.gateway.denials import Denials
 from services.gateway.edge import DEADLINE, STREAMED, Asked, Route
 from services.gateway.gate import Place, Ports, open_gate
 from services.gateway.hub import BEAT, Hub, Stream
@@ -33,11 +35,14 @@ log = structlog.get_logger()
 class Events:
     """Handler of `GetNodeEvents`; without a hub some port is missing."""
 
-    def __init__(self, ports: Ports, hub: Hub | None, cache: AssertionCache, reconciler: Reconciler) -> None:
+    def __init__(
+        self, ports: Ports, hub: Hub | None, cache: AssertionCache, reconciler: Reconciler, denials: Denials
+    ) -> None:
         self._ports = ports
         self._hub = hub
         self._cache = cache
         self._reconciler = reconciler
+        self._denials = denials
 
     def routes(self) -> dict[str, Route]:
         """Return the handlers by operation."""
@@ -50,7 +55,12 @@ class Events:
         if credential is None or credential.node is None or self._hub is None:
             raise errors.NodeUnauthorized
         node_id, generation = credential.node.node_id, self._cache.generation
-        place = await gate.node(node_id)
+        try:
+            place = await gate.node(node_id)
+        except (errors.Forbidden, errors.NotFound) as error:
+            domain_id = claims_of(dict(asked.metadata)[PRINCIPAL_KEY]).get("domain_id", "")
+            await self._denials.record("GetNodeEvents", error, node_id, domain_id, asked.path["id"])
+            raise
         after = cursor(asked.http.headers.get("Last-Event-ID"))
         self._hub.require_ready()
         start = await self._start(place, node_id, after)

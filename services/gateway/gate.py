@@ -18,12 +18,13 @@ from libs.envelope import Envelope, EnvelopeRefused, Trust
 from libs.errors import BusNotProvisioned, Forbidden, NotFound
 from libs.ids import parse_uuid
 from libs.telemetry import VERIFIED
+from services.gateway.patience import Patience
 
 SUBJECT = re.compile(r"events\.([0-9a-f-]{36})\.(node|project|domain)\.([0-9a-f-]{36})\.([a-z][a-z0-9_]{0,63})")
 SCOPE = re.compile(r"(node|project|domain):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
-PENDING_FOR_S = 2.0
 PENDING_EVERY_S = 0.02
-MOST_REFUSED = 10_000
+# What mesh has published at its place may still be refused for these: it came too late, or its key went since.
+LATE = frozenset({"stale", "unknown_key"})
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,11 @@ class SignatureVerifier(Protocol):
 class RelationChecker(Protocol):
     """Who may receive. Raises Unavailable, never a denial in its stead."""
 
+    async def agent(self, node_id: UUID) -> bool:
+        """Whether a node holds `node-agent` on itself; as fresh as the assertion that it came with."""
+
     async def agents(self, node_ids: Collection[UUID]) -> frozenset[UUID]:
-        """Return those that hold `node-agent` on themselves; fully consistent."""
+        """Return those that hold `node-agent` on themselves; fully consistent, never kept."""
 
 
 class NodeRepo(Protocol):
@@ -148,12 +152,11 @@ class Gate:
     signature_verifier: SignatureVerifier
     relation_checker: RelationChecker
     node_repo: NodeRepo
-    # Ids that were logged and never acknowledged: they get no second wait.
-    given_up: set[UUID] = field(default_factory=set)
+    patience: Patience = field(default_factory=Patience)
 
     async def node(self, node_id: UUID) -> Place:
         """Return where a node stands that may receive; raises Forbidden, and then NotFound."""
-        if node_id not in await self.relation_checker.agents([node_id]):
+        if not await self.relation_checker.agent(node_id):
             raise Forbidden
         place = await self.node_repo.place(node_id)
         if place is None:
@@ -171,6 +174,14 @@ class Gate:
         await self._published(await self._signed(read, now_ns, passage), gaps, now_ns, passage)
         return passage
 
+    async def late(self, refused: "Sequence[Refusal]") -> "set[Admitted]":
+        """Return those that mesh did publish, at their place and with their bytes: they are late, and no attack."""
+        asked = [one.late for one in refused if one.late is not None]
+        if not asked:
+            return set()
+        verdicts, _ = await self.nonce_store.check([one.seen for one in asked], ())
+        return {one for one, verdict in zip(asked, verdicts, strict=True) if verdict is Verdict.PUBLISHED}
+
     async def _signed(self, candidates: "list[Admitted]", now_ns: int, passage: "Passage") -> "list[Admitted]":
         if not candidates:
             return []
@@ -184,7 +195,7 @@ class Gate:
                     VERIFIED.inc()
                 envelope.authenticate(one.envelope, trust, now_ns)
             except EnvelopeRefused as error:
-                passage.refused.append(Refusal(one.sequence, one.domain_id, error.reason))
+                passage.refused.append(_refusal(one, error.reason))
             else:
                 passed.append(one)
         return passed
@@ -194,14 +205,14 @@ class Gate:
     ) -> None:
         if not candidates and not gaps:
             return
-        seen = [Seen(one.sequence, one.id, hashlib.sha256(one.data).digest()) for one in candidates]
+        seen = [one.seen for one in candidates]
         verdicts, missing = await self.nonce_store.check(seen, gaps)
         verdicts = await self._settled(seen, verdicts)
         for one, verdict in zip(candidates, verdicts, strict=True):
             if verdict is Verdict.PUBLISHED:
                 passage.admitted.append(one)
             else:
-                passage.refused.append(Refusal(one.sequence, one.domain_id, verdict.value))
+                passage.refused.append(_refusal(one, verdict.value))
         if missing:
             # What the log brings back is believed no more than what the stream brings.
             filled = [entry for row in missing if (entry := _read(_message(row), now_ns, passage.refused))]
@@ -210,24 +221,21 @@ class Gate:
 
     async def _settled(self, seen: list[Seen], verdicts: list[Verdict]) -> list[Verdict]:
         """Wait for those that are logged and whose sequence is not noted yet; it comes within moments or never."""
-        deadline = asyncio.get_running_loop().time() + PENDING_FOR_S
-        while True:
-            waiting = [
-                turn
-                for turn, verdict in enumerate(verdicts)
-                if verdict is Verdict.PENDING and seen[turn].id not in self.given_up
-            ]
-            if not waiting:
-                return verdicts
-            if asyncio.get_running_loop().time() >= deadline:
-                if len(self.given_up) > MOST_REFUSED:
-                    self.given_up.clear()
-                self.given_up.update(seen[turn].id for turn in waiting)
-                return verdicts
+        clock = asyncio.get_running_loop().time
+        began = ended = clock()
+        until = [began + self.patience.wait_s(one.id, began) for one in seen]
+        while waiting := [
+            turn for turn, verdict in enumerate(verdicts) if verdict is Verdict.PENDING and clock() < until[turn]
+        ]:
             await asyncio.sleep(PENDING_EVERY_S)
             answers, _ = await self.nonce_store.check([seen[turn] for turn in waiting], ())
             for turn, verdict in zip(waiting, answers, strict=True):
                 verdicts[turn] = verdict
+            if any(seen[turn].id in self.patience.given_up for turn in waiting):
+                ended = clock()
+        self.patience.spend(began, ended)
+        self.patience.give_up(one.id for one, verdict in zip(seen, verdicts, strict=True) if verdict is Verdict.PENDING)
+        return verdicts
 
 
 @dataclass(frozen=True)
@@ -240,14 +248,23 @@ class Admitted:
     envelope: Envelope
     data: bytes
 
+    @property
+    def seen(self) -> Seen:
+        """What the nonce store is asked about it."""
+        return Seen(self.sequence, self.id, hashlib.sha256(self.data).digest())
+
 
 @dataclass(frozen=True)
 class Refusal:
-    """An envelope that is dropped: where, in whose name (None when the subject names nobody), and why."""
+    """An envelope that is dropped: where, in whose name (None when the subject names nobody), and why.
+
+    `late` is the envelope itself where mesh may have published it all the same.
+    """
 
     sequence: int
     domain_id: UUID | None
     reason: str
+    late: Admitted | None = None
 
 
 @dataclass(frozen=True)
@@ -280,7 +297,10 @@ def _read(message: Message, now_ns: int, refused: list[Refusal]) -> Admitted | N
         refused.append(Refusal(message.sequence, domain_id, error.reason))
         return None
     scope, nonce = SCOPE.fullmatch(parsed.scope), canonical_uuid(parsed.id)
-    reason = ""
+    if nonce is None:
+        refused.append(Refusal(message.sequence, domain_id, "nonce_form"))
+        return None
+    one = Admitted(message.sequence, domain_id, nonce, parsed, message.data)
     if len(message.data) > envelope.LARGEST:
         reason = "too_long"
     elif abs(now_ns - parsed.issued_ns) > envelope.WINDOW_NS:
@@ -289,10 +309,14 @@ def _read(message: Message, now_ns: int, refused: list[Refusal]) -> Admitted | N
         reason = "scope"
     elif (scope[1], scope[2], parsed.type) != (subject[2], subject[3], subject[4]):
         reason = "subject_mismatch"
-    if not reason and nonce is not None:
-        return Admitted(message.sequence, domain_id, nonce, parsed, message.data)
-    refused.append(Refusal(message.sequence, domain_id, reason or "nonce_form"))
+    else:
+        return one
+    refused.append(_refusal(one, reason))
     return None
+
+
+def _refusal(one: Admitted, reason: str) -> Refusal:
+    return Refusal(one.sequence, one.domain_id, reason, one if reason in LATE else None)
 
 
 def canonical_uuid(text: str) -> UUID | None:

@@ -32,6 +32,8 @@ MOST_UNREAD = 1024 * 1024
 AT_ONCE = 100
 LARGEST_CHECK = 500
 FEED_GONE_S = 15.0
+# Relations cannot be asked for so long: a restart of identity does not send the whole fleet back to it.
+RELATIONS_GONE_S = 5.0
 CATCH_UP_S = 1.0
 # One reconciliation of a Domain goes out in this time; who comes within it gets that one.
 RECONCILE_S = 10.0
@@ -99,6 +101,7 @@ class Hub:
     clock: Callable[[], float] = time.monotonic
     most_unread: int = MOST_UNREAD
     feed_gone_s: float = FEED_GONE_S
+    relations_gone_s: float = RELATIONS_GONE_S
     ring: Ring = field(init=False)
     opened: int = 0
     _read_up: bool = False
@@ -149,11 +152,18 @@ class Hub:
                 gaps.append((before + 1, message.sequence - 1))
             before = max(before, message.sequence)
         passage = await self.gate.admit(messages, gaps, self.wall_ns())
+        # Reading what was sent meanwhile, some of it is found too late. That is nobody's attack, and nobody has it.
+        late = set() if self._read_up else await self.gate.late(passage.refused)
         for refusal in passage.refused:
-            REFUSALS.labels("mesh", refusal.reason).inc()
-            self.refusals.add(refusal)
+            if refusal.late in late:
+                self.ring.miss(refusal.late.domain_id, refusal.late.envelope.scope, refusal.sequence)
+            else:
+                REFUSALS.labels("mesh", refusal.reason).inc()
+                self.refusals.add(refusal)
         for domain_id, trusted in passage.trusted.items():
             self.ring.untrust(domain_id, trusted)
+            if trusted:
+                self.refusals.learn(domain_id)
         entries = []
         for one in passage.admitted:
             if self.ring.add(entry := self._entry(one)):
@@ -166,9 +176,10 @@ class Hub:
     def _entry(self, one: Admitted) -> Entry:
         # What the log vouches for is compact, so it has no line break that a frame could end at.
         frame = b"id: %d\nevent: %b\ndata: %b\n\n" % (one.sequence, one.envelope.type.encode(), one.data)
+        age_s = max(0, self.wall_ns() - one.envelope.issued_ns) / 1e9
         return Entry(
             one.sequence, one.id, one.domain_id, one.envelope.scope, one.envelope.key_id, frame, chunk(frame),
-            self.clock(),
+            self.clock() - age_s,
         )  # fmt: skip
 
     async def _fan_out(self, entries: Iterable[Entry]) -> None:
@@ -259,10 +270,18 @@ class Hub:
 
     async def beat(self) -> None:
         """Keep every connection alive, each one every 25 seconds."""
+        done = int(self.clock())
         while True:
             await asyncio.sleep(1)
-            for stream in list(self._beats[int(self.clock()) % BEAT_S]):
+            done = self.beat_since(done)
+
+    def beat_since(self, done: int) -> int:
+        """Beat those whose turn has come after a second of the clock; returns the second up to which this is done."""
+        now = int(self.clock())
+        for second in range(max(done, now - BEAT_S) + 1, now + 1):
+            for stream in list(self._beats[second % BEAT_S]):
                 stream.beat()
+        return now
 
     async def pulse(self) -> None:
         """Ask the ports that only an event would ask, so that their loss is noticed while there is none."""
@@ -280,6 +299,26 @@ class Hub:
             if self._feed_lost_at is not None and self.clock() - self._feed_lost_at > self.feed_gone_s:
                 for stream in list(self._streams.values()):
                     stream.end("revocations_unknown")
+
+    async def probe(self) -> None:
+        """Ask the relation checker about one stream after the other: its loss ends them, and so does a denial."""
+        answered = self.clock()
+        while True:
+            await asyncio.sleep(PULSE_EVERY_S)
+            try:
+                await self._ask_about_next()
+                answered = self.clock()
+            except PlexError as error:
+                if self.clock() - answered > self.relations_gone_s:
+                    self._fail(error.code)
+
+    async def _ask_about_next(self) -> None:
+        node_id = next(iter(self._streams), None)
+        if node_id is None:
+            return
+        self._streams[node_id] = self._streams.pop(node_id)
+        if node_id not in await self.gate.relation_checker.agents([node_id]):
+            self.end_node(node_id, "revoked")
 
     def feed_lost(self) -> None:
         """Note that revocations are not heard."""

@@ -90,6 +90,9 @@ class Reconciler:
 
     async def request(self, domain_id: UUID, node_id: UUID) -> None:
         """Ask; of many nodes that come back at once, one is enough."""
-        await self._stub.RequestReconcile(
-            pb.RequestReconcileRequest(domain_id=str(domain_id), node_id=str(node_id)), timeout=DEADLINE_S
-        )
+        request = pb.RequestReconcileRequest(domain_id=str(domain_id), node_id=str(node_id))
+        try:
+            await self._stub.RequestReconcile(request, timeout=DEADLINE_S)
+        except PlexError as error:
+            # Whatever mesh says of itself must not look like a refusal of the node.
+            raise EventStreamUnavailable(error.code) from error

@@ -32,6 +32,7 @@ class RefusedEnvelopes:
     audit: AuditClient
     verifier: SignatureVerifier | None
     clock: Clock
+    _known: set[UUID] = field(default_factory=set)
     _waiting: dict[Key, None] = field(default_factory=dict)
     _recorded: set[Key] = field(default_factory=set)
     _counts: dict[str, int] = field(default_factory=dict)
@@ -39,9 +40,17 @@ class RefusedEnvelopes:
     def add(self, refusal: Refusal) -> None:
         """Note a refusal; the first of its kind in a minute becomes a row."""
         self._counts[refusal.reason] = self._counts.get(refusal.reason, 0) + 1
-        key = (refusal.domain_id, refusal.reason, self._minute())
-        if key not in self._recorded and len(self._waiting) < MOST_WAITING:
+        domain_id = refusal.domain_id
+        if len(self._waiting) >= MOST_WAITING and domain_id not in self._known:
+            # A flood of made-up Domains: their reasons stay, in the platform's name.
+            domain_id = None
+        key = (domain_id, refusal.reason, self._minute())
+        if key not in self._recorded:
             self._waiting[key] = None
+
+    def learn(self, domain_id: UUID) -> None:
+        """Note a Domain that has an event key: however much else is refused, it gets its own row."""
+        self._known.add(domain_id)
 
     def _minute(self) -> str:
         return self.clock.now().astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")
@@ -66,12 +75,12 @@ class RefusedEnvelopes:
         named = {domain_id for domain_id, _, _ in waiting if domain_id is not None}
         # A made-up Domain must not get a chain: those without an event key are the platform's affair.
         found = await self.verifier.trust(named) if named and self.verifier else {}
-        known = {domain_id for domain_id, keys in found.items() if keys}
+        self._known |= {domain_id for domain_id, keys in found.items() if keys}
         minute = self._minute()
         self._recorded = {key for key in self._recorded if key[2] >= minute}
         for key in waiting:
             domain_id, reason, of = key
-            chain = str(domain_id) if domain_id in known else ""
+            chain = str(domain_id) if domain_id in self._known else ""
             await self._record(chain, reason, of)
             del self._waiting[key]
             self._recorded.add(key)

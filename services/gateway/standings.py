@@ -20,10 +20,14 @@ class IdentityStandings:
         self._stub = stubs.FleetServiceStub(identity)
         self._cache = cache
 
+    async def agent(self, node_id: UUID) -> bool:
+        """Whether a node holds `node-agent` on itself."""
+        if (kept := self._cache.standing(str(node_id))) is not None:
+            return kept.agent
+        return bool(await self.agents([node_id]))
+
     async def agents(self, node_ids: Collection[UUID]) -> frozenset[UUID]:
-        """Return those that hold `node-agent` on themselves."""
-        if len(node_ids) == 1 and (kept := self._cache.standing(str(next(iter(node_ids))))) is not None:
-            return frozenset(node_ids) if kept.agent else frozenset()
+        """Return those that hold `node-agent` on themselves, asking identity each time."""
         return frozenset(UUID(row.node_id) for row in await self._ask(node_ids) if row.agent)
 
     async def place(self, node_id: UUID) -> Place | None:

@@ -83,7 +83,7 @@ class Authentication:
         if known is None or not hmac.compare_digest(known.fingerprint, fingerprint):
             raise NskInvalid
         if not known.live or known.project_id is None:
-            raise NskRevoked
+            raise NskRevoked(domain_id=str(known.domain_id))
         return Principal(
             subject=str(known.node_id),
             kind="node",

@@ -1,9 +1,18 @@
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+from google.protobuf.message import Message
 
-from services.gateway.tests.fakes import Client, FakePeer, start
+from devstack.process import until
+from plexsphere.identity.v1 import sign_in_pb2
+from plexsphere.mesh.v1 import mesh_pb2
+from services.gateway.gate import Place
+from services.gateway.tests.desk import NODE, OTHER, PROJECT, Desk
+from services.gateway.tests.fakes import Client, FakePeer, assertion, start
+from services.gateway.tests.five import Bench
 
 
 @pytest.fixture
@@ -15,4 +24,27 @@ def peer() -> FakePeer:
 async def edge(peer: FakePeer, tmp_path: Path) -> AsyncIterator[Client]:
     client = await start(peer, tmp_path)
     yield client
+    await client.close()
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    bench, peer = Bench(), FakePeer()
+    for node in (NODE, OTHER):
+        bench.fleet.places[node] = Place(bench.mesh.domain, PROJECT)
+
+    def authenticated(_: Any) -> Message:
+        found = assertion(sub=str(NODE), node_id=str(NODE), domain_id=str(bench.mesh.domain))
+        return sign_in_pb2.AuthenticateResponse(assertion=found)
+
+    peer.answers["Authenticate"] = authenticated
+    peer.answers["RequestReconcile"] = lambda _: mesh_pb2.RequestReconcileResponse(announced=True)
+    client = await start(peer, tmp_path, ports=bench.ports, hub=bench.hub)
+    running = [asyncio.ensure_future(task) for task in (bench.hub.run(), bench.hub.pulse(), bench.hub.probe())]
+    await until(lambda: bench.hub.ready, 2)
+    opened = Desk(bench, client, peer)
+    yield opened
+    for task in [*running, *opened.tasks]:
+        task.cancel()
+    await asyncio.gather(*running, *opened.tasks, return_exceptions=True)
     await client.close()

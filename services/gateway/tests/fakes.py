@@ -14,6 +14,7 @@ from libs.rpc import context
 from libs.rpc.channel import Peer
 from libs.settings import Listen, Nats, Telemetry, Tls
 from libs.settings import Peer as PeerSettings
+from plexsphere.audit.v1 import audit_pb2
 from plexsphere.identity.v1 import sign_in_pb2
 from services.gateway.__main__ import application
 from services.gateway.credentials import AssertionCache
@@ -112,6 +113,7 @@ async def start(
     real = cast("Peer", peer)
     peers = dict.fromkeys(("identity", "access", "secrets", "mesh", "audit"), real)
     peer.answers.setdefault("Authenticate", authenticated)
+    peer.answers.setdefault("Append", lambda _: audit_pb2.AppendResponse(seq=1))
     limit = rate or Rate(per_minute=1000, burst=1000)
     wanted = settings(tmp, origins=[ORIGIN] if origins is None else origins, rate=limit)
     app = application(wanted, peers, AssertionCache(), Health({}), ports or Ports(), hub)

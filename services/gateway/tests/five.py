@@ -132,6 +132,9 @@ class FakeFleet:
     refused: set[UUID] = field(default_factory=set)
     down: bool = False
 
+    async def agent(self, node_id: UUID) -> bool:
+        return bool(await self.agents([node_id]))
+
     async def agents(self, node_ids: Collection[UUID]) -> frozenset[UUID]:
         if self.down:
             raise EventStreamUnavailable

@@ -1,111 +1,26 @@
 """Streams over HTTP behind the gate: what a node gets, resumes, and when its stream ends."""
 
 import asyncio
-import contextlib
+import itertools
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import pytest
-from aiohttp.test_utils import TestClient
-from google.protobuf.message import Message
 
 from devstack.process import until
-from libs.custody import Secret
-from libs.errors import AuditUnavailable
+from libs.errors import AuthzUnavailable, EventBusUnavailable, Forbidden, PlexError, Unavailable
 from libs.ids import uuid7
-from libs.nsk import format_bearer
-from plexsphere.identity.v1 import sign_in_pb2
-from plexsphere.mesh.v1 import mesh_pb2
-from services.gateway.gate import Place
-from services.gateway.ring import KEPT_S, Entry, Ring
-from services.gateway.tests.fakes import FakePeer, assertion, problem, start
+from plexsphere.identity.v1 import relations_pb2 as pb
+from services.gateway.credentials import AssertionCache, digest_of
+from services.gateway.gate import Place, Ports
+from services.gateway.hub import MOST_UNREAD
+from services.gateway.revocations import apply
+from services.gateway.tests.desk import NODE, OTHER, PROJECT, Desk, bearer
+from services.gateway.tests.fakes import FakePeer, problem, start
 from services.gateway.tests.five import Bench
 
 pytestmark = pytest.mark.unit
-
-NODE, OTHER = uuid7(), uuid7()
-PROJECT = uuid7()
-
-
-def bearer(node: UUID) -> dict[str, str]:
-    return {"Authorization": "Bearer " + format_bearer("dev", node, Secret(bytes(32)))}
-
-
-@dataclass
-class Listener:
-    """A node on its stream."""
-
-    answer: Any
-    frames: list[dict[str, str]] = field(default_factory=list)
-    comments: int = 0
-    ended: bool = False
-
-    async def read(self) -> None:
-        frame: dict[str, str] = {}
-        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
-            async for line in self.answer.content:
-                text = line.decode().rstrip("\n")
-                if not text and frame:
-                    self.frames.append(frame)
-                    frame = {}
-                elif text.startswith(":"):
-                    self.comments += 1
-                elif text:
-                    name, _, value = text.partition(": ")
-                    frame[name] = value
-        self.ended = True
-
-    @property
-    def sequences(self) -> list[int]:
-        return [int(frame["id"]) for frame in self.frames if "id" in frame]
-
-
-@dataclass
-class Desk:
-    """The edge in front of a bench."""
-
-    bench: Bench
-    client: TestClient[Any, Any]
-    tasks: list[asyncio.Task[None]] = field(default_factory=list)
-
-    async def listen(self, node: UUID = NODE, after: str | None = None) -> Listener:
-        headers = bearer(node) | ({} if after is None else {"Last-Event-ID": after})
-        answer = await self.client.get(f"/v1/nodes/{node}/events", headers=headers)
-        assert answer.status == 200, await answer.text()
-        listener = Listener(answer)
-        self.tasks.append(asyncio.ensure_future(listener.read()))
-        await until(lambda: listener.comments, 2)
-        return listener
-
-    def publish(self, scope: str = "", **more: Any) -> int:
-        mesh = self.bench.mesh
-        return mesh.put(mesh.sign(scope=scope or f"domain:{mesh.domain}", **more))
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    bench, peer = Bench(), FakePeer()
-    for node in (NODE, OTHER):
-        bench.fleet.places[node] = Place(bench.mesh.domain, PROJECT)
-
-    def authenticated(request: Any) -> Message:
-        return sign_in_pb2.AuthenticateResponse(assertion=assertion(sub="node", node_id=str(NODE)))
-
-    peer.answers["Authenticate"] = authenticated
-    peer.answers["RequestReconcile"] = lambda _: mesh_pb2.RequestReconcileResponse(announced=True)
-    client = await start(peer, tmp_path, ports=bench.ports, hub=bench.hub)
-    running = [asyncio.ensure_future(bench.hub.run()), asyncio.ensure_future(bench.hub.pulse())]
-    await until(lambda: bench.hub.ready, 2)
-    opened = Desk(bench, client)
-    yield opened
-    for task in [*running, *opened.tasks]:
-        task.cancel()
-    await asyncio.gather(*running, *opened.tasks, return_exceptions=True)
-    await client.close()
 
 
 async def test_a_node_gets_what_is_for_it_as_the_contract_has_it(desk: Desk) -> None:
@@ -205,11 +120,26 @@ async def test_without_an_event_the_loss_of_a_port_is_noticed(desk: Desk) -> Non
     await until(lambda: listener.ended, 4)
 
 
-async def test_a_revoked_node_is_cut_off(desk: Desk) -> None:
+THIS = f"node:{NODE}"
+
+
+@pytest.mark.parametrize(
+    ("message", "ends"),
+    [
+        (pb.WatchRevocationsResponse(node_id=str(NODE)), True),
+        (pb.WatchRevocationsResponse(credential_digest=digest_of(bearer(NODE)["Authorization"][7:])), True),
+        (pb.WatchRevocationsResponse(relation=pb.RevokedRelation(subject=THIS, relation="agent", resource=THIS)), True),
+        (pb.WatchRevocationsResponse(relation=pb.RevokedRelation(subject=THIS, resource=f"secret:{NODE}")), False),
+        (pb.WatchRevocationsResponse(relation=pb.RevokedRelation(subject=f"user:{NODE}", resource=THIS)), False),
+        (pb.WatchRevocationsResponse(identity_id=str(NODE)), False),
+        (pb.WatchRevocationsResponse(), False),
+    ],
+)
+async def test_what_the_feed_says_ends_the_streams_that_it_is_about(desk: Desk, message: Any, ends: bool) -> None:  # noqa: FBT001 — a column of the table
     listener, other = await desk.listen(), await desk.listen(OTHER)
-    desk.bench.hub.end_node(NODE, "revoked")
-    await until(lambda: listener.ended, 1)
-    assert not other.ended
+    apply(message, AssertionCache(), desk.bench.hub)
+    await asyncio.sleep(0.1)
+    assert (listener.ended, other.ended) == (ends, False)
 
 
 async def test_after_a_silence_of_the_feed_everybody_is_asked_about_again(desk: Desk) -> None:
@@ -243,6 +173,10 @@ async def test_a_client_that_does_not_read_is_dropped_and_slows_nobody(
     await until(lambda: listener.sequences == sent, 10)
     assert OTHER not in desk.bench.hub._streams
     idle.close()
+    # Nobody holds it against the node: it comes back with its cursor and gets what it missed.
+    desk.bench.hub.most_unread = MOST_UNREAD
+    back = await desk.listen(OTHER, after=str(sent[-3]))
+    await until(lambda: back.sequences == sent[-2:], 5)
 
 
 async def test_a_drain_ends_everybody_with_a_time_to_come_back(desk: Desk) -> None:
@@ -256,70 +190,59 @@ async def test_a_drain_ends_everybody_with_a_time_to_come_back(desk: Desk) -> No
     assert await problem(answer) == (503, "event_stream_unavailable")
 
 
-async def test_refusals_are_counted_and_recorded_once_a_minute(desk: Desk) -> None:
-    bench = desk.bench
-    subject = f"events.{bench.mesh.domain}.domain.{bench.mesh.domain}.action_request"
-    for _ in range(1000):
-        bench.mesh.put(b"{", subject, logged=False)
-    bench.mesh.put(b"{", f"events.{uuid7()}.domain.{uuid7()}.action_request", logged=False)
-    bench.mesh.put(b"{", f"events.{uuid7()}.domain.{uuid7()}.action_request", logged=False)
-    bench.mesh.put(b"{", "events.nonsense", logged=False)
-    await until(lambda: bench.hub.ring.position == bench.mesh.position, 3)
-    await bench.refusals.report()
-    rows = {(row.domain_id, *row.context["mesh"]) for row in bench.audit.rows.values()}
-    assert rows == {(str(bench.mesh.domain), "parse"), ("", "parse"), ("", "subject")}
-    assert len(bench.audit.rows) == 3
-    assert {row.reason for row in bench.audit.rows.values()} == {"caveat_violation"}
+# What is answered in place of a stream --------------------------------------------------------------------------------
+
+NAMES = ("event_stream", "nonce_store", "signature_verifier", "relation_checker", "node_repo")
+MEMBERS = {"type", "title", "status", "detail", "instance", "code", "correlation_id"}
 
 
-async def test_a_refusal_that_cannot_be_recorded_waits(desk: Desk) -> None:
-    bench = desk.bench
-    bench.mesh.put(b"{", "events.nonsense", logged=False)
-    await until(lambda: bench.hub.ring.position == bench.mesh.position, 3)
-    bench.audit.down = True
-    with pytest.raises(AuditUnavailable):
-        await bench.refusals.report()
-    bench.audit.down = False
-    await bench.refusals.report()
-    assert len(bench.audit.rows) == 1
+async def answered(tmp_path: Path, provided: tuple[bool, ...]) -> tuple[int, str, set[str]]:
+    """Ask for a stream where some ports are provided; a stream must bring an event."""
+    bench = Bench()
+    bench.fleet.places[NODE] = Place(bench.mesh.domain, PROJECT)
+    some = {name: getattr(bench.ports, name) for name, there in zip(NAMES, provided, strict=True) if there}
+    client = await start(FakePeer(), tmp_path, ports=Ports(**some), hub=bench.hub if all(provided) else None)
+    running = asyncio.ensure_future(bench.hub.run())
+    await until(lambda: bench.hub.ready, 2)
+    try:
+        answer = await client.get(f"/v1/nodes/{NODE}/events", headers=bearer(NODE))
+        if answer.status == 200:
+            Desk(bench, client).publish()
+            async with asyncio.timeout(2):
+                return 200, (await answer.content.readuntil(b"}\n\n")).decode(), set()
+        return *await problem(answer), set(await answer.json(content_type=None))
+    finally:
+        running.cancel()
+        await client.close()
 
 
-# The ring -------------------------------------------------------------------------------------------------------------
+async def test_every_combination_of_ports_but_the_whole_one_is_501_over_http(tmp_path: Path) -> None:
+    for provided in itertools.product((False, True), repeat=5):
+        found = await answered(tmp_path, provided)
+        if all(provided):
+            assert found[0] == 200
+            assert "event: action_request" in found[1]
+        else:
+            assert found == (501, "signed_event_bus_not_provisioned", MEMBERS), provided
 
 
-def entry(ring: Ring, sequence: int, scope: str = "domain:d", key: str = "k") -> Entry:
-    domain = UUID(int=1)
-    return Entry(sequence, uuid7(), domain, scope, key, b"f", b"c" * 100, ring.clock())
+def raising(error: PlexError) -> Any:
+    def answer(_: Any) -> Any:
+        raise error
+
+    return answer
 
 
-def test_what_is_older_than_five_minutes_goes_and_only_who_missed_something_is_told() -> None:
-    now = [1000.0]
-    ring = Ring(lambda: now[0])
-    ring.begin(10)
-    for sequence, scope in ((11, "node:a"), (12, "node:b"), (13, "node:a")):
-        ring.add(entry(ring, sequence, scope))
-        now[0] += 100
-    ring.reach(13)
-    now[0] += KEPT_S - 300 + 1
-    ring.reach(20)
-    domain = UUID(int=1)
-    assert [one.sequence for one in ring.after(domain, ("node:a",), 10)] == [13]
-    # Only node:a missed what is gone; node:b has been told everything since the floor.
-    assert ring.complete(domain, ("node:b",), 10)
-    assert not ring.complete(domain, ("node:a",), 10)
-    assert ring.complete(domain, ("node:a",), 11)
-    assert not ring.complete(domain, ("node:b",), 9)
+@pytest.mark.parametrize("error", [AuthzUnavailable(), Unavailable()])
+async def test_whichever_dependency_is_down_a_stream_is_503_with_its_own_code(desk: Desk, error: PlexError) -> None:
+    desk.peer.answers["Authenticate"] = raising(error)
+    answer = await desk.client.get(f"/v1/nodes/{NODE}/events", headers=bearer(NODE))
+    assert await problem(answer) == (503, "event_stream_unavailable")
 
 
-def test_an_event_is_kept_once() -> None:
-    ring = Ring(lambda: 0.0)
-    one = entry(ring, 1)
-    assert [ring.add(one), ring.add(one)] == [True, False]
-
-
-def test_what_a_revoked_key_signed_is_served_no_more() -> None:
-    ring = Ring(lambda: 0.0)
-    for sequence, key in ((1, "old"), (2, "new"), (3, "old")):
-        ring.add(entry(ring, sequence, key=key))
-    ring.untrust(UUID(int=1), {"new"})
-    assert [one.sequence for one in ring.after(UUID(int=1), ("domain:d",), 0)] == [2]
+@pytest.mark.parametrize("error", [EventBusUnavailable(), Forbidden(), PlexError()])
+async def test_what_mesh_says_of_itself_is_never_said_of_the_node(desk: Desk, error: PlexError) -> None:
+    desk.bench.hub.ring.begin(10)
+    desk.peer.answers["RequestReconcile"] = raising(error)
+    answer = await desk.client.get(f"/v1/nodes/{NODE}/events", headers=bearer(NODE) | {"Last-Event-ID": "0"})
+    assert await problem(answer) == (503, "event_stream_unavailable")
