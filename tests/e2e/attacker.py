@@ -15,6 +15,9 @@ import nats
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nats.aio.client import Client
 
+from devstack.layout import State
+from libs import settings
+from libs.rpc.channel import Peer
 from tests.e2e.listener import canonical
 from tests.e2e.outside import JSON
 from tests.e2e.world import World
@@ -29,12 +32,23 @@ def tls_of(world: World, name: str = "operator") -> ssl.SSLContext:
     return context
 
 
+def peer(world: World, service: str, caller: str) -> Peer:
+    """Return a channel to a service with the certificate of a process."""
+    address = f"127.0.0.1:{State(world.state).port(service)}"
+    pki = world.state / "pki"
+    identity = settings.Tls(
+        certificate_file=pki / f"{caller}.crt", key_file=pki / f"{caller}.key", ca_file=pki / "ca.crt"
+    )
+    return Peer(settings.Peer(address=address, name=service), identity)
+
+
 @dataclass
 class Broker:
     """A connection to NATS with somebody's certificate; by default the superuser's."""
 
     world: World
     name: str = "operator"
+    context: ssl.SSLContext | None = None
 
     async def __aenter__(self) -> Self:
         self.errors: list[str] = []
@@ -42,7 +56,7 @@ class Broker:
         async def failed(error: Exception) -> None:
             self.errors.append(str(error))
 
-        context = tls_of(self.world, self.name)
+        context = self.context or tls_of(self.world, self.name)
         self.nats: Client = await nats.connect(
             self.world.env["PLEX_NATS_URL"],
             tls=context,
