@@ -22,6 +22,7 @@ from libs.custody import Secret
 from libs.errors import OpenbaoUnavailable
 from libs.rpc.context import remaining_s
 from libs.settings import OpenBao, Tls
+from libs.telemetry import hop
 
 RENEW_BEFORE_S = 30.0
 # How soon a new certificate is used; looking at every request would cost more than the request's own bytes.
@@ -141,7 +142,7 @@ class Bao:
         headers = {"X-Vault-Token": token.reveal().decode()} if token is not None else {}
         timeout = aiohttp.ClientTimeout(total=remaining_s(self._settings.timeout_s))
         name = "bao." + path.split("?", maxsplit=1)[0].split("/", maxsplit=1)[0]
-        with tracer.start_as_current_span(name, record_exception=False, set_status_on_exception=False):
+        with hop(tracer, name):
             try:
                 http = await self._session()
                 raw = None if body is None else json.dumps(body).encode()

@@ -11,6 +11,7 @@ from opentelemetry import trace
 from libs import tls
 from libs.errors import DatastoreUnavailable, InvalidRequest
 from libs.settings import Postgres, StartRefused, Tls
+from libs.telemetry import hop
 
 DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
@@ -86,7 +87,7 @@ def unavailable() -> Iterator[None]:
 @contextlib.asynccontextmanager
 async def connection(pool: asyncpg.Pool, name: str) -> AsyncIterator[asyncpg.Connection]:
     """Lend a connection for the block, outside of a transaction; `name` is the span's."""
-    with unavailable(), tracer.start_as_current_span(f"pg.{name}", record_exception=False):
+    with unavailable(), hop(tracer, f"pg.{name}"):
         async with pool.acquire() as lent:
             # The pool lends a proxy that does all that a connection does.
             yield cast("asyncpg.Connection", lent)

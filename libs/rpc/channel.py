@@ -15,7 +15,7 @@ from opentelemetry import trace
 from libs import settings
 from libs.rpc import context
 from libs.rpc.status import from_rpc
-from libs.telemetry import inject
+from libs.telemetry import hop, inject
 
 DEADLINE_S = 5.0
 # How long a call waits for a peer whose connection was lost: longer than one back-off, short enough to fail fast.
@@ -146,9 +146,7 @@ class _Unary:
         channel = self._peer.current()
         if self._made is None or self._made[0] is not channel:
             self._made = (channel, channel.unary_unary(self._method, *self._formats))
-        with tracer.start_as_current_span(
-            self._method, kind=trace.SpanKind.CLIENT, record_exception=False, set_status_on_exception=False
-        ):
+        with hop(tracer, self._method, trace.SpanKind.CLIENT):
             # A channel between two attempts to connect would refuse a call that the next attempt could carry.
             lost = channel.get_state() is grpc.ChannelConnectivity.TRANSIENT_FAILURE
             allowed = context.remaining_s(min(timeout, RECONNECT_WITHIN_S) if lost else timeout)

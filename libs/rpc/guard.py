@@ -68,6 +68,8 @@ class Guard(grpc.aio.ServerInterceptor):
         self._callers = callers
         self._principals = principals
         self._verifier = verifier
+        # A method's handler is always the same one.
+        self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
         self,
@@ -75,10 +77,16 @@ class Guard(grpc.aio.ServerInterceptor):
         handler_call_details: grpc.HandlerCallDetails,
     ) -> Any:
         """Wrap the handler of a method."""
-        handler = await continuation(handler_call_details)
-        if handler is None:
-            return handler
         method = handler_call_details.method
+        if (known := self._wrapped.get(method)) is not None:
+            return known
+        handler = await continuation(handler_call_details)
+        if handler is not None:
+            # Only methods that exist are kept, so a caller cannot make this grow.
+            handler = self._wrapped[method] = self._wrap(method, handler)
+        return handler
+
+    def _wrap(self, method: str, handler: Any) -> Any:
         service = method.split("/")[1]
         if handler.unary_unary:
             wrapped = functools.partial(self._unary, handler.unary_unary, method)
