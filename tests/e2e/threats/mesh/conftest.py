@@ -1,7 +1,11 @@
-"""Two Domains, an attacker who holds the broker, and a node that listens."""
+"""Two Domains, an attacker who holds the broker, a node that listens, and one more gateway."""
 
 import asyncio
+import contextlib
 import json
+import socket
+import sys
+from asyncio.subprocess import Process
 from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -9,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from devstack.process import port_open
 from tests.e2e.attacker import Broker, eventually, refusals
 from tests.e2e.conftest import Scene
 from tests.e2e.listener import Listener, publish
@@ -52,9 +57,9 @@ class Arena:
         _, subject, data = await self.broker.find(identifier)
         return identifier, subject, json.loads(data)
 
-    async def refused(self) -> Counter[str]:
-        """Return how often the gate dropped an envelope, by reason."""
-        return await refusals(self.world, "gateway", "mesh")
+    async def refused(self, port: int = 0) -> Counter[str]:
+        """Return how often the gate dropped an envelope, by reason; of another gateway by its metrics port."""
+        return await refusals(self.world, "gateway", "mesh", port)
 
     async def audited(self, path: str) -> set[str]:
         """Return the reasons that a chain has recorded lately."""
@@ -64,6 +69,14 @@ class Arena:
         for entry in page.json["items"]:
             found |= set(entry["decision"]["caveat_context"].get("mesh", []))
         return found
+
+    async def denials(self, code: str, domain: str = "") -> list[JSON]:
+        """Return the rows of a Domain's chain about nodes that were refused with a code."""
+        base = f"/v1/domains/{domain or self.domain}/audit/entries?limit=200&reason="
+        pages = [await self.operator.call("GET", base + why) for why in ("insufficient_relation", "caveat_violation")]
+        assert {page.status for page in pages} == {200}
+        rows = [entry for page in pages for entry in page.json["items"] if entry["object"]["type"] == "node"]
+        return [row for row in rows if [code] in row["decision"]["caveat_context"].values()]
 
     async def recorded(self, reason: str, path: str = "") -> None:
         """Wait until a chain has a row for a reason."""
@@ -92,3 +105,42 @@ async def arena(world: World, scene: Scene, second: Story) -> AsyncIterator[Aren
     async with Broker(world) as broker:
         token = await scene.outside.access_token(await scene.outside.sign_in(Login("operator")))
         yield Arena(world, scene.story, scene.edge.as_bearer(token), second, broker)
+
+
+@dataclass
+class Gateway:
+    """One more gateway process."""
+
+    edge: Edge
+    process: Process
+    metrics_port: int
+
+
+@contextlib.asynccontextmanager
+async def another_gateway(arena: Arena) -> AsyncIterator[Gateway]:
+    """Start one more gateway process beside the stack's, with the same settings but for its ports."""
+    ports = json.loads((arena.world.state / "ports.json").read_text())
+    with contextlib.ExitStack() as held:
+        free = [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
+    port, metrics = free
+    text = arena.world.config("gateway").replace(f"port = {ports['gateway']}\n", f"port = {port}\n", 1)
+    text = text.replace(f"metrics_port = {ports['gateway-metrics']}", f"metrics_port = {metrics}")
+    text = text.replace("gateway.trace.jsonl", "gateway-2.trace.jsonl")
+    config = arena.world.state / "config/gateway-2.toml"
+    config.write_text(text)
+    with (arena.world.state / "log/gateway-2.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "services.gateway", "--config", config, stdout=log, stderr=log
+        )
+    try:
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(OSError):
+                    await port_open(port)
+                    break
+                await asyncio.sleep(0.1)
+        yield Gateway(Edge(f"https://127.0.0.1:{port}", arena.operator.http), process, metrics)
+    finally:
+        if process.returncode is None:
+            process.terminate()
+        await process.wait()

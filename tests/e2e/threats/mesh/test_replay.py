@@ -1,64 +1,31 @@
 """F-1: what was published once is good once, for every gateway process and after every restart."""
 
-import asyncio
-import contextlib
 import json
 import ssl
-import sys
-from collections.abc import AsyncIterator
 
 import pytest
 from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 
-from devstack.process import port_open
 from tests.e2e.attacker import wire
 from tests.e2e.outside import Edge
-from tests.e2e.threats.mesh.conftest import Arena
+from tests.e2e.threats.mesh.conftest import Arena, another_gateway
 
 pytestmark = pytest.mark.e2e
-
-
-@contextlib.asynccontextmanager
-async def another_gateway(arena: Arena) -> AsyncIterator[Edge]:
-    """Start one more gateway process beside the stack's, with the same settings but for its ports."""
-    ports = json.loads((arena.world.state / "ports.json").read_text())
-    with contextlib.ExitStack() as held:
-        import socket
-
-        found = [held.enter_context(socket.create_server(("127.0.0.1", 0))).getsockname()[1] for _ in range(2)]
-    port, metrics = found
-    text = arena.world.config("gateway").replace(f"port = {ports['gateway']}\n", f"port = {port}\n", 1)
-    text = text.replace(f"metrics_port = {ports['gateway-metrics']}", f"metrics_port = {metrics}")
-    text = text.replace("gateway.trace.jsonl", "gateway-2.trace.jsonl")
-    config = arena.world.state / "config/gateway-2.toml"
-    config.write_text(text)
-    with (arena.world.state / "log/gateway-2.log").open("wb") as log:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "services.gateway", "--config", config, stdout=log, stderr=log
-        )
-    try:
-        async with asyncio.timeout(20):
-            while True:
-                with contextlib.suppress(OSError, Exception):
-                    await port_open(port)
-                    break
-                await asyncio.sleep(0.1)
-        yield Edge(f"https://127.0.0.1:{port}", arena.operator.http)
-    finally:
-        process.terminate()
-        await process.wait()
 
 
 async def test_a_replay_after_a_restart_of_the_gateway_is_refused(arena: Arena) -> None:
     identifier, subject, _ = await arena.genuine()
     _, _, data = await arena.broker.find(identifier)
     await arena.world.restart("gateway")
+    before = (await arena.refused())["nonce_replayed"]
     async with arena.listen() as node:
         place = await arena.broker.put(subject, data)
         after = await arena.publish()
         await node.until(after)
     assert place not in [heard.sequence for heard in node.heard]
     assert identifier not in node.ids
+    assert (await arena.refused())["nonce_replayed"] == before + 1
+    await arena.recorded("nonce_replayed")
     # The replay stands in the stream; a gateway that reads it anew refuses it again.
     await arena.world.restart("gateway")
     node = arena.listen()
@@ -66,25 +33,32 @@ async def test_a_replay_after_a_restart_of_the_gateway_is_refused(arena: Arena) 
     async with node:
         await node.until(after)
     assert place not in [heard.sequence for heard in node.heard]
+    # A process counts from nothing.
+    assert (await arena.refused())["nonce_replayed"] >= 1
 
 
 async def test_a_replay_to_another_gateway_process_is_refused(arena: Arena) -> None:
     identifier, subject, _ = await arena.genuine()
     _, _, data = await arena.broker.find(identifier)
     async with another_gateway(arena) as second:
-        node, other = arena.listen(), arena.listen(arena.story.node_b, second)
+        node, other = arena.listen(), arena.listen(arena.story.node_b, second.edge)
         async with node, other:
+            # Both have read what was there before.
+            before = [(await arena.refused(port))["nonce_replayed"] for port in (0, second.metrics_port)]
             place = await arena.broker.put(subject, data)
             after = await arena.publish()
             await node.until(after)
             await other.until(after)
         for listener in (node, other):
             assert place not in [heard.sequence for heard in listener.heard]
+        after_it = [(await arena.refused(port))["nonce_replayed"] for port in (0, second.metrics_port)]
+        assert after_it == [count + 1 for count in before]
+    await arena.recorded("nonce_replayed")
 
 
 async def test_both_gateways_serve_the_same_sequences(arena: Arena) -> None:
     async with another_gateway(arena) as second:
-        node, other = arena.listen(), arena.listen(arena.story.node_b, second)
+        node, other = arena.listen(), arena.listen(arena.story.node_b, second.edge)
         async with node, other:
             sent = [await arena.publish(number=number) for number in range(20)]
             await node.until(sent[-1])

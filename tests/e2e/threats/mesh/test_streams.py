@@ -1,15 +1,24 @@
 """F-1: who may hold a stream, for how long, and what a missing dependency does to it."""
 
 import asyncio
-import json
+import base64
+import dataclasses
 import time
+import uuid
+from collections.abc import Awaitable, Callable
 
 import pytest
 
 from devstack.process import until
+from libs import settings
+from libs.pg import create_pool
+from services.identity.relation_store import PgTupleStore
+from services.identity.relations import Relations
+from services.identity.settings import IdentitySettings
+from services.identity.spicedb import SENTINEL, SpiceDb
 from tests.e2e.attacker import eventually
 from tests.e2e.conftest import Scene
-from tests.e2e.outside import Node
+from tests.e2e.outside import JSON, Node
 from tests.e2e.threats.mesh.conftest import Arena
 from tests.e2e.world import World
 
@@ -57,26 +66,45 @@ async def test_a_deleted_node_is_cut_off_and_stays_out_and_its_peers_hear_of_it(
             10,
         )
     assert took < CUT_OFF_S
-    assert (await ask(arena, node)).startswith("401")
+    assert await ask(arena, node) == "401 nsk_revoked"
+    assert [about(row) for row in await arena.denials("nsk_revoked")] == [(node.node_id, "node-agent")]
+
+
+def about(row: JSON) -> tuple[str, str]:
+    """Return the node that a row is about, and what was asked for."""
+    return row["object"]["id"], row["relation"]
+
+
+async def enrolled(scene: Scene, handle: str) -> tuple[Node, bytes, Callable[[], Awaitable[None]]]:
+    """Register a node; returns it, its key, and how it asks for another one as if the answer had been lost."""
+    project, node = scene.story.project_id, Node(handle)
+    adopted = {"origin": "adopted", "kind": "server", "external_ref": handle}
+    assert (await scene.operator.call("POST", f"/v1/projects/{project}/resources", adopted)).status == 201
+    wanted = {"kind": "node", "env_prefix": "dev", "ttl_seconds": 900}
+    issued = await scene.operator.call("POST", f"/v1/projects/{project}/bootstrap-tokens", wanted)
+    body = {
+        "project_id": project, "resource_handle": handle, "bootstrap_token": issued.json["token"],
+        "nonce": str(uuid.uuid4()), "public_key": node.public_key,
+    }  # fmt: skip
+
+    async def register() -> None:
+        answer = await scene.edge.call("POST", "/v1/register", body)
+        assert answer.status == 201, answer.body
+        node.node_id, node.key = answer.json["node_id"], base64.b64decode(answer.json["nsk"])
+        node.signing_key_id = answer.json["signing_key_id"]
+        node.signing_public_key = base64.b64decode(answer.json["signing_public_key"])
+
+    await register()
+    return node, node.key, register
 
 
 async def remove_relation(world: World, node: Node) -> None:
-    """Remove the node's own relation as identity does: the tuple goes, and every replica is told."""
-    dba = await world.superuser()
-    try:
-        async with dba.transaction():
-            await dba.execute(
-                "UPDATE identity.relation_tuples SET state = 'removing' WHERE resource_type = 'node' "
-                "AND resource_id = $1 AND relation = 'agent'",
-                node.node_id,
-            )
-            this = f"node:{node.node_id}"
-            await dba.execute(
-                "SELECT pg_notify('revocations', $1)",
-                json.dumps({"kind": "relation", "value": "", "relation": [this, "agent", this]}),
-            )
-    finally:
-        await dba.close()
+    """Remove the node's own relation by identity's own rule, as one more replica of it would."""
+    identity = settings.load(world.state / "config/identity.toml", IdentitySettings)
+    at, this = identity.spicedb, f"node:{node.node_id}"
+    async with create_pool(identity.postgres, identity.tls) as pool:
+        spicedb = SpiceDb(at.address, at.name, at.key_file, identity.tls.ca_file)
+        assert await Relations(spicedb, PgTupleStore(pool), SENTINEL).remove(this, "agent", this) == 1
 
 
 async def test_a_removed_relation_cuts_off_and_the_reconnect_is_refused(arena: Arena, scene: Scene) -> None:
@@ -87,6 +115,23 @@ async def test_a_removed_relation_cuts_off_and_the_reconnect_is_refused(arena: A
         return await ask(arena, node) == "403 permission_denied"
 
     await eventually(refused, 5)
+    rows = await arena.denials("permission_denied")
+    assert {about(row) for row in rows} == {(node.node_id, "node-agent")}
+    # Asked again at once, it is the same row.
+    for _ in range(20):
+        assert await ask(arena, node) == "403 permission_denied"
+    assert len(await arena.denials("permission_denied")) <= len(rows) + 1
+
+
+async def test_a_revoked_key_cuts_off_and_only_the_new_one_comes_back(arena: Arena, scene: Scene) -> None:
+    node, key, again = await enrolled(scene, "rekeyed")
+    assert await cut_off(arena, node, again()) < CUT_OFF_S
+    old = dataclasses.replace(node, key=key)
+    assert node.key != key
+    assert await ask(arena, old) == "401 nsk_revoked"
+    assert (node.node_id, "node-agent") in [about(row) for row in await arena.denials("nsk_revoked")]
+    async with arena.listen(node) as listener:
+        await listener.until(await arena.publish())
 
 
 async def test_a_node_of_another_domain_gets_nothing_of_this_one(arena: Arena) -> None:
@@ -96,6 +141,25 @@ async def test_a_node_of_another_domain_gets_nothing_of_this_one(arena: Arena) -
         await node.until(await arena.publish())
         await asyncio.sleep(0.5)
     assert listener.heard == []
+    rows = await arena.denials("node_id_mismatch", arena.other.domain_id)
+    assert (arena.story.node_a.node_id, "node-agent") in [about(row) for row in rows]
+    assert await arena.denials("node_id_mismatch") == []
+
+
+@pytest.mark.parametrize("what", ["events", "state", "heartbeat", "endpoint"])
+async def test_another_nodes_path_is_refused_and_recorded_once(arena: Arena, what: str) -> None:
+    node, peer = arena.story.node_a, arena.story.node_b
+    method = {"events": "GET", "state": "GET", "heartbeat": "POST", "endpoint": "PUT"}[what]
+    before = {row["seq"] for row in await arena.denials("node_id_mismatch")}
+    for _ in range(3):
+        answer = await arena.edge.as_bearer(node.bearer).call(method, f"/v1/nodes/{peer.node_id}/{what}")
+        assert str(answer) == "403 node_id_mismatch"
+    rows = [row for row in await arena.denials("node_id_mismatch") if row["seq"] not in before]
+    # A minute may have ended meanwhile.
+    assert 1 <= len(rows) <= 2
+    assert {(*about(row), *row["decision"]["caveat_context"]["action"]) for row in rows} == {
+        (peer.node_id, "node-agent", f"node.{what}")
+    }
 
 
 async def test_only_a_nodes_own_bearer_opens_its_stream(arena: Arena) -> None:
@@ -104,7 +168,7 @@ async def test_only_a_nodes_own_bearer_opens_its_stream(arena: Arena) -> None:
     assert (await arena.edge.call("GET", path)).status == 401
 
 
-@pytest.mark.parametrize("backend", ["nats", "mesh"])
+@pytest.mark.parametrize("backend", ["nats", "mesh", "spicedb"])
 async def test_a_port_that_is_down_is_503_and_ends_open_streams(arena: Arena, backend: str) -> None:
     async with arena.listen() as listener:
         await listener.until(await arena.publish())
