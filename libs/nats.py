@@ -18,12 +18,14 @@ from nats.errors import Error as NatsError
 
 from libs import tls
 from libs.errors import EventBusUnavailable
-from libs.settings import Nats, StartRefused, Tls
+from libs.settings import Nats, Tls
 
 RETRY_S = 0.25
+# After the broker forbade something or ended the connection for good; the log says which, and nothing works meanwhile.
+REFUSED_RETRY_S = 5.0
 FOLLOW_EVERY_S = 1.0
-PENDING_MESSAGES = 65_536
-PENDING_BYTES = 256 * 1024 * 1024
+PING_WITHIN_S = 1.0
+NO_END_S = 24 * 3600
 
 log = structlog.get_logger()
 JSON = dict[str, Any]
@@ -32,12 +34,13 @@ JSON = dict[str, Any]
 class Bus:
     """The connection; raises EventBusUnavailable while there is none."""
 
-    def __init__(self, settings: Nats, identity: Tls, service: str) -> None:
+    def __init__(self, settings: Nats, identity: Tls, service: str, refused_retry_s: float = REFUSED_RETRY_S) -> None:
         self._settings = settings
         self._identity = identity
         self._service = service
+        self._refused_retry_s = refused_retry_s
         self._client: Client | None = None
-        self._refused: asyncio.Future[None] | None = None
+        self._probe: tuple[int, asyncio.Future[None]] | None = None
         # Counts connections, so that whoever depends on one notices that it is another.
         self.generation = 0
 
@@ -54,26 +57,26 @@ class Bus:
         return f"_INBOX.{self._service}"
 
     async def run(self) -> None:
-        """Connect, and follow the certificate files, for as long as the process lives."""
+        """Keep a connection, and follow the certificate files, for as long as the process lives."""
         context, seen = tls.client(self._identity), tls.changed_at(self._identity)
-        refused = self._refused = asyncio.get_running_loop().create_future()
-        while self._client is None:
-            with contextlib.suppress(NatsError, OSError, TimeoutError):
-                self._client = await self._connect(context)
-                self.generation += 1
-                log.info("bus.connected")
-                break
-            await asyncio.sleep(RETRY_S)
-        try:
-            while True:
-                # Something that the broker forbids us is a deployment that is wrong: better loud than half working.
-                await asyncio.wait([refused], timeout=FOLLOW_EVERY_S)
-                if refused.done():
-                    refused.result()
+        while True:
+            ended = asyncio.get_running_loop().create_future()
+            try:
+                self._client = await self._connect(context, ended)
+            except (NatsError, OSError, TimeoutError):
                 seen = self._follow(context, seen)
-        finally:
-            with contextlib.suppress(NatsError, OSError, TimeoutError):
-                await asyncio.wait_for(self._client.close(), self._settings.timeout_s)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self.generation += 1
+            log.info("bus.connected")
+            try:
+                while not ended.done():
+                    await asyncio.wait([ended], timeout=FOLLOW_EVERY_S)
+                    seen = self._follow(context, seen)
+            finally:
+                with contextlib.suppress(NatsError, OSError, TimeoutError):
+                    await asyncio.wait_for(self._client.close(), self._settings.timeout_s)
+            await asyncio.sleep(self._refused_retry_s)
 
     def _follow(self, context: ssl.SSLContext, seen: tuple[int, ...]) -> tuple[int, ...]:
         with contextlib.suppress(OSError):
@@ -82,12 +85,16 @@ class Bus:
                 return now
         return seen
 
-    async def _connect(self, context: ssl.SSLContext) -> Client:
+    async def _connect(self, context: ssl.SSLContext, ended: "asyncio.Future[None]") -> Client:
+        def end() -> None:
+            if not ended.done():
+                ended.set_result(None)
+
         async def failed(error: Exception) -> None:
             if "permissions violation" in str(error).lower():
+                # A forbidden subscription succeeds and is never heard: better none at all than half of what is needed.
                 log.error("bus.forbidden", what=str(error))
-                if self._refused is not None and not self._refused.done():
-                    self._refused.set_exception(StartRefused(f"NATS forbids what this service needs: {error}"))
+                end()
             else:
                 log.warning("bus.error", cause=type(error).__name__)
 
@@ -97,6 +104,10 @@ class Bus:
         async def back() -> None:
             self.generation += 1
             log.info("bus.connected")
+
+        async def closed() -> None:
+            # What the broker calls an error closes the client for good, and it does not come back by itself.
+            end()
 
         return await nats.connect(
             self._settings.address,
@@ -112,6 +123,7 @@ class Bus:
             error_cb=failed,
             disconnected_cb=lost,
             reconnected_cb=back,
+            closed_cb=closed,
         )
 
     async def request(self, subject: str, body: JSON) -> JSON:
@@ -120,15 +132,24 @@ class Bus:
             answer: Msg = await self.client.request(
                 subject, json.dumps(body).encode(), timeout=self._settings.timeout_s
             )
-        except (NatsError, OSError, TimeoutError) as error:
+            found: JSON = json.loads(answer.data)
+        except (NatsError, OSError, TimeoutError, ValueError) as error:
             raise EventBusUnavailable(type(error).__name__) from error
-        found: JSON = json.loads(answer.data)
+        if not isinstance(found, dict):
+            raise EventBusUnavailable("not an answer")
         return found
 
     async def ping(self) -> None:
         """Raise EventBusUnavailable unless the broker answers."""
+        # Nobody cancels it: an answer that comes late for a wait that was given up would end the client's reader.
+        if self._probe is None or self._probe[0] != self.generation or self._probe[1].done():
+            self._probe = (self.generation, asyncio.ensure_future(self.client.flush(timeout=NO_END_S)))
+        probe = self._probe[1]
+        await asyncio.wait([probe], timeout=PING_WITHIN_S)
+        if not probe.done():
+            raise EventBusUnavailable("no answer")
         try:
-            await self.client.flush(timeout=1)
+            probe.result()
         except (NatsError, OSError, TimeoutError) as error:
             raise EventBusUnavailable(type(error).__name__) from error
 
@@ -142,5 +163,5 @@ async def open_bus(settings: Nats, identity: Tls, service: str) -> AsyncIterator
         yield bus
     finally:
         running.cancel()
-        with contextlib.suppress(asyncio.CancelledError, StartRefused):
+        with contextlib.suppress(asyncio.CancelledError):
             await running
