@@ -68,7 +68,7 @@ async def connected(bus: Bus, above: int = 0) -> None:
     async with asyncio.timeout(10):
         while True:
             with contextlib.suppress(EventBusUnavailable):
-                if bus.client and bus.generation > above:
+                if bus.client.is_connected and bus.generation > above:
                     return
             await asyncio.sleep(0.02)
 
