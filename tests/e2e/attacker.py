@@ -134,10 +134,10 @@ async def sign_in_vault(world: World, domain_id: str, envelope: JSON) -> bytes:
     return wire({**envelope, "signature": signature})
 
 
-async def refusals(world: World, service: str, control: str) -> Counter[str]:
-    """Read from a service's metrics port how often a control refused, by reason."""
-    ports = json.loads((world.state / "ports.json").read_text())
-    url = f"https://127.0.0.1:{ports[f'{service}-metrics']}/metrics"
+async def refusals(world: World, service: str, control: str, port: int = 0) -> Counter[str]:
+    """Read from a service's metrics port, or another one, how often a control refused, by reason."""
+    port = port or json.loads((world.state / "ports.json").read_text())[f"{service}-metrics"]
+    url = f"https://127.0.0.1:{port}/metrics"
     async with (
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls_of(world, "probe"))) as http,
         http.get(url) as answer,
