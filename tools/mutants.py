@@ -25,13 +25,22 @@ STORY = "tests/e2e/stories/test_main_job.py"
 
 @dataclass(frozen=True)
 class Mutant:
-    """A control, the text that is it, what is left without it, and the attack that must then succeed."""
+    """A control, the text that is it, what is left without it, and the attack that must then succeed.
+
+    `also` holds further places of the same control, where each alone would stop the attack.
+    """
 
     name: str
     file: str
     control: str
     without: str
     attack: str
+    also: tuple[tuple[str, str, str], ...] = ()
+
+    @property
+    def edits(self) -> tuple[tuple[str, str, str], ...]:
+        """All places: file, control, what is left."""
+        return ((self.file, self.control, self.without), *self.also)
 
 
 # The copy as it is must be green, or a red attack would say nothing.
@@ -59,6 +68,7 @@ MUTANTS = (
         "    elif abs(now_ns - parsed.issued_ns) > envelope.WINDOW_NS:\n",
         "    elif False:\n",
         FORGERIES,
+        (("libs/envelope.py", "    if abs(age) > WINDOW_NS:\n", "    if False:\n"),),
     ),
     Mutant(
         "F-1 subject",
@@ -95,6 +105,13 @@ MUTANTS = (
         '    if key.HasField("expires_at"):\n',
         "    if False:\n",
         THREATS + "mesh/test_keys.py::test_the_retired_key_verifies_nothing_after_its_transition",
+        (
+            (
+                "services/mesh/model.py",
+                "        return self.revoked_at is None and (self.expires_at is None or now < self.expires_at)\n",
+                "        return self.revoked_at is None\n",
+            ),
+        ),
     ),
     Mutant(
         "F-1 reserved type",
@@ -127,8 +144,8 @@ MUTANTS = (
     Mutant(
         "F-1 what was lost is mended",
         "services/mesh/keeper.py",
-        "        state, highest = await self.stream.state(), await self.log.highest()\n",
-        "        return\n        state, highest = await self.stream.state(), await self.log.highest()\n",
+        "        doubted = self.doubtful.is_set()\n",
+        "        return\n        doubted = self.doubtful.is_set()\n",
         THREATS + "mesh/test_broker.py",
     ),
     Mutant(
@@ -291,11 +308,11 @@ def try_mutant(mutant: Mutant) -> dict[str, object]:
         shutil.copytree(ROOT, copy, ignore=LEFT_OUT)
         for shared in (".venv", "node_modules"):
             (copy / shared).symlink_to(ROOT / shared)
-        target = copy / mutant.file
-        text = target.read_text()
-        if text.count(mutant.control) < 1:
-            raise SystemExit(f"{mutant.name}: its control is not in {mutant.file} any more; mend tools/mutants.py")
-        target.write_text(text.replace(mutant.control, mutant.without))
+        for file, control, without in mutant.edits:
+            text = (copy / file).read_text()
+            if control not in text:
+                raise SystemExit(f"{mutant.name}: its control is not in {file} any more; mend tools/mutants.py")
+            (copy / file).write_text(text.replace(control, without))
         # The copy's own modules come first; the stubs under proto/ are the original's.
         environment = {**os.environ, "PYTHONPATH": str(copy)}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.attack]
