@@ -156,6 +156,15 @@ class Listener:
                         return heard
                 await asyncio.sleep(0.01)
 
+    async def hears(self, kind: str, within_s: float = 30) -> Heard:
+        """Wait until an event of a type was heard, and return the newest."""
+        async with asyncio.timeout(within_s):
+            while True:
+                for heard in reversed(self.heard):
+                    if heard.envelope["type"] == kind:
+                        return heard
+                await asyncio.sleep(0.01)
+
 
 async def publish(operator: Edge, domain_id: str, scope: str, kind: str = "action_request", **payload: Any) -> str:
     """Publish as the operator and return the event's id; raises unless it was acknowledged."""
