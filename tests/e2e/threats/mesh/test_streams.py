@@ -2,7 +2,9 @@
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
+import itertools
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -18,13 +20,15 @@ from services.identity.settings import IdentitySettings
 from services.identity.spicedb import SENTINEL, SpiceDb
 from tests.e2e.attacker import eventually
 from tests.e2e.conftest import Scene
-from tests.e2e.outside import JSON, Node
-from tests.e2e.threats.mesh.conftest import Arena
+from tests.e2e.listener import Listener
+from tests.e2e.outside import JSON, Edge, Node
+from tests.e2e.threats.mesh.conftest import Arena, another_gateway
 from tests.e2e.world import World
 
 pytestmark = pytest.mark.e2e
 
 CUT_OFF_S = 2.0
+DRAINED = 20
 
 
 async def ask(arena: Arena, node: Node, path_of: Node | None = None) -> str:
@@ -207,3 +211,58 @@ async def test_without_identity_a_stream_is_503(arena: Arena) -> None:
         async with asyncio.timeout(20):
             await listener.connected.wait()
     assert {status.split()[0] for status in listener.statuses} <= {"200", "503"}
+
+
+@dataclasses.dataclass
+class Drained(Listener):
+    """An agent that notes when its stream ended and when it was told to come back, and then goes elsewhere."""
+
+    elsewhere: Edge | None = None
+    waits: list[int] = dataclasses.field(default_factory=list)
+    ended_at: float = 0.0
+
+    async def once(self) -> None:
+        try:
+            await super().once()
+        finally:
+            if self.waits:
+                self.ended_at = self.ended_at or time.monotonic()
+                self.edge = self.elsewhere or self.edge
+
+    def _take(self, frame: dict[str, str]) -> None:
+        if "retry" in frame:
+            self.waits.append(int(frame["retry"]))
+        super()._take(frame)
+
+
+async def test_a_gateway_that_stops_sends_its_streams_away_one_by_one_and_nothing_is_lost(
+    arena: Arena, scene: Scene
+) -> None:
+    nodes = [await scene.newcomer(f"drained-{number}") for number in range(DRAINED)]
+    async with another_gateway(arena) as second, contextlib.AsyncExitStack() as streams:
+        agents = [Drained(second.edge, node, elsewhere=arena.edge) for node in nodes]
+        for agent in agents:
+            await streams.enter_async_context(agent)
+        sent = [await arena.publish()]
+        for agent in agents:
+            await agent.until(sent[0])
+        second.process.terminate()
+        while second.process.returncode is None:
+            sent.append(await arena.publish())
+            await asyncio.sleep(0.1)
+        sent.append(await arena.publish())
+        for agent in agents:
+            await agent.until(sent[-1])
+    assert second.process.returncode == 0
+    for agent in agents:
+        assert [one for one in agent.ids if one in sent] == sent
+        # A new process is 503 until it has read what there was; from then on nobody is refused.
+        assert set(agent.statuses[agent.statuses.index("200") :]) == {"200"}
+        assert len(agent.waits) == 1
+    ends = sorted(agent.ended_at for agent in agents)
+    # They have half of the ten seconds that the process has: neither all at once, nor in waves.
+    assert ends[-1] - ends[0] > 3
+    assert max(later - earlier for earlier, later in itertools.pairwise(ends)) < 1.5
+    waits = {agent.waits[0] for agent in agents}
+    assert len(waits) > DRAINED // 2
+    assert all(500 <= wait <= 5000 for wait in waits)
