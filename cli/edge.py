@@ -25,6 +25,7 @@ EXIT_CODES = (
 )
 UNAVAILABLE = 503
 UNAUTHENTICATED = 401
+OF_NODES = frozenset({"unauthorized", "nsk_invalid", "nsk_revoked"})
 FIRST_ERROR = 400
 
 
@@ -146,7 +147,9 @@ def refusal_of(status: int, payload: bytes) -> Refusal:
 def end(refusal: Refusal) -> NoReturn:
     """End the program with the message and exit code of a refusal."""
     status = {UNAUTHENTICATED: EXIT_SIGN_IN, UNAVAILABLE: EXIT_UNAVAILABLE}.get(refusal.status, EXIT_REFUSED)
-    hint = "; run `plexctl login`" if refusal.status == UNAUTHENTICATED else ""
+    hint = ""
+    if refusal.status == UNAUTHENTICATED:
+        hint = "; register the node again" if refusal.code in OF_NODES else "; run `plexctl login`"
     trace = f" (correlation id {refusal.correlation_id})" if refusal.correlation_id else ""
     fail(f"{refusal.status} {refusal.code}: {refusal.detail}{trace}{hint}", status)
 

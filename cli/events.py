@@ -2,19 +2,21 @@
 
 import asyncio
 import base64
+import contextlib
 import json
 import ssl
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any
 
 import aiohttp
 import typer
 
 from cli.edge import EXIT_USAGE, EdgeClient, Refusal, edge, end, fail, refusal_of, say
-from cli.nodes import KeyFile, as_node
+from cli.nodes import KeyFile, as_node, keep
 from cli.output import emit
 from cli.tenancy import Json, domain_app
 from libs import envelope
@@ -34,8 +36,9 @@ class Tail:
 
     client: EdgeClient
     node_id: str
-    keys: dict[str, Trust]
-    show: Callable[[int, str, dict[str, Any]], None]
+    key_file: Path
+    trust: Trust
+    show: Callable[[str, str, Any], None]
     cursor: str = ""
     left: int = 0
     seen: set[str] = field(default_factory=set)
@@ -52,7 +55,8 @@ class Tail:
                 if refusal.status != UNAVAILABLE:
                     raise
                 say(f"503 {refusal.code}; trying again in {wait:.1f} s")
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            # A line without an end is a ValueError.
+            except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
                 say(f"the stream ended ({type(error).__name__}); trying again in {wait:.1f} s")
             await asyncio.sleep(wait)
             wait = min(wait * 2, BACK_OFF_S[1])
@@ -70,41 +74,64 @@ class Tail:
         ):
             if answer.status != OK:
                 raise refusal_of(answer.status, await answer.read())
-            frame: dict[str, str] = {}
+            frame: dict[bytes, bytes] = {}
             async for raw in answer.content:
-                line = raw.decode().rstrip("\n")
-                if not line and "data" in frame:
-                    self._take(frame)
+                line = raw.rstrip(b"\n")
+                if not line and b"data" in frame:
+                    self._take(frame.get(b"id", b"").decode(errors="replace"), frame[b"data"])
                     if self.left == 0:
                         return True
-                name, _, value = line.partition(": ")
+                name, _, value = line.partition(b": ")
                 frame = {**frame, name: value} if line else {}
         return False
 
-    def _take(self, frame: dict[str, str]) -> None:
-        data = frame["data"].encode()
-        verdict, found = "ok", json.loads(data)
-        key = self.keys.get(str(found.get("key_id")), Trust("", b""))
-        try:
-            believed = envelope.verify(data, key, time.time_ns())
-        except EnvelopeRefused as refused:
-            verdict = f"refused: {refused.reason}"
-        else:
-            if believed.id in self.seen:
-                verdict = "seen before"
-            self.seen.add(believed.id)
-            if believed.type == "signing_key_rotated":
-                self._follow(json.loads(believed.payload))
-        self.cursor = frame["id"]
+    def _take(self, sequence: str, data: bytes) -> None:
+        if sequence.isdecimal():
+            self.cursor = sequence
         self.left -= 1
-        self.show(int(frame["id"]), verdict, found)
+        verdict, found = self._judge(data), data.decode(errors="replace")
+        with contextlib.suppress(ValueError, RecursionError):
+            found = json.loads(found)
+        self.show(sequence, verdict, found)
 
-    def _follow(self, payload: dict[str, str]) -> None:
-        new, old = payload["key_id"], self.keys.get(payload["previous_key_id"])
-        self.keys[new] = Trust(new, base64.b64decode(payload["public_key"]))
-        if old is not None and old.key:
-            ends, _ = envelope.instant(payload["transition_expires"])
-            self.keys[old.key_id] = Trust("", b"", old.key_id, old.key, ends)
+    def _judge(self, data: bytes) -> str:
+        try:
+            believed = envelope.verify(data, self.trust, time.time_ns())
+        except EnvelopeRefused as refused:
+            return f"refused: {refused.reason}"
+        # Signed for another node, it was brought here by whoever stands between.
+        if believed.scope.startswith("node:") and believed.scope != f"node:{self.node_id}":
+            return "refused: scope"
+        if believed.id in self.seen:
+            return "seen before"
+        self.seen.add(believed.id)
+        if believed.type == "signing_key_rotated":
+            self._follow(believed.key_id, json.loads(believed.payload))
+        return "ok"
+
+    def _follow(self, signer: str, payload: dict[str, str]) -> None:
+        # It is repeated until the transition ends, for nodes that were away; from then on it says nothing new.
+        if not payload["previous_key_id"] == signer == self.trust.key_id:
+            return
+        old = {"key_id": signer, "public_key": base64.b64encode(self.trust.key).decode()}
+        kept = keep(
+            self.key_file,
+            signing_key_id=payload["key_id"],
+            signing_public_key=payload["public_key"],
+            previous_signing_key=old | {"transition_expires": payload["transition_expires"]},
+        )
+        self.trust = trust_of(kept)
+        say(f"the Domain's key is now {self.trust.key_id}; kept in {self.key_file}")
+
+
+def trust_of(kept: dict[str, Any]) -> Trust:
+    """Return the event keys that a key file holds."""
+    key_id, key = kept["signing_key_id"], base64.b64decode(kept["signing_public_key"])
+    previous = kept.get("previous_signing_key")
+    if previous is None:
+        return Trust(key_id, key)
+    ends, _ = envelope.instant(previous["transition_expires"])
+    return Trust(key_id, key, previous["key_id"], base64.b64decode(previous["public_key"]), ends)
 
 
 @events_app.command("tail")
@@ -114,7 +141,7 @@ def tail(
     count: Annotated[int, typer.Option(min=0, help="End after so many events; 0 never ends.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """Listen to a node's events and say of each whether it verifies.
+    """Listen to a node's events and say of each whether it verifies; a new key of the Domain is kept in the key file.
 
     Example: plexctl events tail --key-file node.key
     """
@@ -122,22 +149,29 @@ def tail(
     key.wipe()
     if "signing_key_id" not in kept:
         fail(f"{key_file} has no signing key: it was written by an older plexctl; register again", EXIT_USAGE)
-    trusted = Trust(kept["signing_key_id"], base64.b64decode(kept["signing_public_key"]))
 
-    def show(sequence: int, verdict: str, found: dict[str, Any]) -> None:
+    def show(sequence: str, verdict: str, found: Any) -> None:
+        if verdict == "refused: unknown_key":
+            say("not a key that this node was told of; if the Domain's key was revoked, register again")
         if as_json:
-            print(json.dumps({"sequence": sequence, "verdict": verdict, "envelope": found}), flush=True)
+            print(json.dumps({"sequence": number(sequence), "verdict": verdict, "envelope": found}), flush=True)
             return
-        payload = json.dumps(found.get("payload"), ensure_ascii=False)
-        short = payload if len(payload) <= SHOWN else payload[: SHOWN - 1] + "…"
-        print(f"{sequence:>8}  {verdict:<12}  {found.get('type', ''):<22} {short}", flush=True)
+        kind, payload = (found.get("type", ""), found.get("payload")) if isinstance(found, dict) else ("", found)
+        text = json.dumps(payload)
+        short = text if len(text) <= SHOWN else text[: SHOWN - 1] + "…"
+        print(f"{number(sequence)!s:>8}  {verdict:<12}  {json.dumps(kind)[1:-1]:<22} {short}", flush=True)
 
     try:
-        asyncio.run(Tail(client, node_id, {trusted.key_id: trusted}, show, last_event_id, count or -1).run())
+        asyncio.run(Tail(client, node_id, key_file, trust_of(kept), show, last_event_id, count or -1).run())
     except Refusal as refusal:
         end(refusal)
     except KeyboardInterrupt:
         return
+
+
+def number(sequence: str) -> int | None:
+    """Return a frame's sequence; None for one that is no number, which only a forger sends."""
+    return int(sequence) if sequence.isdecimal() else None
 
 
 @events_app.command("publish")
@@ -170,11 +204,13 @@ def keys(domain_id: str, as_json: Json = False) -> None:
 @domain_app.command("rotate-key")
 def rotate_key(
     domain_id: str,
-    transition: Annotated[int, typer.Option(min=1, help="Seconds for which the old key still verifies.")] = 604800,
+    transition: Annotated[
+        int | None, typer.Option(min=1, help="Seconds for which the old key still verifies; a week by default.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Give a Domain a new event key; nodes are told under the old one."""
-    body = {"transition_seconds": transition}
+    body = {"transition_seconds": transition} if transition else None
     emit(edge().call("POST", f"/v1/domains/{domain_id}/signing-keys/rotate", body).json, as_json=as_json)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import datetime as dt
+import enum
 import hashlib
 import json
 import sys
@@ -12,13 +13,24 @@ from typing import Annotated, Any
 import typer
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from cli.edge import EXIT_USAGE, EdgeClient, edge, fail, say, write_private
+from cli.edge import EXIT_USAGE, EdgeClient, Refusal, edge, end, fail, say, write_private
 from cli.output import emit
 from cli.tenancy import Cursor, Json, Limit, page
 from libs import nsk, seal
 from libs.custody import Secret
 
-node_app = typer.Typer(no_args_is_help=True, help="Nodes: adopt, register, read as a node.")
+node_app = typer.Typer(no_args_is_help=True, help="Nodes: adopt, watch, rotate keys; register and act as a node.")
+
+
+class NatType(enum.StrEnum):
+    """Kinds of NAT."""
+
+    full_cone = enum.auto()
+    restricted = enum.auto()
+    port_restricted = enum.auto()
+    symmetric = enum.auto()
+    unknown = enum.auto()
+
 
 KeyFile = Annotated[Path, typer.Option("--key-file", help="File of mode 0600 with the node's id and keys.")]
 
@@ -67,6 +79,27 @@ def list_nodes(
     emit(reply.json, as_json=as_json, columns=("id", "name", "kind", "domain_id", "created_at"))
 
 
+@node_app.command("reachability")
+def reachability(node_id: str, as_json: Json = False) -> None:
+    """Say whether a node is heard of, and since when."""
+    emit(edge().call("GET", f"/v1/nodes/{node_id}/reachability").json, as_json=as_json)
+
+
+@node_app.command("rotate-key")
+def rotate_key(
+    node_id: str,
+    preview: Annotated[bool, typer.Option("--preview", help="Only say which peers would be affected.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Ask a node for a new mesh key; `plexctl node new-key` is how the node answers.
+
+    Example: plexctl node rotate-key 0190… --preview
+    """
+    path = f"/v1/nodes/{node_id}/keys/rotate"
+    reply = edge().call("GET", path + "/preview") if preview else edge().call("POST", path)
+    emit(reply.json, as_json=as_json)
+
+
 @node_app.command("register")
 def register(
     project_id: str,
@@ -76,19 +109,19 @@ def register(
     as_json: Json = False,
 ) -> None:
     """Register this machine as a node and keep its keys in a file of mode 0600."""
-    private_key = X25519PrivateKey.generate()
+    private_key = new_key()
     body = {
         "project_id": project_id,
         "resource_handle": handle,
         "bootstrap_token": token_file.read_text().strip(),
         "nonce": str(uuid.uuid4()),
-        "public_key": base64.b64encode(private_key.public_key().public_bytes_raw()).decode(),
+        "public_key": public_half(private_key),
     }
     answer = edge(anonymous=True).call("POST", "/v1/register", body).json
     kept = {
         "node_id": answer["node_id"],
         "nsk": answer.pop("nsk"),
-        "mesh_private_key": base64.b64encode(private_key.private_bytes_raw()).decode(),
+        "mesh_private_key": private_key,
         "signing_key_id": answer["signing_key_id"],
         "signing_public_key": answer["signing_public_key"],
     }
@@ -102,7 +135,7 @@ def heartbeat(key_file: KeyFile, as_json: Json = False) -> None:
     """Send one sign of life as the node."""
     node_id, _, client, _ = as_node(key_file)
     body: dict[str, Any] = {
-        "client_now": dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z"),
+        "client_now": now(),
         "binary_checksum": base64.b64encode(hashlib.sha256(Path(sys.argv[0]).read_bytes()).digest()).decode(),
         "binary_version": "plexctl",
         "nat_summary": {},
@@ -126,6 +159,73 @@ def fetch(
     say(f"version {reply.headers['X-Plexsphere-Secret-Version']} under {reply.headers['X-Plexsphere-Secret-KID']}")
     with key:
         sys.stdout.buffer.write(seal.unseal(key, reply.body))
+
+
+@node_app.command("state")
+def state(key_file: KeyFile, as_json: Json = False) -> None:
+    """Show what the node should be: its peers, its policy, whether it is heard of."""
+    node_id, _, client, _ = as_node(key_file)
+    emit(client.call("GET", f"/v1/nodes/{node_id}/state").json, as_json=as_json)
+
+
+@node_app.command("endpoint")
+def endpoint(
+    endpoint: Annotated[str, typer.Argument(help="host:port at which peers reach the node.")],
+    key_file: KeyFile,
+    nat_type: Annotated[NatType, typer.Option(help="What kind of NAT the node is behind.")] = NatType.unknown,
+    as_json: Json = False,
+) -> None:
+    """Report, as the node, where it is reached from outside.
+
+    Example: plexctl node endpoint 203.0.113.7:51820 --key-file node.key
+    """
+    node_id, _, client, _ = as_node(key_file)
+    body = {"endpoint": endpoint, "nat_type": nat_type.value, "reported_at": now()}
+    emit(client.call("PUT", f"/v1/nodes/{node_id}/endpoint", body).json, as_json=as_json)
+
+
+@node_app.command("new-key")
+def new_mesh_key(key_file: KeyFile, as_json: Json = False) -> None:
+    """Bring, as the node, the new mesh key that an operator asked for; safe to repeat."""
+    _, _, client, kept = as_node(key_file)
+    # Kept before it is sent: should the answer be lost, the same key gets its receipt.
+    fresh = kept.get("next_mesh_private_key") or new_key()
+    keep(key_file, next_mesh_private_key=fresh)
+    try:
+        receipt = client.attempt("POST", "/v1/keys/rotate", {"new_public_key": public_half(fresh)}).json
+    except Refusal as refusal:
+        if refusal.code != "keys_rotate_public_key_unchanged":
+            end(refusal)
+        # It went into force, its receipt was lost, and one more was asked for since.
+        keep(key_file, mesh_private_key=fresh, next_mesh_private_key="")
+        new_mesh_key(key_file, as_json)
+        return
+    keep(key_file, mesh_private_key=fresh, next_mesh_private_key="")
+    say(f"the new key is in {key_file}")
+    emit(receipt, as_json=as_json)
+
+
+def now() -> str:
+    """Return this machine's time, RFC 3339."""
+    return dt.datetime.now(dt.UTC).isoformat().replace("+00:00", "Z")
+
+
+def new_key() -> str:
+    """Return a new X25519 private key, base64."""
+    return base64.b64encode(X25519PrivateKey.generate().private_bytes_raw()).decode()
+
+
+def public_half(private_key: str) -> str:
+    """Return the public half of a private key, both base64."""
+    private = X25519PrivateKey.from_private_bytes(base64.b64decode(private_key))
+    return base64.b64encode(private.public_key().public_bytes_raw()).decode()
+
+
+def keep(key_file: Path, **changes: Any) -> dict[str, Any]:
+    """Change members of a key file and return all of them."""
+    kept: dict[str, Any] = json.loads(key_file.read_text()) | changes
+    write_private(key_file, json.dumps(kept).encode())
+    return kept
 
 
 def as_node(key_file: Path) -> tuple[str, Secret, EdgeClient, dict[str, str]]:

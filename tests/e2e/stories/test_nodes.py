@@ -12,22 +12,12 @@ from tests.e2e.attacker import eventually
 from tests.e2e.conftest import Scene
 from tests.e2e.listener import Listener
 from tests.e2e.outside import JSON, Answer, Edge, Login, Node
-from tests.e2e.stories.main_job import Story, create, issue_tokens, now, register, sign_in
-from tests.e2e.world import World
+from tests.e2e.stories.main_job import Story, now
 
 pytestmark = pytest.mark.e2e
 
 NOBODY = "01a20bbe-3600-7a32-b169-2a0808b6ba0d"
 BLOCKS = {"peers", "policy", "bridge", "state", "reports", "reachability"}
-
-
-@pytest.fixture
-async def story(world: World, scene: Scene) -> Story:
-    """A Domain of its own, so that its nodes are each other's only peers."""
-    made = Story(world, scene.outside, scene.edge)
-    for step in (sign_in, create, issue_tokens, register):
-        await step(made)
-    return made
 
 
 @pytest.fixture

@@ -1,0 +1,15 @@
+"""A Domain of a test's own, so that its keys and nodes concern no other test."""
+
+import pytest
+
+from tests.e2e.conftest import Scene
+from tests.e2e.stories.main_job import Story, create, issue_tokens, register, sign_in
+from tests.e2e.world import World
+
+
+@pytest.fixture
+async def story(world: World, scene: Scene) -> Story:
+    made = Story(world, scene.outside, scene.edge)
+    for step in (sign_in, create, issue_tokens, register):
+        await step(made)
+    return made
