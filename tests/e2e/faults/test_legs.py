@@ -1,23 +1,18 @@
 """Each leg of a publish is taken away once: the caller gets a typed refusal, and nothing is written."""
 
-import contextlib
-import os
-import signal
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-from devstack.layout import State
-from devstack.supervisor import ask
 from libs.errors import PlexError
 from libs.ids import uuid7
 from libs.rpc.channel import Peer
 from plexsphere.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 from tests.e2e.attacker import Broker, eventually, peer
 from tests.e2e.conftest import Scene
+from tests.e2e.freeze import frozen
 from tests.e2e.listener import Listener
 from tests.e2e.outside import Answer
 from tests.e2e.world import World
@@ -48,22 +43,6 @@ class Written:
     events: int
 
 
-def family(pid: int) -> Iterator[int]:
-    """Yield a process and everything below it."""
-    yield pid
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-            yield from family(int(child))
-
-
-async def send(world: World, name: str, number: signal.Signals) -> None:
-    """Send a signal to a process of the stack and to its children."""
-    rows = (await ask(State(world.state), do="status"))["processes"]
-    for pid in family(next(row["pid"] for row in rows if row["name"] == name)):
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, number)
-
-
 @asynccontextmanager
 async def gone(world: World, leg: str) -> AsyncIterator[None]:
     """Kill a process for the block."""
@@ -72,16 +51,6 @@ async def gone(world: World, leg: str) -> AsyncIterator[None]:
         yield
     finally:
         await world.start(leg)
-
-
-@asynccontextmanager
-async def frozen(world: World, leg: str) -> AsyncIterator[None]:
-    """Stop a process for the block: its connections stay open, and nothing answers."""
-    await send(world, leg, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        await send(world, leg, signal.SIGCONT)
 
 
 @dataclass(frozen=True)
