@@ -68,7 +68,7 @@ async def run(settings: MeshSettings) -> None:
         keeper = Keeper(events, keys, stream, clock, publisher.doubtful)
 
         async def publish(event: Outgoing) -> None:
-            await publisher.publish(Event(event.id, event.domain_id, event.type, event.scope, event.payload))
+            await signing.relay(Event(event.id, event.domain_id, event.type, event.scope, event.payload))
 
         # Relays of other services and gateways have no person behind them; operators always do.
         servicers = [

@@ -36,7 +36,7 @@ class Keeper:
     clock: Clock
     doubtful: asyncio.Event = field(default_factory=asyncio.Event)
     _created: bool = False
-    # The highest sequence as it was at each of the last looks: what was noted earlier is not fresh any more.
+    # The highest sequence as it was at each of the last looks: what was noted at the first is not fresh any more.
     _marks: deque[tuple[datetime.datetime, int]] = field(default_factory=deque)
 
     async def run(self) -> None:
@@ -72,6 +72,9 @@ class Keeper:
         doubted = self.doubtful.is_set()
         self.doubtful.clear()
         # In this order: what is published in between stands in both, or in the stream alone.
+        if not self._marks:
+            then = self.clock.now() - FRESH
+            self._marks.append((then, await self.log.highest(then)))
         highest = await self.log.highest()
         state = await self.stream.state()
         if state is None or not self._created:
@@ -89,8 +92,7 @@ class Keeper:
 
     def _misses(self, state: StreamState) -> bool:
         """Whether something fresh may be missing; what is older has gone in its time."""
-        known = bool(self._marks) and self._marks[0][0] <= self.clock.now() - FRESH
-        low = self._marks[0][1] if known else 0
+        low = self._marks[0][1]
         return state.first > low + 1 or any(sequence > low for sequence in state.deleted)
 
     def _mark(self, highest: int) -> None:

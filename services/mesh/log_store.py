@@ -28,12 +28,13 @@ ON CONFLICT (id) DO NOTHING RETURNING id
 NOTE = "INSERT INTO mesh.event_positions (sequence, id) SELECT * FROM unnest($1::bigint[], $2::uuid[])"
 # From the newest place back to the first that was noted before; what was issued later stands above it.
 FRESH = f"""
-SELECT {ROW}, p.sequence FROM mesh.event_positions p CROSS JOIN {LOGGED.format(id="p.id")}
-WHERE p.sequence > coalesce(
-    (SELECT o.sequence FROM mesh.event_positions o WHERE o.noted_at <= $1 ORDER BY o.sequence DESC LIMIT 1), 0)
-  AND l.issued_at > $1
-  AND NOT EXISTS (SELECT FROM mesh.event_positions n WHERE n.id = p.id AND n.sequence > p.sequence)
-ORDER BY p.sequence
+SELECT {ROW}, p.newest AS sequence FROM (
+    SELECT id, min(sequence) AS oldest, max(sequence) AS newest FROM mesh.event_positions
+    WHERE sequence > coalesce(
+        (SELECT o.sequence FROM mesh.event_positions o WHERE o.noted_at <= $1 ORDER BY o.sequence DESC LIMIT 1), 0)
+    GROUP BY id
+) p CROSS JOIN {LOGGED.format(id="p.id")}
+WHERE l.issued_at > $1 ORDER BY p.oldest
 """
 CHECK = f"""
 SELECT p.id AS there, l.digest, EXISTS (SELECT FROM mesh.event_positions o WHERE o.id = s.id) AS placed
@@ -83,13 +84,17 @@ class PgLog:
             except asyncpg.UniqueViolationError:
                 raise EventBusUnavailable("the stream gave a sequence twice") from None
 
-    async def highest(self) -> int:
-        """Return the highest sequence ever noted; 0 for none."""
+    async def highest(self, at: datetime.datetime | None = None) -> int:
+        """Return the highest sequence that was noted, ever or until a time; 0 for none."""
         async with connection(self.pool, "highest_sequence") as lent:
-            return int(await lent.fetchval("SELECT coalesce(max(sequence), 0) FROM mesh.event_positions"))
+            if at is None:
+                return int(await lent.fetchval("SELECT coalesce(max(sequence), 0) FROM mesh.event_positions"))
+            # From the newest back, like those that are fresh.
+            sql = "SELECT sequence FROM mesh.event_positions WHERE noted_at <= $1 ORDER BY sequence DESC LIMIT 1"
+            return int(await lent.fetchval(sql, at) or 0)
 
     async def fresh(self, since: datetime.datetime) -> list[Logged]:
-        """Return published events that were issued after `since`, in the order of their newest places."""
+        """Return published events issued after `since`, with their newest places and in the order of their first."""
         async with connection(self.pool, "fresh_events") as lent:
             return [Logged(**row) for row in await lent.fetch(FRESH, since)]
 
@@ -110,6 +115,7 @@ class PgLog:
             await lent.execute("SELECT mesh.roll_log()")
 
     @contextlib.asynccontextmanager
+            # Each a statement of its own: however much is past keeping, the next days are there.
     async def leading(self) -> AsyncIterator[bool]:
         """Hold the keeper's lock for the block; False when another replica holds it."""
         async with held(self.pool) as lent:

@@ -52,6 +52,7 @@ class SigningKey:
     revoked_at: datetime.datetime | None = None
     transition_expires: datetime.datetime | None = None
     announcement_id: UUID | None = None
+    transition: datetime.timedelta | None = None
 
     @property
     def current(self) -> bool:
@@ -62,6 +63,11 @@ class SigningKey:
     def pending(self) -> bool:
         """Whether it waits to be announced."""
         return self.activated_at is None and self.revoked_at is None
+
+    def time_to_hear(self, now: datetime.datetime) -> bool:
+        """Whether most of the transition is still ahead, so that who hears of it now can follow."""
+        whole, expires = self.transition, self.transition_expires
+        return whole is None or expires is None or expires - now >= whole / 2
 
     def verifies(self, now: datetime.datetime) -> bool:
         """Whether receivers may believe it now."""

@@ -36,18 +36,21 @@ class KeyStore(Protocol):
         """Return the Domains' keys as they are now, never from memory; Domains without a key are left out."""
 
     async def begin_rotation(
-        self, domain_id: UUID, half: PublicHalf, expires: datetime.datetime, at: datetime.datetime
+        self, domain_id: UUID, half: PublicHalf, transition: datetime.timedelta, at: datetime.datetime
     ) -> SigningKey:
         """Record a key that is to be announced; raises RotationUnderWay when another one is, or still in transition."""
 
     async def activate(self, key: SigningKey, at: datetime.datetime) -> None:
-        """Make an announced key the one that signs, and begin the transition of the one before it; idempotent."""
+        """Make a key the one that signs, and begin the transition of the one before it; idempotent.
+
+        Nothing happens when the key's announcement was renewed since.
+        """
 
     async def revoke(self, key: SigningKey, successor: PublicHalf | None, at: datetime.datetime) -> None:
         """Revoke a key; of a current one the successor signs from now on. Announces it in the same transaction."""
 
-    async def pending(self) -> list[SigningKey]:
-        """Return the keys that are recorded and not announced."""
+    async def pending(self, before: datetime.datetime) -> list[SigningKey]:
+        """Return the keys that were recorded before a time and are not announced."""
 
     async def to_announce(self, at: datetime.datetime, before: datetime.datetime) -> list[SigningKey]:
         """Return the keys in transition at `at` whose last announcement was before `before`."""
@@ -55,8 +58,11 @@ class KeyStore(Protocol):
     async def repeat(self, key: SigningKey, payload: dict[str, Any], at: datetime.datetime) -> None:
         """Put one more announcement of a key into the outbox, and note when."""
 
-    async def renew(self, key: SigningKey, announcement_id: UUID) -> None:
-        """Give the announcement of a pending key another id."""
+    async def renew(self, key: SigningKey, announcement_id: UUID, at: datetime.datetime) -> SigningKey:
+        """Give the announcement of a pending key another id, and let its transition begin at `at`.
+
+        Raises RotationUnderWay when somebody else did, or the key is not pending any more.
+        """
 
     async def ask_reconcile(
         self,
@@ -80,11 +86,14 @@ class Log(Protocol):
     async def note(self, rows: Sequence[tuple[int, UUID]]) -> None:
         """Note at which sequence events were published; raises EventBusUnavailable when one is another's already."""
 
-    async def highest(self) -> int:
-        """Return the highest sequence ever noted; 0 for none."""
+    async def highest(self, at: datetime.datetime | None = None) -> int:
+        """Return the highest sequence that was noted, ever or until a time; 0 for none."""
 
     async def fresh(self, since: datetime.datetime) -> list[Logged]:
-        """Return published events that were issued after `since`, in the order of their newest places."""
+        """Return published events issued after `since`, with their newest places and in the order of their first.
+
+        An event that has several was published again; what followed it in its scope follows its first place.
+        """
 
     async def check(self, seen: Sequence[Seen]) -> list[Publication]:
         """Say of each whether exactly these bytes were published at this sequence."""
@@ -93,7 +102,10 @@ class Log(Protocol):
         """Return what was published at these sequences and issued after `since`, both ends included, in order."""
 
     async def roll(self) -> None:
-        """Make the partitions of the next days and drop those that are past keeping."""
+        """Make the partitions of the next days and let go of what is past keeping.
+
+        Raises DatastoreUnavailable when it must be asked again for the latter; the next days are there then.
+        """
 
     def leading(self) -> AbstractAsyncContextManager[bool]:
         """Hold the keeper's lock for the block; False when another replica holds it."""

@@ -27,6 +27,7 @@ from libs.errors import (
     EventExpired,
     EventNotSignable,
     EventTooLarge,
+    EventTypeReserved,
     PlexError,
     SigningKeyMissing,
     SigningUnavailable,
@@ -183,12 +184,15 @@ class Publisher:
 
     def _signer(self, event: Event, keys: Keys) -> SigningKey:
         """Return the key that signs an event: the current one, and for a rotation the one before the new key."""
-        key = keys.current
-        if event.type == ROTATED and (named := keys.by_id(json.loads(event.payload)["previous_key_id"])) is not None:
-            key = named if named.verifies(self._clock.now()) else None
-        if key is None:
+        if event.type == ROTATED:
+            named = keys.by_id(json.loads(event.payload)["previous_key_id"])
+            if named is None or not named.verifies(self._clock.now()):
+                # Nobody could verify it any more, now or ever.
+                raise EventTypeReserved
+            return named
+        if keys.current is None:
             raise SigningKeyMissing
-        return key
+        return keys.current
 
     async def _sign(self, key: SigningKey | None, waiters: list[Waiting]) -> list[Waiting]:
         """Sign a Domain's events in one call and check each signature; returns those that are signed."""

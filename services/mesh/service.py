@@ -5,10 +5,11 @@ finished by `keep_up`, and asking again changes nothing.
 """
 
 import base64
+import contextlib
 import datetime
 import hmac
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
@@ -17,10 +18,13 @@ import structlog
 from libs.clock import Clock, rfc3339
 from libs.decision import ANONYMOUS, GRANTED, Record
 from libs.errors import (
+    EventBusUnavailable,
+    EventConflict,
     EventExpired,
     EventTypeReserved,
     EventTypeUnknown,
     NotFound,
+    PlexError,
     RotationUnderWay,
     SigningKeyMissing,
     SigningKeyNotFound,
@@ -36,6 +40,8 @@ from services.mesh.ports import Audit, Authority, Fleet, KeyStore, Publishing, V
 # Sooner than an envelope goes stale, so that a node that comes back at any time hears of the rotation.
 ANNOUNCE_EVERY = datetime.timedelta(minutes=4)
 RECONCILE_EVERY = datetime.timedelta(seconds=10)
+# Until then whoever asked for a rotation is taken to be at it still.
+LEFT_BEHIND = datetime.timedelta(seconds=3)
 
 log = structlog.get_logger()
 
@@ -117,7 +123,7 @@ class SigningKeys:
         if keys.pending or keys.previous(now):
             raise RotationUnderWay
         half = await self._successor(keys)
-        pending = await self.store.begin_rotation(domain_id, half, now + transition, now)
+        pending = await self.store.begin_rotation(domain_id, half, transition, now)
         await self._finish(pending)
         return await self.ensure(domain_id)
 
@@ -139,8 +145,13 @@ class SigningKeys:
 
     async def keep_up(self) -> None:
         """Finish rotations that a crash interrupted, and repeat the announcements of those in transition."""
-        for pending in await self.store.pending():
-            await self._finish(pending)
+        begun = self.clock.now() - LEFT_BEHIND
+        for pending in await self.store.pending(begun):
+            try:
+                await self._finish(pending)
+            except PlexError as error:
+                # One Domain's key must not keep the others from theirs.
+                log.warning("signing_key.postponed", kid=pending.kid, domain=str(pending.domain_id), code=error.code)
         now = self.clock.now()
         for key in await self.store.to_announce(now, now - ANNOUNCE_EVERY):
             if previous := (await self._keys(key.domain_id)).previous(now):
@@ -156,20 +167,40 @@ class SigningKeys:
             events.insert(0, (ROTATED, announcement(keys.current, previous)))
         return await self.store.ask_reconcile(domain_id, events, now, RECONCILE_EVERY)
 
+    async def relay(self, event: Event) -> None:
+        """Publish an event of mesh's own outbox; an announcement that nobody can verify any more is dropped."""
+        try:
+            await self.publisher.publish(event)
+        except EventTypeReserved:
+            # It waited until its key was revoked or ran out: nothing may wait behind it for ever.
+            log.info("signing_key.announcement_dropped", id=str(event.id), domain=str(event.domain_id))
+
     async def _finish(self, pending: SigningKey) -> None:
         keys = await self._keys(pending.domain_id)
-        signer = keys.current
-        if signer is not None:
-            payload = json.dumps(announcement(pending, signer))
-            scope = f"domain:{pending.domain_id}"
-            event = Event(pending.announcement_id or uuid7(), pending.domain_id, ROTATED, scope, payload)
-            try:
-                await self.publisher.publish(event)
-            except EventExpired:
-                # It was signed, and went stale before it was published; an id is signed once.
-                await self.store.renew(pending, uuid7())
-                raise
+        if keys.current is not None:
+            pending = await self._announce(pending, keys.current)
         await self.store.activate(pending, self.clock.now())
+
+    async def _announce(self, pending: SigningKey, signer: SigningKey) -> SigningKey:
+        """Publish the announcement of a key, and return the key as it was announced.
+
+        A transition begins when its announcement can be sent: while the bus is away, the old key does not run out.
+        """
+        if not pending.time_to_hear(self.clock.now()):
+            pending = await self.store.renew(pending, uuid7(), self.clock.now())
+        payload = json.dumps(announcement(pending, signer))
+        scope = f"domain:{pending.domain_id}"
+        try:
+            await self.publisher.publish(
+                Event(pending.announcement_id or uuid7(), pending.domain_id, ROTATED, scope, payload)
+            )
+        except (EventExpired, EventConflict):
+            # It was signed before, and went stale or names a key that was revoked since; an id is signed once.
+            await self.store.renew(pending, uuid7(), self.clock.now())
+            raise
+        if not pending.time_to_hear(self.clock.now()):
+            raise EventBusUnavailable("the announcement came out too late")
+        return pending
 
     async def _successor(self, keys: Keys) -> PublicHalf:
         """Return a version that no row has: one that a crash left unused, or a new one."""
@@ -228,21 +259,29 @@ class OperatorEvents:
             subject_kind=caller.kind,
             context={"event": [kind, str(event.id)]},
         )
-        if reason == GRANTED and kind == ROTATED:
-            self._check_announcement(keys, payload)
+        # Nodes take the key that this type names: anybody's own key here would be the end of the Domain's trust root.
+        genuine = self._genuine(keys, payload) if kind == ROTATED else payload
+        reserved = reason == GRANTED and genuine is None
+        if reserved:
+            context = {**record.context, "mesh": [EventTypeReserved.code]}
+            record = replace(record, reason="caveat_violation", context=context)
         await self.audit.record(record)
         decision.require()
         if reason != GRANTED:
             raise NotFound("the scope is not one of this Domain")
-        return event.id, await self.publisher.publish(event)
+        if genuine is None:
+            raise EventTypeReserved
+        return event.id, await self.publisher.publish(replace(event, payload=genuine))
 
-    def _check_announcement(self, keys: Keys, payload: str) -> None:
-        # Nodes take the key that this type names: anybody's own key here would be the end of the Domain's trust root.
+    def _genuine(self, keys: Keys, payload: str) -> str | None:
+        """Return mesh's own announcement of the rotation under way when a payload says the same, else None."""
         previous = keys.previous(self.clock.now())
-        if keys.current is None or previous is None:
-            raise EventTypeReserved
-        if json.loads(payload) != announcement(keys.current, previous):
-            raise EventTypeReserved
+        if keys.current is not None and previous is not None:
+            wanted = announcement(keys.current, previous)
+            with contextlib.suppress(ValueError, RecursionError):
+                # Its own text is what is signed: members that stand there twice are read in more ways than one.
+                return json.dumps(wanted) if json.loads(payload) == wanted else None
+        return None
 
 
 def announcement(key: SigningKey, previous: SigningKey) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from services.mesh.model import STATE_UPDATED, Keys, PublicHalf, SigningKey
 SCHEMA = "mesh"
 COLUMNS = (
     "kid, domain_id, public_key, version, created_at, expires_at, activated_at, revoked_at, transition_expires, "
-    "announcement_id"
+    "announcement_id, transition"
 )
 
 # One statement: the row that is there wins, and comes back like a new one; the rules compare what it says.
@@ -37,12 +37,19 @@ ATTEMPTS = 2
 KEYS = f"SELECT {COLUMNS} FROM mesh.signing_keys WHERE domain_id = ANY ($1) ORDER BY version"
 LOCK = f"SELECT {COLUMNS} FROM mesh.signing_keys WHERE domain_id = $1 ORDER BY version FOR UPDATE"
 ADD = f"""
-INSERT INTO mesh.signing_keys (kid, domain_id, public_key, version, activated_at, transition_expires, announcement_id)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
+INSERT INTO mesh.signing_keys (kid, domain_id, public_key, version, activated_at, transition_expires, announcement_id,
+    transition)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+RETURNING {COLUMNS}
+"""
+RENEW = f"""
+UPDATE mesh.signing_keys SET announcement_id = $3, transition_expires = $4::timestamptz + transition
+WHERE kid = $1 AND announcement_id = $2 AND activated_at IS NULL AND revoked_at IS NULL
 RETURNING {COLUMNS}
 """
 PENDING = (
-    f"SELECT {COLUMNS} FROM mesh.signing_keys WHERE activated_at IS NULL AND revoked_at IS NULL ORDER BY created_at"
+    f"SELECT {COLUMNS} FROM mesh.signing_keys WHERE activated_at IS NULL AND revoked_at IS NULL AND created_at <= $1 "
+    "ORDER BY created_at"
 )
 TO_ANNOUNCE = f"""
 SELECT {COLUMNS} FROM mesh.signing_keys
@@ -82,7 +89,7 @@ class PgKeyStore:
         return {domain_id: Keys(tuple(keys)) for domain_id, keys in found.items()}
 
     async def begin_rotation(
-        self, domain_id: UUID, half: PublicHalf, expires: datetime.datetime, at: datetime.datetime
+        self, domain_id: UUID, half: PublicHalf, transition: datetime.timedelta, at: datetime.datetime
     ) -> SigningKey:
         """Record a key that is to be announced; raises RotationUnderWay when another one is, or still in transition."""
         async with transaction(self.pool, "begin_rotation") as lent:
@@ -90,7 +97,9 @@ class PgKeyStore:
             if keys.pending or keys.previous(at):
                 raise RotationUnderWay
             try:
-                rows = await lent.fetch(ADD, half.kid, domain_id, half.public_key, half.version, None, expires, uuid7())
+                rows = await lent.fetch(
+                    ADD, half.kid, domain_id, half.public_key, half.version, None, at + transition, uuid7(), transition
+                )
             except asyncpg.UniqueViolationError:
                 raise RotationUnderWay from None
         return SigningKey(**rows[0])
@@ -100,7 +109,7 @@ class PgKeyStore:
         async with transaction(self.pool, "activate_key") as lent:
             keys = Keys(tuple(SigningKey(**row) for row in await lent.fetch(LOCK, key.domain_id)))
             now = keys.by_id(key.kid)
-            if now is None or not now.pending:
+            if now is None or not now.pending or now.announcement_id != key.announcement_id:
                 return
             if keys.current:
                 sql = "UPDATE mesh.signing_keys SET expires_at = $2 WHERE kid = $1"
@@ -116,15 +125,15 @@ class PgKeyStore:
             await lent.execute("UPDATE mesh.signing_keys SET revoked_at = $2 WHERE kid = $1", key.kid, at)
             if keys.current and keys.current.kid == key.kid and successor is not None:
                 await lent.execute(
-                    ADD, successor.kid, key.domain_id, successor.public_key, successor.version, at, None, None
+                    ADD, successor.kid, key.domain_id, successor.public_key, successor.version, at, None, None, None
                 )
             payload = {"node_id": str(key.domain_id), "revision": key.kid, "reason": "signing_key_revoked"}
             await add_event(lent, SCHEMA, key.domain_id, STATE_UPDATED, f"domain:{key.domain_id}", payload, at)
 
-    async def pending(self) -> list[SigningKey]:
-        """Return the keys that are recorded and not announced."""
+    async def pending(self, before: datetime.datetime) -> list[SigningKey]:
+        """Return the keys that were recorded before a time and are not announced."""
         async with connection(self.pool, "pending_keys") as lent:
-            return [SigningKey(**row) for row in await lent.fetch(PENDING)]
+            return [SigningKey(**row) for row in await lent.fetch(PENDING, before)]
 
     async def to_announce(self, at: datetime.datetime, before: datetime.datetime) -> list[SigningKey]:
         """Return the keys in transition at `at` whose last announcement was before `before`."""
@@ -139,11 +148,13 @@ class PgKeyStore:
                 scope = f"domain:{key.domain_id}"
                 await add_event(lent, SCHEMA, key.domain_id, "signing_key_rotated", scope, payload, at)
 
-    async def renew(self, key: SigningKey, announcement_id: UUID) -> None:
-        """Give the announcement of a pending key another id."""
+    async def renew(self, key: SigningKey, announcement_id: UUID, at: datetime.datetime) -> SigningKey:
+        """Give the announcement of a pending key another id, and let its transition begin at `at`."""
         async with connection(self.pool, "renew_announcement") as lent:
-            sql = "UPDATE mesh.signing_keys SET announcement_id = $2 WHERE kid = $1 AND activated_at IS NULL"
-            await lent.execute(sql, key.kid, announcement_id)
+            row = await lent.fetchrow(RENEW, key.kid, key.announcement_id, announcement_id, at)
+        if row is None:
+            raise RotationUnderWay
+        return SigningKey(**row)
 
     async def ask_reconcile(
         self,

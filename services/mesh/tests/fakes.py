@@ -84,21 +84,20 @@ class FakeKeyStore:
         self.rows[key.domain_id][key.version] = key
 
     async def begin_rotation(
-        self, domain_id: UUID, half: PublicHalf, expires: datetime.datetime, at: datetime.datetime
+        self, domain_id: UUID, half: PublicHalf, transition: datetime.timedelta, at: datetime.datetime
     ) -> SigningKey:
         keys = self._keys(domain_id)
         if keys.pending or keys.previous(at):
             raise RotationUnderWay
-        key = SigningKey(
-            half.kid, domain_id, half.public_key, half.version, at, transition_expires=expires, announcement_id=uuid7()
-        )
+        made = SigningKey(half.kid, domain_id, half.public_key, half.version, at, transition=transition)
+        key = replace(made, transition_expires=at + transition, announcement_id=uuid7())
         self._put(key)
         return key
 
     async def activate(self, key: SigningKey, at: datetime.datetime) -> None:
         keys = self._keys(key.domain_id)
         now = keys.by_id(key.kid)
-        if now is None or not now.pending:
+        if now is None or not now.pending or now.announcement_id != key.announcement_id:
             return
         if keys.current:
             self._put(replace(keys.current, expires_at=now.transition_expires))
@@ -113,8 +112,9 @@ class FakeKeyStore:
             self._put(SigningKey(half.kid, key.domain_id, half.public_key, half.version, at, activated_at=at))
         self.outbox.append((key.domain_id, STATE_UPDATED, {"reason": "signing_key_revoked"}))
 
-    async def pending(self) -> list[SigningKey]:
-        return [key for rows in self.rows.values() for key in rows.values() if key.pending]
+    async def pending(self, before: datetime.datetime) -> list[SigningKey]:
+        keys = [key for rows in self.rows.values() for key in rows.values() if key.pending]
+        return [key for key in keys if key.created_at <= before]
 
     async def to_announce(self, at: datetime.datetime, before: datetime.datetime) -> list[SigningKey]:
         return [
@@ -130,8 +130,12 @@ class FakeKeyStore:
             self.announced_at[key.kid] = at
             self.outbox.append((key.domain_id, "signing_key_rotated", payload))
 
-    async def renew(self, key: SigningKey, announcement_id: UUID) -> None:
-        self._put(replace(self.rows[key.domain_id][key.version], announcement_id=announcement_id))
+    async def renew(self, key: SigningKey, announcement_id: UUID, at: datetime.datetime) -> SigningKey:
+        now = self.rows[key.domain_id][key.version]
+        if not now.pending or now.announcement_id != key.announcement_id or now.transition is None:
+            raise RotationUnderWay
+        self._put(replace(now, announcement_id=announcement_id, transition_expires=at + now.transition))
+        return self.rows[key.domain_id][key.version]
 
     async def ask_reconcile(
         self,
@@ -180,8 +184,9 @@ class FakeLog:
             raise EventBusUnavailable
         self.places.update(rows)
 
-    async def highest(self) -> int:
-        return max(self.places, default=0)
+    async def highest(self, at: datetime.datetime | None = None) -> int:
+        noted = [place for place, one in self.places.items() if at is None or self.rows[one].issued_at <= at]
+        return max(noted, default=0)
 
     async def fresh(self, since: datetime.datetime) -> list[Logged]:
         placed = [self._placed(row) for row in self.rows.values() if row.issued_at > since]

@@ -1,12 +1,13 @@
 """A stream that lost something is refilled from the log: the same bytes, in order, above every sequence ever given."""
 
+import datetime
 import hashlib
 
 import pytest
 
 from services.mesh.delivery import Delivery, merged
 from services.mesh.keeper import Keeper
-from services.mesh.model import Publication, Seen, StreamState
+from services.mesh.model import Logged, Publication, Seen, StreamState
 from services.mesh.tests.desk import OPERATOR, Desk, opened
 
 pytestmark = pytest.mark.unit
@@ -105,6 +106,30 @@ async def test_what_is_no_longer_fresh_is_not_sent_again() -> None:
         desk.clock.advance(300)
         await keeper_of(desk).look()
         assert (desk.stream.messages, desk.stream.last) == ({}, 10)
+
+
+async def test_a_keeper_that_has_just_begun_looks_for_nothing_that_is_no_longer_fresh() -> None:
+    async with opened() as desk:
+        await ten(desk)
+        del desk.stream.messages[1], desk.stream.messages[5]
+        desk.clock.advance(300)
+        await desk.publisher.publish(desk.event())
+        read, fresh = 0, desk.log.fresh
+
+        async def counted(since: datetime.datetime) -> list[Logged]:
+            nonlocal read
+            read += 1
+            return await fresh(since)
+
+        desk.log.fresh = counted  # type: ignore[method-assign]
+        keeper = keeper_of(desk)
+        await keeper.look()
+        assert read == 0
+        del desk.stream.messages[11]
+        desk.stream.messages[12] = desk.stream.messages[10]
+        desk.stream.last = 12
+        await keeper.look()
+        assert read == 1
 
 
 async def test_the_log_vouches_for_a_nonce_at_one_sequence_only() -> None:

@@ -121,15 +121,26 @@ async def test_a_half_is_remembered_once(store: KeyStore) -> None:
 async def test_a_rotation_goes_from_pending_to_current(store: KeyStore) -> None:
     domain, at = uuid7(), now()
     old = await store.remember(domain, half(1))
-    ends = at + datetime.timedelta(minutes=10)
-    pending = await store.begin_rotation(domain, half(2), ends, at)
-    assert pending.pending
-    assert pending in await store.pending()
+    ten, later = datetime.timedelta(minutes=10), datetime.timedelta(seconds=30)
+    begun = await store.begin_rotation(domain, half(2), ten, at)
+    assert begun.pending
+    assert begun.transition_expires == at + ten
+    assert begun in await store.pending(now())
+    assert begun not in await store.pending(at - later)
     with pytest.raises(RotationUnderWay):
-        await store.begin_rotation(domain, half(3), ends, at)
-    await store.renew(pending, renewed := uuid7())
+        await store.begin_rotation(domain, half(3), ten, at)
+    # The transition begins with the announcement that comes out; one that was given up brings the key nowhere.
+    pending = await store.renew(begun, renewed := uuid7(), at + later)
+    ends = at + later + ten
+    assert (pending.kid, pending.transition_expires) == (begun.kid, ends)
+    with pytest.raises(RotationUnderWay):
+        await store.renew(begun, uuid7(), at)
+    await store.activate(begun, at)
+    assert pending in await store.pending(now())
     await store.activate(pending, at)
     await store.activate(pending, at)
+    with pytest.raises(RotationUnderWay):
+        await store.renew(pending, uuid7(), at)
     keys = (await store.keys([domain]))[domain]
     assert keys.current is not None
     previous = keys.previous(at)
@@ -137,13 +148,13 @@ async def test_a_rotation_goes_from_pending_to_current(store: KeyStore) -> None:
     assert (keys.current.kid, keys.current.announcement_id) == (pending.kid, renewed)
     assert (previous.kid, previous.expires_at) == (old.kid, ends)
     with pytest.raises(RotationUnderWay):
-        await store.begin_rotation(domain, half(3), ends, at)
+        await store.begin_rotation(domain, half(3), ten, at)
 
 
 async def test_announcements_are_due_while_the_transition_lasts(store: KeyStore) -> None:
     domain, at = uuid7(), now()
     await store.remember(domain, half(1))
-    pending = await store.begin_rotation(domain, half(2), at + datetime.timedelta(minutes=10), at)
+    pending = await store.begin_rotation(domain, half(2), datetime.timedelta(minutes=10), at)
     await store.activate(pending, at)
 
     async def due(minutes: float) -> bool:
@@ -217,7 +228,8 @@ async def test_an_event_is_logged_once_and_placed_where_it_was_published(log: Lo
     assert (await log.find([row.id]))[row.id].sequence == highest + 1
     await log.note([(highest + 2, row.id)])
     assert (await log.find([row.id]))[row.id].sequence == highest + 2
-    assert await log.highest() == highest + 2
+    assert await log.highest() == await log.highest(now()) == highest + 2
+    assert await log.highest(row.issued_at - datetime.timedelta(seconds=1)) <= highest
 
 
 async def test_a_sequence_belongs_to_one_event(log: Log) -> None:

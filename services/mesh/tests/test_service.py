@@ -12,9 +12,12 @@ import pytest
 from nacl.signing import VerifyKey
 
 from libs import envelope
+from libs.canon import compact
+from libs.clock import rfc3339
 from libs.errors import (
     AuditUnavailable,
     EventBusUnavailable,
+    EventNotSignable,
     EventTypeReserved,
     EventTypeUnknown,
     Forbidden,
@@ -26,7 +29,7 @@ from libs.errors import (
     Unprocessable,
 )
 from libs.ids import uuid7
-from services.mesh.model import ROTATED, STATE_UPDATED, PublicHalf, SigningKey
+from services.mesh.model import ROTATED, STATE_UPDATED, Event, PublicHalf, SigningKey
 from services.mesh.service import announcement
 from services.mesh.tests.desk import OPERATOR, Desk, opened
 
@@ -113,8 +116,76 @@ async def test_a_rotation_that_a_crash_interrupted_is_finished() -> None:
             await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
         desk.stream.broken = False
         await desk.signing.keep_up()
+        assert (await desk.signing.ensure(desk.domain)).version == 1, "whoever asked is at it still"
+        desk.clock.advance(3)
+        await desk.signing.keep_up()
         assert (await desk.signing.ensure(desk.domain)).version == 2
         assert len(desk.vault.pairs[desk.domain]) == 2
+
+
+async def test_while_the_bus_is_away_the_old_key_does_not_run_out() -> None:
+    async with opened() as desk:
+        old, minute = await desk.signing.ensure(desk.domain), datetime.timedelta(minutes=1)
+        desk.stream.broken = True
+        with pytest.raises(EventBusUnavailable):
+            await desk.signing.rotate(OPERATOR, desk.domain, minute)
+        desk.clock.advance(120)
+        desk.stream.broken = False
+        await desk.signing.keep_up()
+        told = json.loads(envelope.parse(desk.stream.messages[1][1]).payload)
+        expires = desk.clock.now() + minute
+        assert told["transition_expires"] == rfc3339(expires)
+        keys = (await desk.signing.trust([desk.domain]))[0]
+        assert [(key.kid, key.expires_at) for key in keys] == [(old.kid, expires), (told["key_id"], None)]
+
+
+async def test_an_announcement_that_came_out_too_late_is_made_anew() -> None:
+    async with opened() as desk:
+        publish = desk.publisher.publish
+
+        async def slow(event: Event) -> int:
+            sequence = await publish(event)
+            if sequence == 1:
+                desk.clock.advance(31)
+            return sequence
+
+        desk.publisher.publish = slow  # type: ignore[method-assign]
+        with pytest.raises(EventBusUnavailable):
+            await desk.signing.rotate(OPERATOR, desk.domain, datetime.timedelta(minutes=1))
+        assert (await desk.signing.ensure(desk.domain)).version == 1
+        await desk.signing.keep_up()
+        assert (await desk.signing.ensure(desk.domain)).version == 2
+        first, second = (json.loads(envelope.parse(data).payload) for _, data in desk.stream.messages.values())
+        assert first["transition_expires"] < second["transition_expires"]
+
+
+async def test_a_rotation_whose_signer_is_revoked_meanwhile_is_announced_by_its_successor() -> None:
+    async with opened() as desk:
+        old = await desk.signing.ensure(desk.domain)
+        desk.stream.broken = True
+        with pytest.raises(EventBusUnavailable):
+            await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
+        _, successor = await desk.signing.revoke(OPERATOR, desk.domain, old.kid)
+        desk.stream.broken = False
+        desk.clock.advance(3)
+        for _ in range(2):
+            await desk.signing.keep_up()
+        told = envelope.parse(desk.stream.messages[1][1])
+        assert (told.key_id, json.loads(told.payload)["previous_key_id"]) == (successor.kid, successor.kid)
+        assert (await desk.signing.ensure(desk.domain)).kid == json.loads(told.payload)["key_id"]
+
+
+async def test_one_domain_whose_key_cannot_be_finished_holds_up_no_other() -> None:
+    async with opened() as desk:
+        other = uuid7()
+        await desk.signing.ensure(other)
+        for domain in (desk.domain, other):
+            await desk.keys.begin_rotation(domain, await desk.vault.rotate(domain), WEEK, desk.clock.now())
+        row = desk.keys.rows[desk.domain][1]
+        desk.keys.rows[desk.domain][1] = replace(row, public_key=bytes(32))
+        desk.clock.advance(3)
+        await desk.signing.keep_up()
+        assert (await desk.signing.ensure(other)).version == 2
 
 
 async def test_one_rotation_at_a_time() -> None:
@@ -136,6 +207,24 @@ async def test_the_announcement_is_repeated_every_four_minutes_while_the_transit
             await desk.signing.keep_up()
             seen.append(len(desk.keys.outbox))
         assert seen == [0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("cause", ["its key ran out", "its key was revoked"])
+async def test_an_announcement_that_nobody_can_verify_any_more_is_dropped(cause: str) -> None:
+    async with opened() as desk:
+        old, hour = await desk.signing.ensure(desk.domain), datetime.timedelta(hours=1)
+        new = await desk.signing.rotate(OPERATOR, desk.domain, hour)
+        late = desk.event(ROTATED, payload=announcement(new, old))
+        if cause == "its key was revoked":
+            await desk.signing.revoke(OPERATOR, desk.domain, old.kid)
+        else:
+            desk.clock.advance(hour.total_seconds())
+        with pytest.raises(EventTypeReserved):
+            await desk.publisher.publish(late)
+        await desk.signing.relay(late)
+        assert desk.stream.last == 1
+        await desk.signing.relay(desk.event(STATE_UPDATED))
+        assert desk.stream.last == 2
 
 
 async def test_a_revoked_previous_key_verifies_nothing_from_then_on() -> None:
@@ -249,10 +338,24 @@ async def test_nobody_hands_nodes_a_key_of_their_own() -> None:
             await desk.operators.publish(OPERATOR, desk.domain, ROTATED, scope, forged)
         old = await desk.signing.ensure(desk.domain)
         new = await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
-        with pytest.raises(EventTypeReserved):
-            await desk.operators.publish(OPERATOR, desk.domain, ROTATED, scope, forged)
+        for payload in (forged, "", "{", "[" * 100_000, '"\ud800"', "{}"):
+            with pytest.raises(EventTypeReserved):
+                await desk.operators.publish(OPERATOR, desk.domain, ROTATED, scope, payload)
+            row = desk.audit.rows[-1]
+            assert (row.reason, row.context["mesh"]) == ("caveat_violation", ["event_type_reserved"])
         genuine = json.dumps(announcement(new, old))
-        await desk.operators.publish(OPERATOR, desk.domain, ROTATED, scope, genuine)
-        assert envelope.parse(desk.stream.messages[desk.stream.last][1]).key_id == old.kid
+        twice = genuine.replace("{", '{"key_id":"evk_1",', 1)
+        for payload in (genuine, twice):
+            await desk.operators.publish(OPERATOR, desk.domain, ROTATED, scope, payload)
+            told = envelope.parse(desk.stream.messages[desk.stream.last][1])
+            assert (told.key_id, told.payload) == (old.kid, compact(genuine.encode()))
         with pytest.raises(EventTypeUnknown):
             await desk.operators.publish(OPERATOR, desk.domain, "made_up", scope, "{}")
+
+
+@pytest.mark.parametrize("payload", ["", "{", "[]", "null", "{}{}", '{"a":NaN}', '{"a":"\ud800"}'])
+async def test_a_payload_that_is_no_json_object_is_the_callers_mistake(payload: str) -> None:
+    async with opened() as desk:
+        with pytest.raises(EventNotSignable):
+            await desk.operators.publish(OPERATOR, desk.domain, "action_request", f"domain:{desk.domain}", payload)
+        assert desk.stream.last == 0
