@@ -9,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
-from libs.errors import EventBusUnavailable
+from libs.errors import DatastoreUnavailable, EventBusUnavailable
 from libs.pg import connection, held
 from services.mesh.model import Logged, Publication, Seen
 
@@ -43,9 +43,14 @@ LEFT JOIN LATERAL (SELECT o.id FROM mesh.event_positions o WHERE o.sequence = s.
 LEFT JOIN {LOGGED.format(id="s.id")} ON true
 ORDER BY s.turn
 """
+# The first is always there, however long it is.
 BETWEEN = f"""
-SELECT {ROW}, p.sequence FROM mesh.event_positions p CROSS JOIN {LOGGED.format(id="p.id")}
-WHERE p.sequence BETWEEN $1 AND $2 AND l.issued_at > $3 ORDER BY p.sequence
+SELECT id, domain_id, scope, type, envelope, issued_at, sequence FROM (
+    SELECT *, sum(length(envelope)) OVER (ORDER BY sequence) - length(envelope) AS before FROM (
+        SELECT {ROW}, p.sequence FROM mesh.event_positions p CROSS JOIN {LOGGED.format(id="p.id")}
+        WHERE p.sequence BETWEEN $1 AND $2 AND l.issued_at > $3 ORDER BY p.sequence LIMIT $4
+    ) few
+) short WHERE before < $5 ORDER BY sequence
 """
 KEEPER = "mesh.keeper"
 
@@ -104,18 +109,29 @@ class PgLog:
             rows = await lent.fetch(CHECK, [one.sequence for one in seen], [one.id for one in seen])
         return [_verdict(one, row) for one, row in zip(seen, rows, strict=True)]
 
-    async def between(self, first: int, last: int, since: datetime.datetime) -> list[Logged]:
-        """Return what was published at these sequences and issued after `since`, both ends included, in order."""
+    async def between(self, first: int, last: int, since: datetime.datetime, most: int, size: int) -> list[Logged]:
+        """Return what was published at these sequences and issued after `since`, both ends included, in order.
+
+        Ends after `most` events, and with the one that reaches `size` bytes.
+        """
         async with connection(self.pool, "events_between") as lent:
-            return [Logged(**row) for row in await lent.fetch(BETWEEN, first, last, since)]
+            return [Logged(**row) for row in await lent.fetch(BETWEEN, first, last, since, most, size)]
 
     async def roll(self) -> None:
-        """Make the partitions of the next days and drop those that are past keeping."""
+        """Make the partitions of the next days and let go of what is past keeping.
+
+        Raises DatastoreUnavailable when it must be asked again for the latter.
+        """
         async with connection(self.pool, "roll_log") as lent:
+            # Each a statement of its own: however much is past keeping, the next days are there.
             await lent.execute("SELECT mesh.roll_log()")
+            dropped = await lent.fetchval("SELECT mesh.drop_old_log()")
+            while await lent.fetchval("SELECT mesh.forget_old_places()"):
+                pass
+        if not dropped:
+            raise DatastoreUnavailable("the log is in use")
 
     @contextlib.asynccontextmanager
-            # Each a statement of its own: however much is past keeping, the next days are there.
     async def leading(self) -> AsyncIterator[bool]:
         """Hold the keeper's lock for the block; False when another replica holds it."""
         async with held(self.pool) as lent:
