@@ -121,7 +121,8 @@ class Keeper:
 
     async def _read_back(self, rows: list[Logged]) -> dict[int, bytes]:
         found: dict[int, bytes] = {}
-        following, last = rows[0].sequence or 1, max(row.sequence or 0 for row in rows)
+        places = [row.sequence or 1 for row in rows]
+        following, last = min(places), max(places)
         while following <= last:
             messages = await self.stream.read(following, READ_AT_ONCE)
             if not messages:

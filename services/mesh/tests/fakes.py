@@ -157,6 +157,7 @@ class FakeLog:
 
     rows: dict[UUID, Logged] = field(default_factory=dict)
     places: dict[int, UUID] = field(default_factory=dict)
+    asked: list[tuple[int, int]] = field(default_factory=list)
     refusals: dict[str, PlexError] = field(default_factory=dict)
 
     def _check(self, name: str) -> None:
@@ -189,8 +190,9 @@ class FakeLog:
         return max(noted, default=0)
 
     async def fresh(self, since: datetime.datetime) -> list[Logged]:
-        placed = [self._placed(row) for row in self.rows.values() if row.issued_at > since]
-        return sorted((row for row in placed if row.sequence), key=lambda row: row.sequence or 0)
+        # By the first place of each.
+        ids = dict.fromkeys(identifier for _, identifier in sorted(self.places.items()))
+        return [self._placed(self.rows[one]) for one in ids if self.rows[one].issued_at > since]
 
     async def check(self, seen: Sequence[Seen]) -> list[Publication]:
         return [self._verdict(one) for one in seen]
@@ -207,9 +209,14 @@ class FakeLog:
         elsewhere = one.id in self.places.values() or one.sequence in self.places
         return Publication.REPLAYED if elsewhere else Publication.PENDING
 
-    async def between(self, first: int, last: int, since: datetime.datetime) -> list[Logged]:
-        found = sorted((at, one) for at, one in self.places.items() if first <= at <= last)
-        return [replace(self.rows[one], sequence=at) for at, one in found if self.rows[one].issued_at > since]
+    async def between(self, first: int, last: int, since: datetime.datetime, most: int, size: int) -> list[Logged]:
+        self.asked.append((first, last))
+        rows: list[Logged] = []
+        for at, one in sorted(self.places.items()):
+            full = len(rows) == most or sum(len(row.envelope) for row in rows) >= size
+            if first <= at <= last and self.rows[one].issued_at > since and not full:
+                rows.append(replace(self.rows[one], sequence=at))
+        return rows
 
     async def roll(self) -> None:
         return

@@ -99,6 +99,19 @@ async def test_bytes_that_the_broker_changed_are_published_once_more_when_somebo
         assert desk.stream.messages[11][1] == sent[5]
 
 
+async def test_what_was_published_twice_is_no_loss_and_comes_first_again_where_it_came_first() -> None:
+    async with opened() as desk:
+        sent = await ten(desk)
+        places = await desk.stream.publish([desk.log.rows[desk.log.places[1]]])
+        await desk.log.note([(places[0], desk.log.places[1])])
+        desk.publisher.doubtful.set()
+        await keeper_of(desk).look()
+        assert desk.stream.last == 11
+        desk.stream.gone = True
+        await keeper_of(desk).look()
+        assert [data for _, data in desk.stream.messages.values()] == sent
+
+
 async def test_what_is_no_longer_fresh_is_not_sent_again() -> None:
     async with opened() as desk:
         await ten(desk)
