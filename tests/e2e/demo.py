@@ -2,14 +2,17 @@
 
 import asyncio
 import json
+import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
 from tests.e2e.outside import Edge, Outside
-from tests.e2e.stories.main_job import STEPS, Step, Story
+from tests.e2e.stories.main_job import Step, Story
+from tests.e2e.stories.main_job_events import STEPS
 from tests.e2e.world import PLEXCTL, World, run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,9 +22,10 @@ REPORT = ROOT / "build" / "demo-report.json"
 console = Console(highlight=False)
 
 
-async def play(story: Story, step: Step) -> dict[str, object]:
+async def play(story: Story, step: Step) -> dict[str, Any]:
     """Play one step and return its row of the report; an exception is what was observed."""
     started = time.monotonic()
+    story.shown.clear()
     try:
         observed = await step.run(story)
     except Exception as error:  # noqa: BLE001 — whatever goes wrong in a step is the step's verdict
@@ -31,21 +35,26 @@ async def play(story: Story, step: Step) -> dict[str, object]:
         "expected": step.expected,
         "observed": observed,
         "ok": observed == step.expected,
+        "shown": list(story.shown),
         "seconds": round(time.monotonic() - started, 2),
     }
 
 
-def show(number: int, row: dict[str, object]) -> None:
+def show(number: int, row: dict[str, Any]) -> None:
     """Print a verdict line; a failed one says what was expected and what was seen."""
     mark = "[green]ok  [/]" if row["ok"] else "[bold red]FAIL[/]"
     console.print(f" {mark} {number:2}. {row['step']}  [dim]{row['seconds']} s[/]", soft_wrap=True)
+    if row["shown"]:
+        console.print("          [cyan]$ plexctl events tail --key-file node-a.key[/]")
+    for line in row["shown"]:
+        console.print("          " + line, style="cyan", markup=False, soft_wrap=True)
     if row["ok"]:
         console.print(f"          [dim]{row['observed']}[/]", soft_wrap=True)
     else:
         console.print(f"          expected: {row['expected']}\n          observed: {row['observed']}", soft_wrap=True)
 
 
-async def story_of(world: World, rows: list[dict[str, object]]) -> None:
+async def story_of(world: World, rows: list[dict[str, Any]]) -> None:
     """Play all steps; stops at the first that fails."""
     async with Outside(world.edge_url, world.ca_file) as outside:
         story = Story(world, outside, Edge(world.edge_url, outside.http))
@@ -61,6 +70,8 @@ async def story_of(world: World, rows: list[dict[str, object]]) -> None:
 async def main() -> int:
     """Start the stack, play the story, stop the stack; returns the exit status."""
     started = time.monotonic()
+    # The attacker's NATS client ends its TLS with a warning that concerns nobody here.
+    logging.getLogger("asyncio").setLevel(logging.ERROR)
     console.print("[bold]Plexsphere security core: the main job over HTTPS, against real backends[/]")
     up = await asyncio.create_subprocess_exec(*PLEXCTL, "dev", "up", "--detach", "--state", STATE)
     if await up.wait():
@@ -68,7 +79,7 @@ async def main() -> int:
         return 1
     healthy_s = round(time.monotonic() - started, 1)
     console.print(f"      stack healthy after {healthy_s} s\n")
-    rows: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
     told = time.monotonic()
     try:
         await story_of(await World.of(STATE), rows)

@@ -1,18 +1,13 @@
-"""The main job, as steps that `make demo` shows and the e2e tests assert."""
+"""The main job, as steps that `make demo` shows and the e2e tests assert; `main_job_events` goes on from here."""
 
 import asyncio
 import base64
 import datetime
-import json
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-
-from tests.e2e.attacker import Broker, eventually, signed, wire
-from tests.e2e.listener import Listener, publish
-from tests.e2e.outside import JSON, Answer, Edge, Login, Node, Outside, entry_hash, forms, random_secret
+from tests.e2e.outside import JSON, Answer, Edge, Login, Node, Outside, entry_hash, random_secret
 from tests.e2e.world import World
 
 SECRET_NAME = "db-password"
@@ -21,7 +16,7 @@ BURST = 40
 
 @dataclass
 class Story:
-    """What the steps hand on to each other, and every secret that must never be found at rest."""
+    """What the steps hand on to each other: every secret that must never be found at rest, and what a step shows."""
 
     world: World
     outside: Outside
@@ -33,6 +28,7 @@ class Story:
     bootstrap: list[str] = field(default_factory=list)
     value: bytes = field(default_factory=random_secret)
     planted: dict[str, bytes] = field(default_factory=dict)
+    shown: list[str] = field(default_factory=list)
 
 
 Run = Callable[[Story], Awaitable[str]]
@@ -282,116 +278,3 @@ async def rewrite(story: Story) -> str:
     at = "at its sequence" if broken.get("divergent_seq") == seq else f"at {broken.get('divergent_seq')}, not {seq}"
     healed = await verify(story)
     return f"ok {str(broken['ok']).lower()} {at}; put back: ok {str(healed['ok']).lower()}"
-
-
-def scopes_of(story: Story) -> dict[str, str]:
-    """Who can be told something."""
-    return {
-        "Domain": f"domain:{story.domain_id}",
-        "project": f"project:{story.project_id}",
-        "node A": f"node:{story.node_a.node_id}",
-        "node B": f"node:{story.node_b.node_id}",
-    }
-
-
-@step("nodes A and B hold streams; the operator publishes to all and to each", "A heard 3, B heard 3; verdicts ok")
-async def hear(story: Story) -> str:
-    async with Listener(story.operator, story.node_a) as a, Listener(story.operator, story.node_b) as b:
-        sent = {
-            name: await publish(story.operator, story.domain_id, scope, to=name)
-            for name, scope in scopes_of(story).items()
-        }
-        await a.until(sent["node A"])
-        await b.until(sent["node B"])
-    others = sent["node B"] in a.ids or sent["node A"] in b.ids
-    verdicts = sorted({heard.verdict for heard in a.heard + b.heard})
-    counts = [sum(identifier in listener.ids for identifier in sent.values()) for listener in (a, b)]
-    return f"A heard {counts[0]}, B heard {counts[1]}; verdicts {', '.join(verdicts)}{'; not only its own' * others}"
-
-
-FORGED = "another's signature; altered; replayed; none of them delivered, each audited by its reason"
-
-
-@step("envelopes are forged, altered and replayed straight in JetStream", FORGED)
-async def forge(story: Story) -> str:
-    async with Broker(story.world) as broker, Listener(story.operator, story.node_a) as node:
-        scope = scopes_of(story)["Domain"]
-        genuine = await publish(story.operator, story.domain_id, scope, do="reboot")
-        await node.until(genuine)
-        _, subject, data = await broker.find(genuine)
-        envelope = json.loads(data)
-        forgeries = {
-            "signature": signed({**envelope, "id": str(uuid.uuid4())}, Ed25519PrivateKey.generate()),
-            "altered": wire({**envelope, "payload": {"do": "wipe"}}),
-            "nonce_replayed": data,
-        }
-        places = {await broker.put(subject, forged) for forged in forgeries.values()}
-        last = await publish(story.operator, story.domain_id, scope, do="nothing")
-        await node.until(last)
-    delivered = [heard for heard in node.heard if heard.sequence in places]
-    wanted = {"signature", "nonce_replayed"}
-
-    async def audited() -> bool:
-        rows = [entry["decision"]["caveat_context"].get("mesh", []) for entry in await entries(story)]
-        return wanted <= {reason for row in rows for reason in row}
-
-    await eventually(audited)
-    return FORGED if not delivered and len(node.ids) == 2 else f"{len(delivered)} delivered, {node.ids}"
-
-
-@step("the signing key is rotated while events are published", "50 of 50 heard in order, verdicts ok, under two keys")
-async def rotate_signing_key(story: Story) -> str:
-    scope = scopes_of(story)["Domain"]
-    async with Listener(story.operator, story.node_a) as node:
-        sent = [await publish(story.operator, story.domain_id, scope, number=number) for number in range(25)]
-        path = f"/v1/domains/{story.domain_id}/signing-keys/rotate"
-        rotating = asyncio.create_task(story.operator.call("POST", path, {"transition_seconds": 60}))
-        sent += [await publish(story.operator, story.domain_id, scope, number=number) for number in range(25, 50)]
-        rotated = await rotating
-        sent.append(await publish(story.operator, story.domain_id, scope, number=50))
-        await node.until(sent[-1])
-    if rotated.status != 200:
-        return f"{rotated} {rotated.body!r}"
-    heard = [one for one in node.heard if one.id in set(sent)]
-    in_order = [one.id for one in heard] == sent
-    keys = {one.envelope["key_id"] for one in heard}
-    verdicts = sorted({one.verdict for one in node.heard})
-    return (
-        f"{len(heard) - 1} of 50 heard {'in order' if in_order else 'out of order'}, verdicts {', '.join(verdicts)}, "
-        f"under {'two keys' if len(keys) == 2 else len(keys)}"
-    )
-
-
-PORTS = ("event_stream", "nonce_store", "signature_verifier", "relation_checker", "node_repo")
-
-
-@step(
-    "the gateway is restarted without each of the five ports",
-    "501 signed_event_bus_not_provisioned five times; with all: 200",
-)
-async def without_ports(story: Story) -> str:
-    seen = []
-    path, bearer = f"/v1/nodes/{story.node_a.node_id}/events", story.node_a.bearer
-    shipped = story.world.config("gateway")
-    for port in PORTS:
-        await story.world.restart("gateway", shipped.replace(f'"{port}"', "").replace("[, ", "[").replace(", ,", ","))
-        seen.append(str(await story.operator.as_bearer(bearer).call("GET", path)))
-    await story.world.restart("gateway", shipped)
-    async with Listener(story.operator, story.node_a) as node:
-        seen.append(node.statuses[-1])
-    if seen[:5] != ["501 signed_event_bus_not_provisioned"] * 5:
-        return ", ".join(seen)
-    return f"{seen[0]} five times; with all: {seen[5]}"
-
-
-@step("a dump of the database and all logs are searched for every secret of this story", "none found")
-async def search_dump(story: Story) -> str:
-    places = {"pg_dump": await story.world.dump(), **story.world.logs()}
-    found = [
-        f"{name} in {place}"
-        for name, value in story.planted.items()
-        for place, content in places.items()
-        if any(form in content for form in forms(value))
-    ]
-    assert len(places["pg_dump"]) > 10_000, "the dump is suspiciously small"
-    return ", ".join(found) or "none found"
