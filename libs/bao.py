@@ -46,8 +46,8 @@ class Bao:
     """One service's access to OpenBao, by its own certificate role and policy."""
 
     def __init__(self, settings: OpenBao, identity: Tls) -> None:
-        self._settings = settings
-        self._identity = identity
+        self.settings = settings
+        self.identity = identity
         self._http: aiohttp.ClientSession | None = None
         self._seen: tuple[int, ...] = ()
         self._look_at = 0.0
@@ -63,17 +63,24 @@ class Bao:
 
     async def request(self, method: str, path: str, body: JSON | None = None) -> JSON:
         """Send one request; raises BaoRefused for an answer and OpenbaoUnavailable for none."""
-        if time.monotonic() >= self._until - RENEW_BEFORE_S:
-            await self._log_in()
         try:
-            return await self._send(method, path, body, self._token)
+            return await self._send(method, path, body, await self.token())
         except BaoRefused as refused:
             if refused.status != FORBIDDEN:
                 raise
         # The token may have been revoked or OpenBao restarted: log in once more, then believe the refusal.
+        self.forget_token()
+        return await self._send(method, path, body, await self.token())
+
+    async def token(self) -> Secret:
+        """Return a token that lasts for a while yet."""
+        if time.monotonic() >= self._until - RENEW_BEFORE_S:
+            await self._log_in()
+        return self._token
+
+    def forget_token(self) -> None:
+        """Log in anew before the next request."""
         self._until = 0.0
-        await self._log_in()
-        return await self._send(method, path, body, self._token)
 
     async def read_kv(self, path: str, version: int = 0) -> tuple[JSON, int]:
         """Return the data and version of a secret in `kv`; raises BaoRefused 404 when there is none."""
@@ -119,7 +126,7 @@ class Bao:
         async with self._login:
             if time.monotonic() < self._until - RENEW_BEFORE_S:
                 return
-            answer = await self._send("POST", "auth/cert/login", {"name": self._settings.role}, None)
+            answer = await self._send("POST", "auth/cert/login", {"name": self.settings.role}, None)
             self._token.wipe()
             self._token = Secret(answer["auth"]["client_token"].encode())
             self._until = time.monotonic() + float(answer["auth"]["lease_duration"])
@@ -127,10 +134,10 @@ class Bao:
     async def _session(self) -> aiohttp.ClientSession:
         if self._http is not None and time.monotonic() < self._look_at:
             return self._http
-        self._look_at, seen = time.monotonic() + LOOK_EVERY_S, tls.changed_at(self._identity)
+        self._look_at, seen = time.monotonic() + LOOK_EVERY_S, tls.changed_at(self.identity)
         if self._http is None or seen != self._seen:
             old, self._seen = self._http, seen
-            connector = aiohttp.TCPConnector(ssl=tls.client(self._identity), limit=64)
+            connector = aiohttp.TCPConnector(ssl=tls.client(self.identity), limit=64)
             # OpenBao sets no cookies; looking for them would cost every request.
             self._http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
             if old is not None:
@@ -138,9 +145,9 @@ class Bao:
         return self._http
 
     async def _send(self, method: str, path: str, body: JSON | None, token: Secret | None) -> JSON:
-        url = URL(f"{self._settings.address}/v1/{path}", encoded=True)
+        url = URL(f"{self.settings.address}/v1/{path}", encoded=True)
         headers = {"X-Vault-Token": token.reveal().decode()} if token is not None else {}
-        timeout = aiohttp.ClientTimeout(total=remaining_s(self._settings.timeout_s))
+        timeout = aiohttp.ClientTimeout(total=remaining_s(self.settings.timeout_s))
         name = "bao." + path.split("?", maxsplit=1)[0].split("/", maxsplit=1)[0]
         with hop(tracer, name):
             try:

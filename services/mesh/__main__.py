@@ -26,6 +26,7 @@ from services.mesh.grpc_api import DeliveryApi, MeshAdminApi, PublishApi, Signin
 from services.mesh.keeper import Keeper
 from services.mesh.log_store import PgLog
 from services.mesh.model import Event
+from services.mesh.pipeline import open_pipeline
 from services.mesh.publisher import Publisher
 from services.mesh.service import Halves, OperatorEvents, SigningKeys
 from services.mesh.settings import MeshSettings
@@ -53,6 +54,7 @@ async def run(settings: MeshSettings) -> None:
     async with (
         create_pool(settings.postgres, settings.tls) as pool,
         open_bao(settings.openbao, settings.tls) as bao,
+        open_pipeline(bao) as pipeline,
         open_bus(settings.nats, settings.tls, settings.service) as bus,
         connect(settings.peers.identity, settings.tls) as identity,
         connect(settings.peers.audit, settings.tls) as audit_peer,
@@ -60,7 +62,7 @@ async def run(settings: MeshSettings) -> None:
         await check_durable(pool)
         await guard_columns(pool, "mesh", COLUMNS)
         clock = SystemClock()
-        vault, keys, events, stream = BaoVault(bao), PgKeyStore(pool), PgLog(pool), JetStream(bus)
+        vault, keys, events, stream = BaoVault(bao, pipeline), PgKeyStore(pool), PgLog(pool), JetStream(bus)
         halves, audit, relations = Halves(vault), AuditClient(audit_peer, clock), Relations(identity)
         publisher = Publisher(keys, halves, vault, events, stream, clock)
         signing = SigningKeys(vault, halves, keys, audit, relations, publisher, clock)

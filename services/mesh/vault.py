@@ -9,6 +9,7 @@ from uuid import UUID
 from libs.bao import MISSING, Bao, BaoRefused
 from libs.errors import OpenbaoUnavailable, SigningUnavailable
 from services.mesh.model import PublicHalf
+from services.mesh.pipeline import Pipeline
 
 MOUNT = "transit-mesh"
 
@@ -18,6 +19,7 @@ class BaoVault:
     """One Ed25519 key a Domain, `evk-<domain>`; it cannot be exported or backed up."""
 
     bao: Bao
+    pipeline: Pipeline
 
     async def halves(self, domain_id: UUID) -> list[PublicHalf]:
         """Return all versions of a Domain's key, oldest first; none when it has no key."""
@@ -53,7 +55,7 @@ class BaoVault:
             "key_version": version,
         }
         try:
-            answer = await self.bao.request("POST", f"{MOUNT}/sign/evk-{domain_id}", body)
+            answer = await self.pipeline.post(f"{MOUNT}/sign/evk-{domain_id}", body)
         except (BaoRefused, OpenbaoUnavailable) as error:
             raise SigningUnavailable("nothing was signed") from error
         results = answer["data"]["batch_results"]

@@ -12,7 +12,9 @@ from libs.bao import Bao, open_bao
 from libs.nats import Bus, open_bus
 from libs.pg import create_pool
 from libs.settings import load
+from services.mesh.pipeline import open_pipeline
 from services.mesh.settings import MeshSettings
+from services.mesh.vault import BaoVault
 
 
 @pytest.fixture
@@ -34,6 +36,12 @@ async def pools(settings: MeshSettings) -> AsyncIterator[tuple[asyncpg.Pool, asy
 async def bao(settings: MeshSettings) -> AsyncIterator[Bao]:
     async with open_bao(settings.openbao, settings.tls) as opened:
         yield opened
+
+
+@pytest.fixture
+async def bao_vault(bao: Bao) -> AsyncIterator[BaoVault]:
+    async with open_pipeline(bao) as pipeline:
+        yield BaoVault(bao, pipeline)
 
 
 @pytest.fixture

@@ -41,8 +41,8 @@ NOBODY: Any = None
 
 
 @pytest.fixture(params=["fake", "OpenBao"])
-def vault(request: pytest.FixtureRequest, bao: Bao) -> Vault:
-    return FakeVault() if request.param == "fake" else BaoVault(bao)
+def vault(request: pytest.FixtureRequest, bao_vault: BaoVault) -> Vault:
+    return FakeVault() if request.param == "fake" else bao_vault
 
 
 @pytest.fixture(params=["fake", "PostgreSQL"])
@@ -99,13 +99,13 @@ async def test_each_version_signs_the_exact_bytes(vault: Vault) -> None:
             Ed25519PublicKey.from_public_bytes(public.public_key).verify(signature, message)
 
 
-async def test_without_a_key_nothing_is_signed(bao: Bao) -> None:
+async def test_without_a_key_nothing_is_signed(bao_vault: BaoVault) -> None:
     with pytest.raises(SigningUnavailable):
-        await BaoVault(bao).sign(uuid7(), 1, [b"x"])
+        await bao_vault.sign(uuid7(), 1, [b"x"])
     domain = uuid7()
-    await BaoVault(bao).create(domain)
+    await bao_vault.create(domain)
     with pytest.raises(SigningUnavailable):
-        await BaoVault(bao).sign(domain, 2, [b"x"])
+        await bao_vault.sign(domain, 2, [b"x"])
 
 
 async def test_a_half_is_remembered_once(store: KeyStore) -> None:
@@ -187,8 +187,8 @@ async def test_of_concurrent_asks_one_announces(store: KeyStore) -> None:
     assert await store.ask_reconcile(domain, events, at + quiet, quiet)
 
 
-async def test_replicas_agree_on_a_key_that_they_make_at_the_same_time(pools: Pools, bao: Bao) -> None:
-    domain, vault = uuid7(), BaoVault(bao)
+async def test_replicas_agree_on_a_key_that_they_make_at_the_same_time(pools: Pools, bao_vault: BaoVault) -> None:
+    domain, vault = uuid7(), bao_vault
     replicas = [
         SigningKeys(vault, Halves(vault), PgKeyStore(pool), FakeAudit(), FakeAuthority(), NOBODY, clock())
         for pool in pools
@@ -208,9 +208,11 @@ FORBIDDEN_TO_MESH: list[tuple[str, str, dict[str, Any] | None]] = [
 
 
 @pytest.mark.parametrize(("method", "path", "body"), FORBIDDEN_TO_MESH)
-async def test_no_private_half_gets_out(bao: Bao, method: str, path: str, body: dict[str, Any] | None) -> None:
+async def test_no_private_half_gets_out(
+    bao: Bao, bao_vault: BaoVault, method: str, path: str, body: dict[str, Any] | None
+) -> None:
     domain = uuid7()
-    await BaoVault(bao).create(domain)
+    await bao_vault.create(domain)
     with pytest.raises(BaoRefused) as refused:
         await bao.request(method, f"{MOUNT}/{path.format(id=domain)}", body)
     assert refused.value.status == FORBIDDEN
