@@ -34,21 +34,22 @@ class MeshNonces:
         """Say of each what the log says, and return what was published in the gaps."""
         verdicts: list[Verdict] = []
         missing: list[Published] = []
-        # Gaps beyond what one request takes are many small ones; they are asked for one after the other.
-        for start in range(0, max(1, len(gaps)), MOST_GAPS):
+        asked: Sequence[Seen] | None = seen
+        unfilled = list(gaps)
+        # One request takes so many gaps, and one answer so many events: what is left is asked for next.
+        while asked is not None or unfilled:
             request = pb.CheckPublishedRequest(
-                seen=[pb.SeenEnvelope(sequence=one.sequence, id=str(one.id), digest=one.digest) for one in seen]
-                if start == 0
-                else [],
-                gaps=[pb.SequenceGap(first=first, last=last) for first, last in gaps[start : start + MOST_GAPS]],
+                seen=[pb.SeenEnvelope(sequence=one.sequence, id=str(one.id), digest=one.digest) for one in asked or ()],
+                gaps=[pb.SequenceGap(first=first, last=last) for first, last in unfilled[:MOST_GAPS]],
             )
             try:
                 answer = await self._stub.CheckPublished(request, timeout=DEADLINE_S)
             except PlexError as error:
                 raise EventStreamUnavailable(error.code) from error
-            if start == 0:
+            if asked is not None:
                 verdicts = [VERDICTS.get(one, Verdict.UNKNOWN) for one in answer.publications]
             missing += [Published(row.sequence, UUID(row.domain_id), row.envelope) for row in answer.missing]
+            asked, unfilled = None, [(gap.first, gap.last) for gap in answer.unfilled] + unfilled[MOST_GAPS:]
         if len(verdicts) != len(seen):
             raise EventStreamUnavailable("not everything was answered")
         return verdicts, missing

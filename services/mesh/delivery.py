@@ -7,8 +7,24 @@ from libs.clock import Clock
 from services.mesh.model import FRESH, Logged, Publication, Seen
 from services.mesh.ports import Log
 
-# More is not filled at once; who lags that far behind begins anew.
-LARGEST_FILL = 2000
+# An answer stays well below gRPC's limit of 4 MiB; who needs more asks again.
+MOST_EVENTS = 1000
+MOST_BYTES = 2 * 1024 * 1024
+# In a gap that is wider, only what is fresh is looked for.
+WIDE = 2000
+# The last place that a database has; a broker may name a later one.
+LAST_PLACE = 2**63 - 1
+
+Ranges = list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What is said of envelopes, what was published in gaps, and which gaps are not filled yet, all in order."""
+
+    publications: list[Publication]
+    missing: list[Logged]
+    unfilled: Ranges
 
 
 @dataclass(frozen=True)
@@ -18,9 +34,7 @@ class Delivery:
     log: Log
     clock: Clock
 
-    async def check(
-        self, seen: Sequence[Seen], gaps: Sequence[tuple[int, int]]
-    ) -> tuple[list[Publication], list[Logged]]:
+    async def check(self, seen: Sequence[Seen], gaps: Sequence[tuple[int, int]]) -> Answer:
         """Say of each envelope what the log says, and return what was published in the gaps and is still fresh."""
         # Also asked for nothing: that is how gateways hear in good time that nobody can tell them.
         publications = await self.log.check(seen)
@@ -30,12 +44,24 @@ class Delivery:
             for one, publication in zip(seen, publications, strict=True)
             if publication not in {Publication.PUBLISHED, Publication.PENDING}
         ]
-        since = self.clock.now() - FRESH
-        missing: dict[int, Logged] = {}
-        for first, last in merged([*gaps, *wrong]):
-            for row in await self.log.between(first, min(last, first + LARGEST_FILL), since):
-                missing[row.sequence or 0] = row
-        return publications, [missing[sequence] for sequence in sorted(missing)]
+        missing, unfilled = await self._fill(merged([*gaps, *wrong]))
+        return Answer(publications, missing, unfilled)
+
+    async def _fill(self, gaps: Ranges) -> tuple[list[Logged], Ranges]:
+        since, found, size = self.clock.now() - FRESH, list[Logged](), 0
+        for turn, (first, last) in enumerate(gaps):
+            if len(found) >= MOST_EVENTS or size >= MOST_BYTES:
+                return found, gaps[turn:]
+            start, end = first, min(last, LAST_PLACE)
+            if end - start > WIDE:
+                start = max(start, await self.log.highest(since) + 1)
+            rows = await self.log.between(start, end, since, MOST_EVENTS - len(found), MOST_BYTES - size)
+            found += rows
+            size += sum(len(row.envelope) for row in rows)
+            reached = found[-1].sequence if found and (len(found) >= MOST_EVENTS or size >= MOST_BYTES) else None
+            if reached is not None and reached < end:
+                return found, [(reached + 1, last), *gaps[turn + 1 :]]
+        return found, []
 
 
 def merged(ranges: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:

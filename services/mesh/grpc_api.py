@@ -85,13 +85,14 @@ class DeliveryApi(stubs.DeliveryServiceServicer):
     async def CheckPublished(self, request: pb.CheckPublishedRequest, context: Context) -> pb.CheckPublishedResponse:
         """Say of envelopes whether they were published, and fill gaps."""
         seen = [Seen(one.sequence, UUID(one.id), one.digest) for one in request.seen]
-        publications, missing = await self.delivery.check(seen, [(gap.first, gap.last) for gap in request.gaps])
+        answer = await self.delivery.check(seen, [(gap.first, gap.last) for gap in request.gaps])
         return pb.CheckPublishedResponse(
-            publications=[PUBLICATIONS[publication] for publication in publications],
+            publications=[PUBLICATIONS[publication] for publication in answer.publications],
             missing=[
                 pb.LoggedEnvelope(sequence=row.sequence or 0, domain_id=str(row.domain_id), envelope=row.envelope)
-                for row in missing
+                for row in answer.missing
             ],
+            unfilled=[pb.SequenceGap(first=first, last=last) for first, last in answer.unfilled],
         )
 
     async def OpenConsumer(self, request: pb.OpenConsumerRequest, context: Context) -> pb.OpenConsumerResponse:

@@ -98,8 +98,11 @@ class Log(Protocol):
     async def check(self, seen: Sequence[Seen]) -> list[Publication]:
         """Say of each whether exactly these bytes were published at this sequence."""
 
-    async def between(self, first: int, last: int, since: datetime.datetime) -> list[Logged]:
-        """Return what was published at these sequences and issued after `since`, both ends included, in order."""
+    async def between(self, first: int, last: int, since: datetime.datetime, most: int, size: int) -> list[Logged]:
+        """Return what was published at these sequences and issued after `since`, both ends included, in order.
+
+        Ends after `most` events, and with the one that reaches `size` bytes.
+        """
 
     async def roll(self) -> None:
         """Make the partitions of the next days and let go of what is past keeping.

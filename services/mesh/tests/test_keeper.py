@@ -153,9 +153,33 @@ async def test_the_log_vouches_for_a_nonce_at_one_sequence_only() -> None:
         delivery = Delivery(desk.log, desk.clock)
         right = hashlib.sha256(digest).digest()
         seen = [Seen(1, event.id, right), Seen(2, event.id, right), Seen(1, event.id, bytes(32))]
-        publications, missing = await delivery.check(seen, [(1, 5)])
-        assert publications == [Publication.PUBLISHED, Publication.REPLAYED, Publication.ALTERED]
-        assert [row.sequence for row in missing] == [1]
+        answer = await delivery.check(seen, [(1, 5)])
+        assert answer.publications == [Publication.PUBLISHED, Publication.REPLAYED, Publication.ALTERED]
+        assert ([row.sequence for row in answer.missing], answer.unfilled) == ([1], [])
+
+
+async def test_a_long_fill_says_how_far_it_came_and_is_asked_for_again() -> None:
+    async with opened() as desk:
+        for _ in range(80):
+            await desk.publisher.publish(desk.event(payload={"a": "x" * 55_000}))
+        delivery, gaps, got = Delivery(desk.log, desk.clock), [(1, 70), (72, 2**64 - 1)], list[int | None]()
+        while gaps:
+            answer = await delivery.check([], gaps)
+            assert sum(len(row.envelope) for row in answer.missing) < 2.2 * 1024 * 1024
+            assert answer.missing
+            got += [row.sequence for row in answer.missing]
+            gaps = answer.unfilled
+        assert got == [*range(1, 71), *range(72, 81)]
+
+
+async def test_in_a_wide_gap_only_what_is_fresh_is_looked_for() -> None:
+    async with opened() as desk:
+        await ten(desk)
+        desk.clock.advance(300)
+        await desk.publisher.publish(desk.event())
+        answer = await Delivery(desk.log, desk.clock).check([], [(1, 1_000_000)])
+        assert [row.sequence for row in answer.missing] == [11]
+        assert desk.log.asked == [(11, 1_000_000)]
 
 
 def test_ranges_that_touch_are_one() -> None:

@@ -273,8 +273,19 @@ async def test_fresh_events_come_in_the_order_of_their_first_places_with_their_n
     assert [row.id for row in fresh] == [row.id for row in rows[:3]]
     assert [row.sequence for row in fresh] == [highest + 9, highest + 2, highest + 3]
     assert await log.fresh(now() + datetime.timedelta(seconds=1)) == []
-    between = await log.between(highest + 2, highest + 9, since - datetime.timedelta(seconds=1))
-    assert [row.id for row in between] == [rows[1].id, rows[2].id, rows[0].id]
+
+
+async def test_what_was_published_between_is_as_much_as_was_asked_for(log: Log) -> None:
+    domain, highest, since = uuid7(), await log.highest(), now() - datetime.timedelta(seconds=1)
+    rows = [logged(domain) for _ in range(4)]
+    await log.append(rows)
+    await log.note([(highest + turn, row.id) for turn, row in enumerate(rows, 1)])
+    size = len(rows[0].envelope)
+    for most, most_bytes, expected in ((9, 10**6, 3), (2, 10**6, 2), (9, size, 1), (9, size + 1, 2), (9, 1, 1)):
+        found = await log.between(highest + 2, highest + 9, since, most, most_bytes)
+        assert [row.id for row in found] == [row.id for row in rows[1 : 1 + expected]]
+        assert found[0].sequence == highest + 2
+    assert await log.between(highest + 1, 2**63 - 1, now() + datetime.timedelta(seconds=1), 9, 10**6) == []
 
 
 async def test_one_replica_keeps_the_stream(pools: Pools) -> None:

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dplexsphere/mesh/v1/mesh.proto\x12\x12plexsphere.mesh.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"6\n\x17\x45nsureSigningKeyRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"G\n\x18\x45nsureSigningKeyResponse\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\"\xbd\x01\n\nSigningKey\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x0fGetTrustRequest\x12&\n\ndomain_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\xf4\x03\"\x05r\x03\xb0\x01\x01\"N\n\x0b\x44omainTrust\x12\x11\n\tdomain_id\x18\x01 \x01(\t\x12,\n\x04keys\x18\x02 \x03(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\"D\n\x10GetTrustResponse\x12\x30\n\x07\x64omains\x18\x01 \x03(\x0b\x32\x1f.plexsphere.mesh.v1.DomainTrust\"X\n\x0cSeenEnvelope\x12\x19\n\x08sequence\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02 \x00\x12\x14\n\x02id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x17\n\x06\x64igest\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h \"<\n\x0bSequenceGap\x12\x16\n\x05\x66irst\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02 \x00\x12\x15\n\x04last\x18\x02 \x01(\x04\x42\x07\xbaH\x04\x32\x02 \x00\"\x8b\x01\n\x15\x43heckPublishedRequest\x12\x39\n\x04seen\x18\x01 \x03(\x0b\x32 .plexsphere.mesh.v1.SeenEnvelopeB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x37\n\x04gaps\x18\x02 \x03(\x0b\x32\x1f.plexsphere.mesh.v1.SequenceGapB\x08\xbaH\x05\x92\x01\x02\x10\x64\"G\n\x0eLoggedEnvelope\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\tdomain_id\x18\x02 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x03 \x01(\x0c\"\x84\x01\n\x16\x43heckPublishedResponse\x12\x35\n\x0cpublications\x18\x01 \x03(\x0e\x32\x1f.plexsphere.mesh.v1.Publication\x12\x33\n\x07missing\x18\x02 \x03(\x0b\x32\".plexsphere.mesh.v1.LoggedEnvelope\"M\n\x13OpenConsumerRequest\x12\x16\n\x0estart_sequence\x18\x01 \x01(\x04\x12\x1e\n\x0c\x62\x61\x63k_seconds\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\x84\x07\"L\n\x14OpenConsumerResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x0f\n\x07pending\x18\x03 \x01(\x04\"Q\n\x17RequestReconcileRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x07node_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"-\n\x18RequestReconcileResponse\x12\x11\n\tannounced\x18\x01 \x01(\x08\"\xea\x01\n\x0ePublishRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x14\n\x02id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12+\n\x04type\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,63}$\x12W\n\x05scope\x18\x04 \x01(\tBH\xbaHErC2A^(node|project|domain):[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1f\n\x0cpayload_json\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x18\xe0\xd4\x03\"#\n\x0fPublishResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"5\n\x16ListSigningKeysRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"G\n\x17ListSigningKeysResponse\x12,\n\x04keys\x18\x01 \x03(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\"`\n\x17RotateSigningKeyRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12(\n\x12transition_seconds\x18\x02 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\x9a\x9e\x01(\x00\"G\n\x18RotateSigningKeyResponse\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\"L\n\x17RevokeSigningKeyRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x14\n\x03kid\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"|\n\x18RevokeSigningKeyResponse\x12/\n\x07revoked\x18\x01 \x01(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\x12/\n\x07\x63urrent\x18\x02 \x01(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\"\xd9\x01\n\x13PublishEventRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12+\n\x04type\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,63}$\x12W\n\x05scope\x18\x03 \x01(\tBH\xbaHErC2A^(node|project|domain):[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1f\n\x0cpayload_json\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x18\xe0\xd4\x03\"4\n\x14PublishEventResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04*\xaa\x01\n\x0bPublication\x12\x1b\n\x17PUBLICATION_UNSPECIFIED\x10\x00\x12\x19\n\x15PUBLICATION_PUBLISHED\x10\x01\x12\x17\n\x13PUBLICATION_PENDING\x10\x02\x12\x18\n\x14PUBLICATION_REPLAYED\x10\x03\x12\x17\n\x13PUBLICATION_ALTERED\x10\x04\x12\x17\n\x13PUBLICATION_UNKNOWN\x10\x05\x32\x83\x01\n\x12SigningKeysService\x12m\n\x10\x45nsureSigningKey\x12+.plexsphere.mesh.v1.EnsureSigningKeyRequest\x1a,.plexsphere.mesh.v1.EnsureSigningKeyResponse2\xa3\x03\n\x0f\x44\x65liveryService\x12U\n\x08GetTrust\x12#.plexsphere.mesh.v1.GetTrustRequest\x1a$.plexsphere.mesh.v1.GetTrustResponse\x12g\n\x0e\x43heckPublished\x12).plexsphere.mesh.v1.CheckPublishedRequest\x1a*.plexsphere.mesh.v1.CheckPublishedResponse\x12\x61\n\x0cOpenConsumer\x12\'.plexsphere.mesh.v1.OpenConsumerRequest\x1a(.plexsphere.mesh.v1.OpenConsumerResponse\x12m\n\x10RequestReconcile\x12+.plexsphere.mesh.v1.RequestReconcileRequest\x1a,.plexsphere.mesh.v1.RequestReconcileResponse2d\n\x0ePublishService\x12R\n\x07Publish\x12\".plexsphere.mesh.v1.PublishRequest\x1a#.plexsphere.mesh.v1.PublishResponse2\xbf\x03\n\x10MeshAdminService\x12j\n\x0fListSigningKeys\x12*.plexsphere.mesh.v1.ListSigningKeysRequest\x1a+.plexsphere.mesh.v1.ListSigningKeysResponse\x12m\n\x10RotateSigningKey\x12+.plexsphere.mesh.v1.RotateSigningKeyRequest\x1a,.plexsphere.mesh.v1.RotateSigningKeyResponse\x12m\n\x10RevokeSigningKey\x12+.plexsphere.mesh.v1.RevokeSigningKeyRequest\x1a,.plexsphere.mesh.v1.RevokeSigningKeyResponse\x12\x61\n\x0cPublishEvent\x12\'.plexsphere.mesh.v1.PublishEventRequest\x1a(.plexsphere.mesh.v1.PublishEventResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dplexsphere/mesh/v1/mesh.proto\x12\x12plexsphere.mesh.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"6\n\x17\x45nsureSigningKeyRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"G\n\x18\x45nsureSigningKeyResponse\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\"\xbd\x01\n\nSigningKey\x12\x0b\n\x03kid\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nrevoked_at\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"9\n\x0fGetTrustRequest\x12&\n\ndomain_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\xf4\x03\"\x05r\x03\xb0\x01\x01\"N\n\x0b\x44omainTrust\x12\x11\n\tdomain_id\x18\x01 \x01(\t\x12,\n\x04keys\x18\x02 \x03(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\"D\n\x10GetTrustResponse\x12\x30\n\x07\x64omains\x18\x01 \x03(\x0b\x32\x1f.plexsphere.mesh.v1.DomainTrust\"X\n\x0cSeenEnvelope\x12\x19\n\x08sequence\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02 \x00\x12\x14\n\x02id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x17\n\x06\x64igest\x18\x03 \x01(\x0c\x42\x07\xbaH\x04z\x02h \"<\n\x0bSequenceGap\x12\x16\n\x05\x66irst\x18\x01 \x01(\x04\x42\x07\xbaH\x04\x32\x02 \x00\x12\x15\n\x04last\x18\x02 \x01(\x04\x42\x07\xbaH\x04\x32\x02 \x00\"\x8b\x01\n\x15\x43heckPublishedRequest\x12\x39\n\x04seen\x18\x01 \x03(\x0b\x32 .plexsphere.mesh.v1.SeenEnvelopeB\t\xbaH\x06\x92\x01\x03\x10\xe8\x07\x12\x37\n\x04gaps\x18\x02 \x03(\x0b\x32\x1f.plexsphere.mesh.v1.SequenceGapB\x08\xbaH\x05\x92\x01\x02\x10\x64\"G\n\x0eLoggedEnvelope\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x11\n\tdomain_id\x18\x02 \x01(\t\x12\x10\n\x08\x65nvelope\x18\x03 \x01(\x0c\"\xb7\x01\n\x16\x43heckPublishedResponse\x12\x35\n\x0cpublications\x18\x01 \x03(\x0e\x32\x1f.plexsphere.mesh.v1.Publication\x12\x33\n\x07missing\x18\x02 \x03(\x0b\x32\".plexsphere.mesh.v1.LoggedEnvelope\x12\x31\n\x08unfilled\x18\x03 \x03(\x0b\x32\x1f.plexsphere.mesh.v1.SequenceGap\"M\n\x13OpenConsumerRequest\x12\x16\n\x0estart_sequence\x18\x01 \x01(\x04\x12\x1e\n\x0c\x62\x61\x63k_seconds\x18\x02 \x01(\rB\x08\xbaH\x05*\x03\x18\x84\x07\"L\n\x14OpenConsumerResponse\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\x0f\n\x07pending\x18\x03 \x01(\x04\"Q\n\x17RequestReconcileRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x19\n\x07node_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"-\n\x18RequestReconcileResponse\x12\x11\n\tannounced\x18\x01 \x01(\x08\"\xea\x01\n\x0ePublishRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x14\n\x02id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12+\n\x04type\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,63}$\x12W\n\x05scope\x18\x04 \x01(\tBH\xbaHErC2A^(node|project|domain):[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1f\n\x0cpayload_json\x18\x05 \x01(\tB\t\xbaH\x06r\x04\x18\xe0\xd4\x03\"#\n\x0fPublishResponse\x12\x10\n\x08sequence\x18\x01 \x01(\x04\"5\n\x16ListSigningKeysRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"G\n\x17ListSigningKeysResponse\x12,\n\x04keys\x18\x01 \x03(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\"`\n\x17RotateSigningKeyRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12(\n\x12transition_seconds\x18\x02 \x01(\x05\x42\x0c\xbaH\t\x1a\x07\x18\x80\x9a\x9e\x01(\x01\"G\n\x18RotateSigningKeyResponse\x12+\n\x03key\x18\x01 \x01(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\"L\n\x17RevokeSigningKeyRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x14\n\x03kid\x18\x02 \x01(\tB\x07\xbaH\x04r\x02\x18@\"|\n\x18RevokeSigningKeyResponse\x12/\n\x07revoked\x18\x01 \x01(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\x12/\n\x07\x63urrent\x18\x02 \x01(\x0b\x32\x1e.plexsphere.mesh.v1.SigningKey\"\xd9\x01\n\x13PublishEventRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12+\n\x04type\x18\x02 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^[a-z][a-z0-9_]{0,63}$\x12W\n\x05scope\x18\x03 \x01(\tBH\xbaHErC2A^(node|project|domain):[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$\x12\x1f\n\x0cpayload_json\x18\x04 \x01(\tB\t\xbaH\x06r\x04\x18\xe0\xd4\x03\"4\n\x14PublishEventResponse\x12\n\n\x02id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04*\xaa\x01\n\x0bPublication\x12\x1b\n\x17PUBLICATION_UNSPECIFIED\x10\x00\x12\x19\n\x15PUBLICATION_PUBLISHED\x10\x01\x12\x17\n\x13PUBLICATION_PENDING\x10\x02\x12\x18\n\x14PUBLICATION_REPLAYED\x10\x03\x12\x17\n\x13PUBLICATION_ALTERED\x10\x04\x12\x17\n\x13PUBLICATION_UNKNOWN\x10\x05\x32\x83\x01\n\x12SigningKeysService\x12m\n\x10\x45nsureSigningKey\x12+.plexsphere.mesh.v1.EnsureSigningKeyRequest\x1a,.plexsphere.mesh.v1.EnsureSigningKeyResponse2\xa3\x03\n\x0f\x44\x65liveryService\x12U\n\x08GetTrust\x12#.plexsphere.mesh.v1.GetTrustRequest\x1a$.plexsphere.mesh.v1.GetTrustResponse\x12g\n\x0e\x43heckPublished\x12).plexsphere.mesh.v1.CheckPublishedRequest\x1a*.plexsphere.mesh.v1.CheckPublishedResponse\x12\x61\n\x0cOpenConsumer\x12\'.plexsphere.mesh.v1.OpenConsumerRequest\x1a(.plexsphere.mesh.v1.OpenConsumerResponse\x12m\n\x10RequestReconcile\x12+.plexsphere.mesh.v1.RequestReconcileRequest\x1a,.plexsphere.mesh.v1.RequestReconcileResponse2d\n\x0ePublishService\x12R\n\x07Publish\x12\".plexsphere.mesh.v1.PublishRequest\x1a#.plexsphere.mesh.v1.PublishResponse2\xbf\x03\n\x10MeshAdminService\x12j\n\x0fListSigningKeys\x12*.plexsphere.mesh.v1.ListSigningKeysRequest\x1a+.plexsphere.mesh.v1.ListSigningKeysResponse\x12m\n\x10RotateSigningKey\x12+.plexsphere.mesh.v1.RotateSigningKeyRequest\x1a,.plexsphere.mesh.v1.RotateSigningKeyResponse\x12m\n\x10RevokeSigningKey\x12+.plexsphere.mesh.v1.RevokeSigningKeyRequest\x1a,.plexsphere.mesh.v1.RevokeSigningKeyResponse\x12\x61\n\x0cPublishEvent\x12\'.plexsphere.mesh.v1.PublishEventRequest\x1a(.plexsphere.mesh.v1.PublishEventResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -72,7 +72,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ROTATESIGNINGKEYREQUEST'].fields_by_name['domain_id']._loaded_options = None
   _globals['_ROTATESIGNINGKEYREQUEST'].fields_by_name['domain_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_ROTATESIGNINGKEYREQUEST'].fields_by_name['transition_seconds']._loaded_options = None
-  _globals['_ROTATESIGNINGKEYREQUEST'].fields_by_name['transition_seconds']._serialized_options = b'\272H\t\032\007\030\200\232\236\001(\000'
+  _globals['_ROTATESIGNINGKEYREQUEST'].fields_by_name['transition_seconds']._serialized_options = b'\272H\t\032\007\030\200\232\236\001(\001'
   _globals['_REVOKESIGNINGKEYREQUEST'].fields_by_name['domain_id']._loaded_options = None
   _globals['_REVOKESIGNINGKEYREQUEST'].fields_by_name['domain_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_REVOKESIGNINGKEYREQUEST'].fields_by_name['kid']._loaded_options = None
@@ -85,8 +85,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUBLISHEVENTREQUEST'].fields_by_name['scope']._serialized_options = b'\272HErC2A^(node|project|domain):[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$'
   _globals['_PUBLISHEVENTREQUEST'].fields_by_name['payload_json']._loaded_options = None
   _globals['_PUBLISHEVENTREQUEST'].fields_by_name['payload_json']._serialized_options = b'\272H\006r\004\030\340\324\003'
-  _globals['_PUBLICATION']._serialized_start=2486
-  _globals['_PUBLICATION']._serialized_end=2656
+  _globals['_PUBLICATION']._serialized_start=2537
+  _globals['_PUBLICATION']._serialized_end=2707
   _globals['_ENSURESIGNINGKEYREQUEST']._serialized_start=115
   _globals['_ENSURESIGNINGKEYREQUEST']._serialized_end=169
   _globals['_ENSURESIGNINGKEYRESPONSE']._serialized_start=171
@@ -108,41 +108,41 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOGGEDENVELOPE']._serialized_start=939
   _globals['_LOGGEDENVELOPE']._serialized_end=1010
   _globals['_CHECKPUBLISHEDRESPONSE']._serialized_start=1013
-  _globals['_CHECKPUBLISHEDRESPONSE']._serialized_end=1145
-  _globals['_OPENCONSUMERREQUEST']._serialized_start=1147
-  _globals['_OPENCONSUMERREQUEST']._serialized_end=1224
-  _globals['_OPENCONSUMERRESPONSE']._serialized_start=1226
-  _globals['_OPENCONSUMERRESPONSE']._serialized_end=1302
-  _globals['_REQUESTRECONCILEREQUEST']._serialized_start=1304
-  _globals['_REQUESTRECONCILEREQUEST']._serialized_end=1385
-  _globals['_REQUESTRECONCILERESPONSE']._serialized_start=1387
-  _globals['_REQUESTRECONCILERESPONSE']._serialized_end=1432
-  _globals['_PUBLISHREQUEST']._serialized_start=1435
-  _globals['_PUBLISHREQUEST']._serialized_end=1669
-  _globals['_PUBLISHRESPONSE']._serialized_start=1671
-  _globals['_PUBLISHRESPONSE']._serialized_end=1706
-  _globals['_LISTSIGNINGKEYSREQUEST']._serialized_start=1708
-  _globals['_LISTSIGNINGKEYSREQUEST']._serialized_end=1761
-  _globals['_LISTSIGNINGKEYSRESPONSE']._serialized_start=1763
-  _globals['_LISTSIGNINGKEYSRESPONSE']._serialized_end=1834
-  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_start=1836
-  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_end=1932
-  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_start=1934
-  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_end=2005
-  _globals['_REVOKESIGNINGKEYREQUEST']._serialized_start=2007
-  _globals['_REVOKESIGNINGKEYREQUEST']._serialized_end=2083
-  _globals['_REVOKESIGNINGKEYRESPONSE']._serialized_start=2085
-  _globals['_REVOKESIGNINGKEYRESPONSE']._serialized_end=2209
-  _globals['_PUBLISHEVENTREQUEST']._serialized_start=2212
-  _globals['_PUBLISHEVENTREQUEST']._serialized_end=2429
-  _globals['_PUBLISHEVENTRESPONSE']._serialized_start=2431
-  _globals['_PUBLISHEVENTRESPONSE']._serialized_end=2483
-  _globals['_SIGNINGKEYSSERVICE']._serialized_start=2659
-  _globals['_SIGNINGKEYSSERVICE']._serialized_end=2790
-  _globals['_DELIVERYSERVICE']._serialized_start=2793
-  _globals['_DELIVERYSERVICE']._serialized_end=3212
-  _globals['_PUBLISHSERVICE']._serialized_start=3214
-  _globals['_PUBLISHSERVICE']._serialized_end=3314
-  _globals['_MESHADMINSERVICE']._serialized_start=3317
-  _globals['_MESHADMINSERVICE']._serialized_end=3764
+  _globals['_CHECKPUBLISHEDRESPONSE']._serialized_end=1196
+  _globals['_OPENCONSUMERREQUEST']._serialized_start=1198
+  _globals['_OPENCONSUMERREQUEST']._serialized_end=1275
+  _globals['_OPENCONSUMERRESPONSE']._serialized_start=1277
+  _globals['_OPENCONSUMERRESPONSE']._serialized_end=1353
+  _globals['_REQUESTRECONCILEREQUEST']._serialized_start=1355
+  _globals['_REQUESTRECONCILEREQUEST']._serialized_end=1436
+  _globals['_REQUESTRECONCILERESPONSE']._serialized_start=1438
+  _globals['_REQUESTRECONCILERESPONSE']._serialized_end=1483
+  _globals['_PUBLISHREQUEST']._serialized_start=1486
+  _globals['_PUBLISHREQUEST']._serialized_end=1720
+  _globals['_PUBLISHRESPONSE']._serialized_start=1722
+  _globals['_PUBLISHRESPONSE']._serialized_end=1757
+  _globals['_LISTSIGNINGKEYSREQUEST']._serialized_start=1759
+  _globals['_LISTSIGNINGKEYSREQUEST']._serialized_end=1812
+  _globals['_LISTSIGNINGKEYSRESPONSE']._serialized_start=1814
+  _globals['_LISTSIGNINGKEYSRESPONSE']._serialized_end=1885
+  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_start=1887
+  _globals['_ROTATESIGNINGKEYREQUEST']._serialized_end=1983
+  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_start=1985
+  _globals['_ROTATESIGNINGKEYRESPONSE']._serialized_end=2056
+  _globals['_REVOKESIGNINGKEYREQUEST']._serialized_start=2058
+  _globals['_REVOKESIGNINGKEYREQUEST']._serialized_end=2134
+  _globals['_REVOKESIGNINGKEYRESPONSE']._serialized_start=2136
+  _globals['_REVOKESIGNINGKEYRESPONSE']._serialized_end=2260
+  _globals['_PUBLISHEVENTREQUEST']._serialized_start=2263
+  _globals['_PUBLISHEVENTREQUEST']._serialized_end=2480
+  _globals['_PUBLISHEVENTRESPONSE']._serialized_start=2482
+  _globals['_PUBLISHEVENTRESPONSE']._serialized_end=2534
+  _globals['_SIGNINGKEYSSERVICE']._serialized_start=2710
+  _globals['_SIGNINGKEYSSERVICE']._serialized_end=2841
+  _globals['_DELIVERYSERVICE']._serialized_start=2844
+  _globals['_DELIVERYSERVICE']._serialized_end=3263
+  _globals['_PUBLISHSERVICE']._serialized_start=3265
+  _globals['_PUBLISHSERVICE']._serialized_end=3365
+  _globals['_MESHADMINSERVICE']._serialized_start=3368
+  _globals['_MESHADMINSERVICE']._serialized_end=3815
 # @@protoc_insertion_point(module_scope)

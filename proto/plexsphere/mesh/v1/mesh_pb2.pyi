@@ -346,23 +346,29 @@ class CheckPublishedResponse(_message.Message):
 
     PUBLICATIONS_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
+    UNFILLED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def publications(self) -> _containers.RepeatedScalarFieldContainer[Global___Publication.ValueType]:
         """One an envelope, in the order of the request."""
 
     @_builtins.property
     def missing(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoggedEnvelope]:
-        """What was published in the gaps, in the order of the sequence."""
+        """What was published in the gaps, in the order of the sequence; about 2 MiB at most."""
+
+    @_builtins.property
+    def unfilled(self) -> _containers.RepeatedCompositeFieldContainer[Global___SequenceGap]:
+        """What of the gaps is not filled yet, because the answer would be too long: to be asked for again."""
 
     def __init__(
         self,
         *,
         publications: _abc.Iterable[Global___Publication.ValueType] | None = ...,
         missing: _abc.Iterable[Global___LoggedEnvelope] | None = ...,
+        unfilled: _abc.Iterable[Global___SequenceGap] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "publications", b"publications"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "publications", b"publications", "unfilled", b"unfilled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,47 @@
+"""F-1: what the broker loses before a gateway has read it comes from the log, however much it is."""
+
+import asyncio
+
+import pytest
+
+from libs.ids import uuid7
+from plexsphere.mesh.v1 import mesh_pb2, mesh_pb2_grpc
+from tests.e2e.attacker import STREAM, peer
+from tests.e2e.freeze import frozen
+from tests.e2e.threats.mesh.conftest import Arena
+
+pytestmark = pytest.mark.e2e
+
+# Together more than one answer of gRPC may hold.
+EVENTS, SIZE = 100, 55_000
+
+
+async def test_a_gap_that_no_answer_can_hold_is_filled_all_the_same(arena: Arena) -> None:
+    before = await arena.refused()
+    async with arena.listen() as node, peer(arena.world, "mesh", "identity") as mesh:
+        await node.until(await arena.publish())
+        first = await arena.broker.last() + 1
+        ids = [str(uuid7()) for _ in range(EVENTS)]
+        async with frozen(arena.world, "gateway"):
+            for identifier in ids:
+                await mesh_pb2_grpc.PublishServiceStub(mesh).Publish(
+                    mesh_pb2.PublishRequest(
+                        domain_id=arena.domain,
+                        id=identifier,
+                        type="action_request",
+                        scope=arena.scope,
+                        payload_json=f'{{"a":"{"x" * SIZE}"}}',
+                    )
+                )
+            # Deleted from the end on, so that the keeper, who looks at any time, finds one gap.
+            last = await arena.broker.last()
+            await asyncio.gather(
+                *(arena.broker.api(f"STREAM.MSG.DELETE.{STREAM}", {"seq": at}) for at in range(first, last + 1))
+            )
+        for identifier in ids:
+            await node.until(identifier, 60)
+        last_one = await arena.publish()
+        await node.until(last_one)
+    assert {one.verdict for one in node.heard} == {"ok"}
+    assert len(node.ids) == len(node.heard)
+    assert await arena.refused() - before == {}
