@@ -33,6 +33,14 @@ WHERE (resource_type, resource_id, relation, subject_type, subject_id)
     IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]))
 ORDER BY id FOR UPDATE
 """
+HOLDS = """
+SELECT EXISTS (
+    SELECT FROM identity.relation_tuples
+    WHERE (resource_type, resource_id, relation, subject_type, subject_id)
+        IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]))
+      AND state <> 'removing'
+)
+"""
 KEPT = """
 SELECT resource_type, resource_id, relation, subject_type, subject_id FROM identity.relation_tuples
 WHERE state <> 'removing' ORDER BY id FOR SHARE
@@ -104,6 +112,11 @@ class PgTupleStore:
             rows = await lent.fetch(SUBJECTS, *split(resource), relation)
         return [row["subject"] for row in rows]
 
+    async def holds(self, rows: list[Tuple]) -> bool:
+        """Whether any of these tuples is there and not being removed, delivered or not."""
+        async with connection(self.pool, "holds_tuples") as lent:
+            return bool(await lent.fetchval(HOLDS, *_columns(rows)))
+
     async def deliver(self, checker: Checker) -> int:
         """Bring pending tuples to SpiceDB and finish removals, waiting for whoever is at it; returns how many."""
         done = 0
@@ -117,10 +130,9 @@ class PgTupleStore:
 
     async def finish(self, checker: Checker, rows: list[Tuple]) -> None:
         """Bring these tuples to SpiceDB as the table has them now; those that are gone are gone there too."""
-        values = ((*split(row.resource), row.relation, *split(row.subject)) for row in rows)
-        if columns := list(zip(*values, strict=True)):
+        if rows:
             async with transaction(self.pool, "finish_tuples") as lent:
-                await _bring(lent, checker, await lent.fetch(THESE, *columns))
+                await _bring(lent, checker, await lent.fetch(THESE, *_columns(rows)))
 
     async def refill(self, checker: Checker) -> int:
         """Bring every tuple that is not being removed to SpiceDB, and return how many there are."""
@@ -129,6 +141,10 @@ class PgTupleStore:
             rows = await lent.fetch(KEPT)
             await checker.touch([row_tuple(row) for row in rows])
         return len(rows)
+
+
+def _columns(rows: list[Tuple]) -> list[tuple[str, ...]]:
+    return list(zip(*((*split(row.resource), row.relation, *split(row.subject)) for row in rows), strict=True))
 
 
 async def _bring(lent: asyncpg.Connection, checker: Checker, rows: list[asyncpg.Record]) -> None:

@@ -13,6 +13,8 @@ from services.identity.model import Tuple
 
 EVERY_S = 1.0
 LONGEST_FEED = 1000
+# Permissions of nodes, and the one relation that grants each. A node that is denied gives up for good.
+GRANTING = {("node", "node-agent"): "agent", ("secret", "read"): "reader"}
 
 log = structlog.get_logger()
 
@@ -48,6 +50,9 @@ class TupleStore(Protocol):
 
     async def subjects(self, resource: str, relation: str) -> list[str]:
         """Return the subjects of a relation, those whose grant has not arrived yet among them."""
+
+    async def holds(self, rows: list[Tuple]) -> bool:
+        """Whether any of these tuples is there and not being removed, delivered or not."""
 
     async def deliver(self, checker: Checker) -> int:
         """Bring pending tuples to SpiceDB and finish removals, waiting for whoever is at it; returns how many."""
@@ -144,6 +149,10 @@ class Relations:
             for name in (permission.replace("-", "_"), "any")
         ]
         answers = await self.checker.check(asked)
+        denied = [question for question, granted in zip(questions, answers[::2], strict=True) if not granted]
+        if (rows := _granting(denied)) and await self.tuples.holds(rows):
+            # It was granted, and SpiceDB has not heard of it yet.
+            raise AuthzUnavailable("a grant is on its way")
         return [
             Decision("granted" if granted else "insufficient_relation" if bound else "out_of_scope")
             for granted, bound in zip(answers[::2], answers[1::2], strict=True)
@@ -211,3 +220,12 @@ class Relations:
     async def ready(self) -> None:
         """Raise AuthzUnavailable unless checks can be answered."""
         await self.checker.check([])
+
+
+def _granting(questions: list[tuple[str, str, str]]) -> list[Tuple]:
+    """Return the tuples that would grant nodes what they ask for."""
+    found = [
+        (subject, GRANTING.get((resource.partition(":")[0], permission)), resource)
+        for subject, permission, resource in questions
+    ]
+    return [Tuple(resource, relation, subject) for subject, relation, resource in found if relation]

@@ -133,6 +133,31 @@ async def test_a_grant_that_could_not_be_delivered_is_delivered_later(relations:
     await relations.remove(row.resource, row.relation, row.subject)
 
 
+@pytest.mark.parametrize(("kind", "permission"), [("node", "node-agent"), ("secret", "read")])
+async def test_a_node_is_not_denied_what_was_granted_and_has_not_arrived(
+    relations: Relations, spicedb: SpiceDb, kind: str, permission: str
+) -> None:
+    node = uuid7()
+    row = Tuple(f"node:{node}", "agent", f"node:{node}") if kind == "node" else reader(uuid7(), node)
+
+    async def decided() -> str:
+        return (await relations.decide(row.subject, permission, row.resource)).reason
+
+    assert await decided() == "out_of_scope"
+    await replace(relations, checker=Away(spicedb)).grant(row)
+    with pytest.raises(AuthzUnavailable):
+        await decided()
+    await relations.deliver()
+    assert await decided() == "granted"
+    # Once it is decided that it goes, it is no grant on its way, whoever removed it from SpiceDB.
+    with pytest.raises(AuthzUnavailable):
+        await replace(relations, checker=Away(spicedb)).remove(row.resource, row.relation, row.subject)
+    await spicedb.delete([row])
+    assert await decided() == "out_of_scope"
+    await relations.deliver()
+    assert await decided() == "out_of_scope"
+
+
 async def test_a_revoke_does_not_answer_while_spicedb_is_away(relations: Relations, spicedb: SpiceDb) -> None:
     row = reader(uuid7(), uuid7())
     await relations.grant(row)
