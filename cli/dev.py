@@ -21,7 +21,9 @@ from devstack.supervisor import ask, supervise
 
 app = typer.Typer(no_args_is_help=True, help="The embedded stack: real backends and the six processes, no containers.")
 
-StateOption = Annotated[Path, typer.Option("--state", help="Folder of this stack; several run side by side.")]
+StateOption = Annotated[
+    Path, typer.Option("--state", envvar="PLEX_STATE", help="Folder of this stack; several run side by side.")
+]
 DEFAULT_STATE = ROOT / ".state"
 START_WITHIN_S = 90.0
 

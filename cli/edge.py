@@ -20,7 +20,7 @@ EXIT_UNAVAILABLE = 4
 EXIT_DIVERGED = 5
 
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 refused by the edge; 2 wrong usage; 3 not signed in; "
+    "Exit codes: 0 done; 1 refused by the edge; 2 wrong usage; 3 not signed in, or not a node; "
     "4 the edge or a service behind it is unavailable; 5 a verification found a divergence."
 )
 UNAVAILABLE = 503

@@ -49,6 +49,19 @@ def adopt(
     emit(edge().call("POST", f"/v1/projects/{project_id}/resources", body).json, as_json=as_json)
 
 
+@node_app.command("resources")
+def resources(project_id: str, cursor: Cursor = "", limit: Limit = 50, as_json: Json = False) -> None:
+    """List what a project has adopted."""
+    reply = edge().call("GET", f"/v1/projects/{project_id}/resources", params=page(cursor, limit))
+    emit(reply.json, as_json=as_json, columns=("id", "kind", "external_ref", "created_at"))
+
+
+@node_app.command("remove")
+def remove(resource_id: str) -> None:
+    """Delete an adopted resource: its node's keys, relations and streams end, and its peers are told."""
+    edge().call("DELETE", f"/v1/resources/{resource_id}")
+
+
 @node_app.command("token")
 def token(
     project_id: str,

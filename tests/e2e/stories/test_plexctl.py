@@ -244,7 +244,8 @@ def test_a_node_is_watched_moved_and_given_a_new_mesh_key(story: Story, cli: Cli
 
 def test_a_node_from_adoption_to_its_secret(scene: Scene, cli: Cli) -> None:
     project, key_file, token_file = scene.story.project_id, cli.folder / "node.key", cli.folder / "bootstrap"
-    cli.json("node", "adopt", project, "--ref", "by-hand")
+    adopted = cli.json("node", "adopt", project, "--ref", "by-hand")
+    assert adopted in cli.json("node", "resources", project)["items"]
     issued = cli.json("node", "token", project, "--out", str(token_file))
     assert "token" not in issued
     assert token_file.stat().st_mode & 0o777 == 0o600
