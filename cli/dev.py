@@ -16,8 +16,6 @@ from rich.console import Console
 from cli.edge import EXIT_REFUSED, fail, say
 from cli.output import emit
 from devstack.layout import BACKENDS, ROOT, SERVICES, StackError, State
-from devstack.login import access_token
-from devstack.supervisor import ask, supervise
 
 app = typer.Typer(no_args_is_help=True, help="The embedded stack: real backends and the six processes, no containers.")
 
@@ -28,6 +26,14 @@ DEFAULT_STATE = ROOT / ".state"
 START_WITHIN_S = 90.0
 
 console = Console(stderr=True, highlight=False)
+
+
+def ask(state: State, **what: str) -> Coroutine[Any, Any, Any]:
+    """Ask a running stack's supervisor."""
+    # What runs a stack takes half a second to load; commands that only talk to an edge do not wait for it.
+    from devstack import supervisor  # noqa: PLC0415
+
+    return supervisor.ask(state, **what)
 
 
 def _do(work: Coroutine[Any, Any, Any]) -> Any:
@@ -52,6 +58,8 @@ def up(
     backends_only: Annotated[bool, typer.Option("--backends-only", help="Without the six processes.")] = False,
 ) -> None:
     """Start the stack and wait for health; Ctrl-C ends it. On a running one, start what is down."""
+    from devstack.supervisor import supervise  # noqa: PLC0415 — as in ask
+
     state = State(folder.resolve())
     if _running(state) is not None:
         _do(ask(state, do="up"))
@@ -173,6 +181,8 @@ def login(
 
     Example: plexctl dev login --subject operator > token
     """
+    from devstack.login import access_token  # noqa: PLC0415 — as in ask
+
     state = State(folder.resolve())
     _do(ask(state, do="status"))
     who = {"subject": subject, "acr": acr, "amr": amr, "auth_age": str(auth_age)}
