@@ -7,6 +7,7 @@ any point sends an event again under the same id, which mesh answers without pub
 import asyncio
 import datetime
 import json
+import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -24,15 +25,37 @@ from plexsphere.mesh.v1 import mesh_pb2, mesh_pb2_grpc
 
 LOOK_EVERY_S = 0.1
 RETRY_S = 0.5
+LONGEST_REST_S = 4.0
 AT_ONCE = 32
+SCOPES_AT_ONCE = 512
+EVENTS_AT_ONCE = 512
+# Of one scope in one step, so that none keeps the others waiting for long.
+MOST_OF_A_SCOPE = 16
 
-# Some of every scope, so that one that cannot be published holds up nobody else.
+# The next scopes that have something to send, each found by one look into the index, with its oldest event's time:
+# neither how many events wait nor of how many scopes makes this slower.
 WAITING = """
-SELECT id, domain_id, type, scope, payload::text AS payload, created_at FROM (
-    SELECT *, row_number() OVER (PARTITION BY domain_id, scope ORDER BY position) AS turn
-    FROM {schema}.event_outbox WHERE refused_code = ''
-) waiting WHERE turn <= 16 ORDER BY position LIMIT 512
+WITH RECURSIVE waiting AS (
+    (SELECT domain_id, scope, created_at FROM {schema}.event_outbox
+     WHERE refused_code = '' AND (domain_id, scope) > ($1, $2) ORDER BY domain_id, scope, position LIMIT 1)
+    UNION ALL
+    SELECT n.* FROM waiting w CROSS JOIN LATERAL (
+        SELECT domain_id, scope, created_at FROM {schema}.event_outbox
+        WHERE refused_code = '' AND (domain_id, scope) > (w.domain_id, w.scope)
+        ORDER BY domain_id, scope, position LIMIT 1
+    ) n
+)
+SELECT * FROM waiting LIMIT $3
 """
+FIRST = """
+SELECT o.* FROM unnest($1::uuid[], $2::text[]) s (domain_id, scope) CROSS JOIN LATERAL (
+    SELECT id, domain_id, type, scope, payload::text AS payload, position FROM {schema}.event_outbox
+    WHERE refused_code = '' AND domain_id = s.domain_id AND scope = s.scope ORDER BY position LIMIT $3
+) o ORDER BY o.position
+"""
+
+Scope = tuple[UUID, str]
+BEFORE_ALL: Scope = (UUID(int=0), "")
 
 log = structlog.get_logger()
 
@@ -89,13 +112,28 @@ class MeshPublisher:
         )
 
 
+@dataclass(frozen=True)
+class Rest:
+    """A scope of which nothing could be published so many times in a row, and until when it is left alone."""
+
+    failures: int
+    until: float
+
+
 class Relay:
     """Empties one owner's outbox."""
 
-    def __init__(self, pool: asyncpg.Pool, schema: str, publish: Publish) -> None:
+    def __init__(
+        self, pool: asyncpg.Pool, schema: str, publish: Publish, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._pool = pool
         self._schema = schema
         self._publish = publish
+        self._clock = clock
+        # Scopes are looked at in turn, a round after the other.
+        self._after = BEFORE_ALL
+        self._oldest: list[datetime.datetime] = []
+        self._resting: dict[Scope, Rest] = {}
 
     async def run(self) -> None:
         """Relay for as long as the process lives, whenever no other replica does."""
@@ -111,24 +149,47 @@ class Relay:
 
     async def _lead(self, lent: asyncpg.Connection) -> None:
         while True:
-            clean = await self.step(lent)
-            await asyncio.sleep(LOOK_EVERY_S if clean else RETRY_S)
+            more = await self.step(lent)
+            await asyncio.sleep(0 if more else LOOK_EVERY_S)
 
     async def step(self, lent: asyncpg.Connection) -> bool:
-        """Publish what waits, scopes beside each other and each in order; False when something has to be retried."""
-        rows = await lent.fetch(WAITING.format(schema=self._schema))
-        now = datetime.datetime.now(datetime.UTC)
-        OUTBOX.labels(self._schema).set((now - rows[0]["created_at"]).total_seconds() if rows else 0)
-        scopes: dict[tuple[UUID, str], list[Outgoing]] = {}
+        """Publish some of what waits, scopes beside each other and each in order; True when all of it went well."""
+        scopes: dict[Scope, list[Outgoing]] = {scope: [] for scope in await self._due(lent)}
+        most = max(1, min(MOST_OF_A_SCOPE, EVENTS_AT_ONCE // max(1, len(scopes))))
+        first = FIRST.format(schema=self._schema)
+        rows = await lent.fetch(first, [one for one, _ in scopes], [one for _, one in scopes], most) if scopes else []
         for row in rows:
             event = Outgoing(row["id"], row["domain_id"], row["type"], row["scope"], row["payload"])
-            scopes.setdefault((event.domain_id, event.scope), []).append(event)
+            scopes[event.domain_id, event.scope].append(event)
         gate, outcome = asyncio.Semaphore(AT_ONCE), Outcome([], [], [])
         async with asyncio.TaskGroup() as group:
             for events in scopes.values():
                 group.create_task(self._relay(events, gate, outcome))
         await self._settle(lent, outcome)
-        return len(outcome.published) == len(rows)
+        self._pace(scopes, outcome)
+        return 0 < len(rows) == len(outcome.published)
+
+    async def _due(self, lent: asyncpg.Connection) -> list[Scope]:
+        """Return the scopes whose turn it is; of those that failed a few, and last, so that nobody waits for many."""
+        found = await lent.fetch(WAITING.format(schema=self._schema), *self._after, SCOPES_AT_ONCE)
+        scopes = [(row["domain_id"], row["scope"]) for row in found]
+        self._oldest += [row["created_at"] for row in found]
+        self._after = scopes[-1] if len(scopes) == SCOPES_AT_ONCE else BEFORE_ALL
+        if self._after == BEFORE_ALL:
+            now = datetime.datetime.now(datetime.UTC)
+            OUTBOX.labels(self._schema).set((now - min(self._oldest, default=now)).total_seconds())
+            self._oldest.clear()
+        rested = {one: rest.until for one in scopes if (rest := self._resting.get(one)) and rest.until <= self._clock()}
+        return [one for one in scopes if one not in self._resting] + sorted(rested, key=rested.__getitem__)[:AT_ONCE]
+
+    def _pace(self, scopes: dict[Scope, list[Outgoing]], outcome: "Outcome") -> None:
+        """Let scopes rest of which nothing went anywhere, each time for longer."""
+        settled = {*outcome.published, *outcome.expired, *(identifier for identifier, _ in outcome.refused)}
+        for scope, events in scopes.items():
+            before = self._resting.pop(scope, Rest(0, 0))
+            if events and settled.isdisjoint(event.id for event in events):
+                pause = min(RETRY_S * 2**before.failures, LONGEST_REST_S)
+                self._resting[scope] = Rest(min(before.failures + 1, 16), self._clock() + pause)
 
     async def _relay(self, events: Iterable[Outgoing], gate: asyncio.Semaphore, outcome: "Outcome") -> None:
         async with gate:

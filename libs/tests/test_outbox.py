@@ -26,7 +26,8 @@ CREATE TABLE {SCHEMA}.event_outbox (
     id uuid PRIMARY KEY, domain_id uuid NOT NULL, type text NOT NULL, scope text NOT NULL, payload jsonb NOT NULL,
     created_at timestamptz NOT NULL, position bigint GENERATED ALWAYS AS IDENTITY,
     refused_code text NOT NULL DEFAULT ''
-)
+);
+CREATE INDEX event_outbox_waiting ON {SCHEMA}.event_outbox (domain_id, scope, position) WHERE refused_code = ''
 """
 DOMAIN = uuid7()
 
@@ -36,13 +37,17 @@ class Mesh:
     """Takes events; `refusals` says which types it refuses, and with what."""
 
     refusals: dict[str, PlexError] = field(default_factory=dict)
+    refuses_after_s: float = 0
+    refused: int = 0
     seen: list[tuple[str, str]] = field(default_factory=list)
     ids: list[UUID] = field(default_factory=list)
 
     async def publish(self, event: Outgoing) -> None:
         await asyncio.sleep(0)
-        if event.type in self.refusals:
-            raise self.refusals[event.type]
+        if refusal := self.refusals.get(event.type):
+            await asyncio.sleep(self.refuses_after_s)
+            self.refused += 1
+            raise refusal
         self.seen.append((event.scope, event.type))
         self.ids.append(event.id)
 
@@ -121,10 +126,71 @@ async def test_what_went_stale_gets_another_id(pool: asyncpg.Pool) -> None:
     assert mesh.ids != [before]
 
 
-async def test_many_that_cannot_be_published_starve_nobody(pool: asyncpg.Pool) -> None:
+async def fill(pool: asyncpg.Pool, kind: str, scopes: int, each: int) -> None:
+    """Add events of many scopes, whose names all come before any other of a test."""
+    await pool.execute(
+        f"INSERT INTO {SCHEMA}.event_outbox (id, domain_id, type, scope, payload, created_at) "
+        "SELECT gen_random_uuid(), $1, $2, '0' || (n % $3), '{}', now() FROM generate_series(1, $3::int * $4) n",
+        DOMAIN, kind, scopes, each,
+    )  # fmt: skip
+
+
+async def test_many_events_of_one_scope_that_cannot_be_published_starve_nobody(pool: asyncpg.Pool) -> None:
     mesh = Mesh({"stuck": EventBusUnavailable()})
     for _ in range(600):
         await put(pool, "a", "stuck")
     await put(pool, "b", "free")
     async with relaying(pool, mesh):
         await until(lambda: mesh.seen == [("b", "free")], 5)
+
+
+async def test_many_scopes_that_cannot_be_published_starve_nobody(pool: asyncpg.Pool) -> None:
+    mesh = Mesh({"stuck": EventBusUnavailable()}, refuses_after_s=0.2)
+    await fill(pool, "stuck", scopes=600, each=20)
+    await put(pool, "b", "free")
+    async with relaying(pool, mesh):
+        await until(lambda: mesh.seen == [("b", "free")], 15)
+        for turn in range(5):
+            await put(pool, "b", f"free{turn}")
+            await until(lambda turn=turn: mesh.seen[-1] == ("b", f"free{turn}"), 2)  # type: ignore[misc]
+        mesh.refusals.clear()
+        await until(lambda: len(mesh.seen) == 6 + 600 * 20, 60)
+
+
+async def test_a_scope_that_fails_is_left_alone_for_longer_each_time(pool: asyncpg.Pool) -> None:
+    mesh, now = Mesh({"stuck": EventBusUnavailable()}), 0.0
+    relay = Relay(pool, SCHEMA, mesh.publish, lambda: now)
+    await put(pool, "a", "stuck")
+    tried = []
+    async with pool.acquire() as lent:
+        for tick in range(90):
+            now, before = tick / 4, mesh.refused
+            await relay.step(lent)  # type: ignore[arg-type]  # as above
+            tried += [now] * (mesh.refused - before)
+    assert tried == [0, 0.5, 1.5, 3.5, 7.5, 11.5, 15.5, 19.5]
+
+
+@pytest.mark.parametrize(("scopes", "each"), [(1, 200_000), (200_000, 1)])
+async def test_a_step_takes_no_longer_the_more_waits(
+    backends: State, pool: asyncpg.Pool, scopes: int, each: int
+) -> None:
+    mesh = Mesh()
+    await fill(pool, "t", scopes, each)
+    waiting = [row["id"] for row in await pool.fetch(f"SELECT id FROM {SCHEMA}.event_outbox ORDER BY position")]
+    hurried = await asyncpg.connect(backends.superuser_url, server_settings={"statement_timeout": "200"})
+    try:
+        relay = Relay(pool, SCHEMA, mesh.publish)
+        for _ in range(3):
+            assert await relay.step(hurried)
+    finally:
+        await hurried.close()
+    assert len(mesh.seen) == (3 * 16 if scopes == 1 else 3 * 512)
+    assert len(await left(pool)) == 200_000 - len(mesh.seen)
+    assert scopes > 1 or mesh.ids == waiting[: 3 * 16]
+
+
+@pytest.mark.parametrize("owner", ["identity", "mesh", "secrets"])
+async def test_every_owner_has_the_index_that_a_step_looks_into(pool: asyncpg.Pool, owner: str) -> None:
+    sql = "SELECT replace(indexdef, schemaname, '') FROM pg_indexes WHERE indexname = $1 AND schemaname = $2"
+    wanted, found = [await pool.fetchval(sql, "event_outbox_waiting", schema) for schema in (SCHEMA, owner)]
+    assert found == wanted is not None
