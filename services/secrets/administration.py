@@ -3,7 +3,8 @@
 A write touches OpenBao and PostgreSQL, and a crash may fall between them. So PostgreSQL notes first that it is coming,
 OpenBao's check-and-set decides it, and PostgreSQL follows; whoever meets a note that was left behind asks OpenBao what
 became of it and finishes the step. Until then readers get the version before. A destruction is begun and finished in
-the same way.
+the same way. Of a change that OpenBao or identity makes at once, PostgreSQL notes first whom it concerns, and they are
+told afterwards.
 """
 
 from dataclasses import dataclass, replace
@@ -81,34 +82,39 @@ class SecretsAdmin:
         if not 1 <= version <= row.current_version:
             raise SecretVersionNotFound
         await self._record(caller, "secret.destroy_version", "manage", row, version=[str(version)])
-        readers = await self.relations.readers(row)
+        note = await self.store.note(row, await self.relations.readers(row), "secret_destroyed")
         await self.vault.destroy_version(row, version)
-        await self.store.tell(row, readers, "secret_destroyed")
+        await self.store.tell(note)
 
     async def grant(self, caller: Principal, project_id: UUID, name: str, node_id: UUID) -> None:
         """Let a node of the same project read a secret."""
         await self._allowed(caller, "reader.grant", "manage", project_id)
         row = await self._for_node(project_id, name, node_id)
         await self._record(caller, "reader.grant", "manage", row, node=[str(node_id)])
-        # Told after the grant: a node that asked before it would be refused and not ask again. A crash in between
-        # answers nobody, and the operator's second attempt tells the node.
+        note = await self.store.note(row, [node_id], "secret_granted")
+        # Told after the grant: a node that asked before it would be refused and not ask again.
         await self.relations.grant_reader(row, node_id)
-        await self.store.tell(row, [node_id], "secret_granted")
+        await self.store.tell(note)
 
     async def revoke(self, caller: Principal, project_id: UUID, name: str, node_id: UUID) -> None:
         """Stop a node from reading a secret; no read succeeds once it has returned."""
         await self._allowed(caller, "reader.revoke", "manage", project_id)
         row = await self._for_node(project_id, name, node_id)
         await self._record(caller, "reader.revoke", "manage", row, node=[str(node_id)])
+        note = await self.store.note(row, [node_id], "secret_revoked")
         await self.relations.revoke_reader(row, node_id)
-        await self.store.tell(row, [node_id], "secret_revoked")
+        await self.store.tell(note)
 
     async def finish_left_behind(self) -> int:
-        """Finish every write and destruction that a crash left behind, and say how many there were."""
+        """Finish every step that a crash left behind, and say how many there were."""
         rows = await self.store.unsettled(None, LEFT_BEHIND)
         for row in rows:
             await self._settle(row)
-        return len(rows)
+        notes = await self.store.untold(LEFT_BEHIND)
+        for note in notes:
+            # Whether the change was made, nobody knows: a node that is told for nothing finds what it had.
+            await self.store.tell(note)
+        return len(rows) + len(notes)
 
     async def _allowed(self, caller: Principal, action: str, permission: str, project_id: UUID) -> Place:
         # The relation is asked whether or not the project exists, so that a stranger learns nothing from the answer.

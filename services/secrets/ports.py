@@ -38,8 +38,14 @@ class Store(Protocol):
         The readers are told in the same transaction when the version has risen.
         """
 
-    async def tell(self, row: SecretRow, readers: Sequence[UUID], reason: str) -> None:
-        """Tell nodes that what they may read has changed."""
+    async def note(self, row: SecretRow, readers: Sequence[UUID], reason: str) -> UUID:
+        """Note that nodes are to be told of a change that is about to be made; durable once it returns the note."""
+
+    async def tell(self, note: UUID) -> None:
+        """Tell the nodes of a note; of concurrent callers one does."""
+
+    async def untold(self, idle: timedelta) -> list[UUID]:
+        """Return notes that were made at least `idle` ago, oldest first, some of them when there are many."""
 
     async def unsettled(self, project_id: UUID | None, idle: timedelta) -> list[SecretRow]:
         """Return rows with a write or a destruction that was begun at least `idle` ago; None for every project."""

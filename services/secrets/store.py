@@ -65,6 +65,9 @@ ORDER BY name COLLATE "C" LIMIT $3
 BEGIN_DESTROY = """
 UPDATE secrets.secrets SET destroying_at = now() WHERE id = $1 AND destroying_at IS NULL RETURNING true
 """
+NOTE = "INSERT INTO secrets.untold (id, domain_id, node_ids, reason) VALUES ($1, $2, $3, $4)"
+TAKE = "DELETE FROM secrets.untold WHERE id = $1 RETURNING domain_id, node_ids, reason"
+UNTOLD = "SELECT id FROM secrets.untold WHERE noted_at <= now() - $1::interval ORDER BY noted_at LIMIT 200"
 REMOVE = "DELETE FROM secrets.secrets WHERE id = $1 AND destroying_at IS NOT NULL"
 
 
@@ -93,12 +96,25 @@ class PgStore:
         """Make what OpenBao holds the current version, and tell the readers when it has risen."""
         async with transaction(self.pool, "settle") as lent:
             if await lent.fetchval(SETTLE, row.id, version):
-                await _tell(lent, row, readers, "secret_updated")
+                await _tell(lent, row.domain_id, readers, "secret_updated")
 
-    async def tell(self, row: SecretRow, readers: Sequence[UUID], reason: str) -> None:
-        """Tell nodes that what they may read has changed."""
+    async def note(self, row: SecretRow, readers: Sequence[UUID], reason: str) -> UUID:
+        """Note that nodes are to be told of a change that is about to be made; returns the note."""
+        identifier = uuid7()
+        async with connection(self.pool, "note_readers") as lent:
+            await lent.execute(NOTE, identifier, row.domain_id, list(readers), reason)
+        return identifier
+
+    async def tell(self, note: UUID) -> None:
+        """Tell the nodes of a note, once."""
         async with transaction(self.pool, "tell_readers") as lent:
-            await _tell(lent, row, readers, reason)
+            if taken := await lent.fetchrow(TAKE, note):
+                await _tell(lent, taken["domain_id"], taken["node_ids"], taken["reason"])
+
+    async def untold(self, idle: timedelta) -> list[UUID]:
+        """Return notes that were made at least `idle` ago."""
+        async with connection(self.pool, "untold") as lent:
+            return [row["id"] for row in await lent.fetch(UNTOLD, idle)]
 
     async def unsettled(self, project_id: UUID | None, idle: timedelta) -> list[SecretRow]:
         """Return rows with a step that was begun at least `idle` ago."""
@@ -114,7 +130,7 @@ class PgStore:
         """Hide a secret from everybody, and tell those who read it."""
         async with transaction(self.pool, "begin_destroy") as lent:
             if await lent.fetchval(BEGIN_DESTROY, row.id):
-                await _tell(lent, row, readers, "secret_destroyed")
+                await _tell(lent, row.domain_id, readers, "secret_destroyed")
 
     async def remove(self, secret_id: UUID) -> None:
         """Forget a secret whose destruction was begun."""
@@ -122,9 +138,9 @@ class PgStore:
             await lent.execute(REMOVE, secret_id)
 
 
-async def _tell(lent: asyncpg.Connection, row: SecretRow, readers: Sequence[UUID], reason: str) -> None:
+async def _tell(lent: asyncpg.Connection, domain_id: UUID, readers: Sequence[UUID], reason: str) -> None:
     now = datetime.datetime.now(datetime.UTC)
     for node_id in readers:
         # A revision only has to be another one each time; nodes fetch what they may, whatever it says.
         payload = {"node_id": str(node_id), "revision": str(uuid7()), "reason": reason}
-        await add_event(lent, "secrets", row.domain_id, "node_state_updated", f"node:{node_id}", payload, now)
+        await add_event(lent, "secrets", domain_id, "node_state_updated", f"node:{node_id}", payload, now)

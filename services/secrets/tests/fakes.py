@@ -44,6 +44,7 @@ class FakeStore:
     refusal: PlexError | None = None
     idle: timedelta = timedelta()
     told: list[tuple[UUID, str]] = field(default_factory=list)
+    notes: dict[UUID, tuple[list[UUID], str]] = field(default_factory=dict)
 
     async def find(self, project_id: UUID, name: str) -> SecretRow | None:
         self.trace.append("metadata")
@@ -66,10 +67,24 @@ class FakeStore:
         if (now := self.rows.get(row.id)) is not None:
             pending = None if now.pending_version is None or now.pending_version <= version else now.pending_version
             if version > now.current_version:
-                await self.tell(row, readers, "secret_updated")
+                self._tell(readers, "secret_updated")
             self.rows[row.id] = replace(now, current_version=max(now.current_version, version), pending_version=pending)
 
-    async def tell(self, row: SecretRow, readers: Sequence[UUID], reason: str) -> None:
+    async def note(self, row: SecretRow, readers: Sequence[UUID], reason: str) -> UUID:
+        self.trace.append("note")
+        self.notes[note := uuid7()] = (list(readers), reason)
+        return note
+
+    async def tell(self, note: UUID) -> None:
+        self.trace.append("tell")
+        if note in self.notes:
+            self._tell(*self.notes.pop(note))
+
+    async def untold(self, idle: timedelta) -> list[UUID]:
+        self.idle = idle
+        return list(self.notes)
+
+    def _tell(self, readers: Sequence[UUID], reason: str) -> None:
         self.told += [(node_id, reason) for node_id in readers]
 
     async def unsettled(self, project_id: UUID | None, idle: timedelta) -> list[SecretRow]:
@@ -85,7 +100,7 @@ class FakeStore:
     async def begin_destroy(self, row: SecretRow, readers: Sequence[UUID]) -> None:
         self.trace.append("begin_destroy")
         if not self.rows[row.id].destroying:
-            await self.tell(row, readers, "secret_destroyed")
+            self._tell(readers, "secret_destroyed")
         self.rows[row.id] = replace(self.rows[row.id], destroying=True)
 
     async def remove(self, secret_id: UUID) -> None:
@@ -128,6 +143,8 @@ class FakeVault:
 
     async def destroy_version(self, row: SecretRow, version: int) -> None:
         self.trace.append("vault_destroy_version")
+        if self.refusal:
+            raise self.refusal
         self.values[row.id][version - 1] = None
 
     async def destroy(self, row: SecretRow) -> None:
@@ -145,6 +162,7 @@ class FakeRelations:
     granted: set[tuple[str, str, str]] = field(default_factory=set)
     reason: str = "out_of_scope"
     refusal: PlexError | None = None
+    unwritable: PlexError | None = None
 
     async def check(self, subject: str, permission: str, resource: str) -> str:
         self.trace.append("relation")
@@ -152,12 +170,18 @@ class FakeRelations:
             raise self.refusal
         return GRANTED if (subject, permission, resource) in self.granted else self.reason
 
+    def _check(self) -> None:
+        if self.unwritable:
+            raise self.unwritable
+
     async def grant_reader(self, secret: SecretRow, node_id: UUID) -> None:
         self.trace.append("grant")
+        self._check()
         self.granted.add((f"node:{node_id}", "read", secret.resource))
 
     async def revoke_reader(self, secret: SecretRow, node_id: UUID) -> None:
         self.trace.append("revoke")
+        self._check()
         self.granted.discard((f"node:{node_id}", "read", secret.resource))
 
     async def readers(self, secret: SecretRow) -> list[UUID]:

@@ -9,6 +9,7 @@ import pytest
 from libs.custody import Secret
 from libs.errors import (
     AuditUnavailable,
+    AuthzUnavailable,
     Forbidden,
     InvalidCursor,
     NotFound,
@@ -45,10 +46,14 @@ ACTIONS: dict[str, tuple[Act, str, set[str]]] = {
     "secret.destroy_version": (
         lambda w: w.admin.destroy_version(w.operator, w.project, NAME, 1),
         "manage",
-        {"vault_destroy_version"},
+        {"note", "vault_destroy_version", "tell"},
     ),
-    "reader.grant": (lambda w: w.admin.grant(w.operator, w.project, NAME, w.node), "manage", {"grant"}),
-    "reader.revoke": (lambda w: w.admin.revoke(w.operator, w.project, NAME, w.node), "manage", {"revoke"}),
+    "reader.grant": (lambda w: w.admin.grant(w.operator, w.project, NAME, w.node), "manage", {"note", "grant", "tell"}),
+    "reader.revoke": (
+        lambda w: w.admin.revoke(w.operator, w.project, NAME, w.node),
+        "manage",
+        {"note", "revoke", "tell"},
+    ),
 }
 
 
@@ -152,6 +157,32 @@ async def test_what_a_crash_left_behind_is_finished_without_being_asked_for() ->
     world.store.rows[world.row.id] = replace(world.row, destroying=True)
     await world.admin.finish_left_behind()
     assert (world.store.rows, world.vault.values) == ({}, {})
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [
+        ("reader.grant", "secret_granted"),
+        ("reader.revoke", "secret_revoked"),
+        ("secret.destroy_version", "secret_destroyed"),
+    ],
+)
+async def test_whom_a_change_concerns_is_told_after_it_and_also_when_nobody_knows_whether_it_was_made(
+    action: str, reason: str
+) -> None:
+    world, act = World(), ACTIONS[action][0]
+    world.relations.unwritable, world.vault.refusal = AuthzUnavailable(), OpenbaoUnavailable()
+    with pytest.raises((AuthzUnavailable, OpenbaoUnavailable)):
+        await act(world)
+    assert world.store.told == []
+    assert await world.admin.finish_left_behind() == 1
+    assert await world.admin.finish_left_behind() == 0
+    assert (world.store.told, world.store.idle) == ([(world.node, reason)], LEFT_BEHIND)
+    world.relations.unwritable = world.vault.refusal = None
+    await act(world)
+    assert world.trace.index("note") < world.trace.index("tell")
+    assert world.trace[-1] == "tell"
+    assert world.store.told[1:] == [(world.node, reason)]
 
 
 async def test_a_write_that_lost_the_race_is_refused_and_the_winner_stands() -> None:

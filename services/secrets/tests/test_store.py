@@ -3,6 +3,7 @@
 import asyncio
 from collections import Counter
 from dataclasses import replace
+from datetime import timedelta
 
 import asyncpg
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from libs.columns import guard_columns
 from libs.custody import Secret
 from libs.errors import PlexError
+from libs.ids import uuid7
 from services.secrets.administration import SecretsAdmin
 from services.secrets.columns import COLUMNS
 from services.secrets.store import PgStore
@@ -73,6 +75,21 @@ async def test_no_value_is_in_the_database(pools: Pools, vault: BaoVault) -> Non
     assert len(rows) == 1
     assert "planted" not in rows[0]["row"]
     assert Secret(b"planted-value-4711").reveal().hex() not in rows[0]["row"]
+
+
+async def test_a_note_is_told_once_whoever_tells_it(pools: Pools) -> None:
+    world, stores = World(), [PgStore(pool) for pool in pools]
+    nodes = [uuid7(), uuid7()]
+    note = await stores[0].note(world.row, nodes, "secret_granted")
+    assert note not in await stores[1].untold(timedelta(minutes=1))
+    assert note in await stores[1].untold(timedelta())
+    await asyncio.gather(*(stores[n % 2].tell(note) for n in range(10)))
+    assert note not in await stores[0].untold(timedelta())
+    sql = "SELECT scope, payload::jsonb->>'reason' AS reason FROM secrets.event_outbox WHERE domain_id = $1"
+    rows = await pools[0].fetch(sql, world.domain)
+    told = {(f"node:{one}", "secret_granted") for one in nodes}
+    assert {(row["scope"], row["reason"]) for row in rows} == told
+    assert len(rows) == len(told)
 
 
 async def test_the_columns_are_the_declared_ones(pools: Pools) -> None:
