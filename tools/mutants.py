@@ -65,8 +65,8 @@ MUTANTS = (
     Mutant(
         "F-1 age",
         "services/gateway/gate.py",
-        "    elif abs(now_ns - parsed.issued_ns) > envelope.WINDOW_NS:\n",
-        "    elif False:\n",
+        "    if abs(now_ns - parsed.issued_ns) > envelope.WINDOW_NS:\n",
+        "    if False:\n",
         FORGERIES,
         (("libs/envelope.py", "    if abs(age) > WINDOW_NS:\n", "    if False:\n"),),
     ),
@@ -90,7 +90,15 @@ MUTANTS = (
         "services/gateway/refusals.py",
         '                idempotency_key=uuid5(SPACE, f"{chain}/{reason}/{minute}"),\n',
         "",
-        THREATS + "mesh/test_forgeries.py",
+        THREATS + "mesh/test_forgeries.py::test_a_flood_of_forgeries_does_not_grow_the_chain",
+        (
+            ("services/gateway/refusals.py", "        if key not in self._recorded:\n", "        if True:\n"),
+            (
+                "services/gateway/refusals.py",
+                '        if (None, f"{chain}/{reason}", minute) in self._recorded:\n            return\n',
+                "",
+            ),
+        ),
     ),
     Mutant(
         "F-1 revocation counts at once",
@@ -116,8 +124,8 @@ MUTANTS = (
     Mutant(
         "F-1 reserved type",
         "services/mesh/service.py",
-        "            self._check_announcement(keys, payload)\n",
-        "            pass\n",
+        "        genuine = self._genuine(keys, payload) if kind == ROTATED else payload\n",
+        "        genuine: str | None = payload\n",
         THREATS + "mesh/test_keys.py::test_nobody_announces_a_key_of_his_own",
     ),
     Mutant(
@@ -140,6 +148,22 @@ MUTANTS = (
         'publish { allow: ["$JS.API.CONSUMER.MSG.NEXT.EVENTS.*"] }',
         'publish { allow: [">"] }',
         THREATS + "mesh/test_broker.py::test_nobody_but_mesh_publishes_events",
+    ),
+    Mutant(
+        "F-1 an account of their own for gateways",
+        "deploy/nats/nats.conf",
+        "      @SUPERUSER@\n",
+        '      { user: "spiffe://plexsphere/gateway", permissions { '
+        'publish { allow: ["$JS.API.CONSUMER.MSG.NEXT.EVENTS.*"] }, subscribe { allow: ["_INBOX.gateway.>"] } } }\n'
+        "      @SUPERUSER@\n",
+        THREATS + "mesh/test_broker.py::test_a_gateway_cannot_make_the_broker_answer_elsewhere",
+        (
+            (
+                "deploy/nats/nats.conf",
+                '        user: "spiffe://plexsphere/gateway"\n',
+                '        user: "spiffe://plexsphere/nobody"\n',
+            ),
+        ),
     ),
     Mutant(
         "F-1 what was lost is mended",
