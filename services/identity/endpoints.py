@@ -4,10 +4,11 @@ import datetime
 import ipaddress
 import re
 from dataclasses import dataclass
-from uuid import UUID
+from uuid import UUID, uuid5
 
 from libs.clock import Clock
-from libs.errors import EndpointClockSkew, EndpointUnparseable
+from libs.decision import Record
+from libs.errors import EndpointClockSkew, EndpointUnparseable, TooMany
 from libs.principal import Principal
 from services.identity.authority import Gate
 from services.identity.node_ports import NodeStore
@@ -20,6 +21,7 @@ LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # Resolvers read such a last label as part of an address: 127.1 and 0x7f.1 are loopback.
 NUMERIC = re.compile(r"[0-9]+|0x[0-9a-f]*")
 HIGHEST_PORT = 65535
+SPACE = UUID("5b0f3c1e-8f63-5c0e-9d0b-0b7a4f2f6a52")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -71,5 +73,24 @@ class Endpoints:
         now = self.clock.now()
         if abs(now - reported_at) > SKEW:
             raise EndpointClockSkew
-        await self.store.report_endpoint(UUID(node_id), parse_endpoint(endpoint), nat_type, reported_at, now)
+        try:
+            await self.store.report_endpoint(UUID(node_id), parse_endpoint(endpoint), nat_type, reported_at, now)
+        except TooMany as refused:
+            await self.gate.audit.record(limited(principal.domain_id, refused.code, now))
+            raise
         return now, now + FRESH_FOR
+
+
+def limited(domain_id: str, code: str, at: datetime.datetime) -> Record:
+    """Return the row of refused changes: one for all of a Domain's in a minute, which each of them makes the same."""
+    minute = at.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")
+    return Record(
+        domain_id=domain_id,
+        action="node.endpoint_limited",
+        relation="node-agent",
+        object_type="domain",
+        object_id=domain_id,
+        reason="caveat_violation",
+        context={"endpoint": [code], "minute": [minute]},
+        idempotency_key=uuid5(SPACE, f"{domain_id}/{code}/{minute}"),
+    )

@@ -2,11 +2,17 @@
 
 import base64
 import datetime
+import math
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from libs.errors import TooMany
 from services.identity.model import Peer, Reachability
+
+# How often a node's peers are told that it moved: each time costs a signature and reaches the whole Domain.
+CHANGES_AT_ONCE = 5
+CHANGE_EVERY = datetime.timedelta(seconds=10)
 
 
 @dataclass(frozen=True)
@@ -91,3 +97,15 @@ def peer_object(peer: Peer) -> dict[str, Any]:
         "public_key": base64.b64encode(peer.public_key).decode(),
     }
     return shown | ({"fallback_endpoint": peer.fallback_endpoint} if peer.fallback_endpoint else {})
+
+
+def spend_change(tat: datetime.datetime | None, at: datetime.datetime) -> datetime.datetime:
+    """Return a node's cell after one more change of its endpoint (GCRA, ITU-T I.371, annex A).
+
+    Raises TooMany with the whole seconds after which one gets through.
+    """
+    after = max(tat or at, at) + CHANGE_EVERY
+    early = after - at - CHANGES_AT_ONCE * CHANGE_EVERY
+    if early > datetime.timedelta():
+        raise TooMany("the node's endpoint changes too often", retry_after_s=math.ceil(early.total_seconds()))
+    return after

@@ -22,7 +22,8 @@ class NodeStore(Protocol):
     ) -> None:
         """Store where a node is reached, and tell its peers when that is new; an older report changes nothing.
 
-        Raises EndpointPeerNotFound, or EndpointPeerGone for a node that was deregistered.
+        Raises EndpointPeerNotFound, or EndpointPeerGone for a node that was deregistered, and TooMany, storing nothing,
+        when the node's peers were told too often already.
         """
 
 

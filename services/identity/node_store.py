@@ -10,7 +10,7 @@ from libs.errors import EndpointPeerGone, EndpointPeerNotFound
 from libs.outbox import add_event
 from libs.pg import connection, transaction
 from services.identity.model import Peer, Reachability
-from services.identity.node_model import SignsOfLife, Surroundings, peer_object
+from services.identity.node_model import SignsOfLife, Surroundings, peer_object, spend_change
 
 # The Domain's nodes, the node itself among them: one statement is one moment.
 AROUND = """
@@ -40,7 +40,7 @@ REPORT = """
 INSERT INTO identity.endpoints AS e (node_id, endpoint, nat_type, reported_at, accepted_at)
 VALUES ($1, $2, $3, $4, $5)
 ON CONFLICT (node_id) DO UPDATE SET endpoint = $2, nat_type = $3, reported_at = $4, accepted_at = $5
-WHERE e.reported_at <= $4 RETURNING true
+WHERE e.reported_at <= $4 RETURNING changes_tat
 """
 
 
@@ -93,7 +93,10 @@ class PgNodeStore:
     async def report_endpoint(
         self, node_id: UUID, endpoint: str, nat_type: str, reported_at: datetime.datetime, at: datetime.datetime
     ) -> None:
-        """Store where a node is reached, and tell its peers when that is new; an older report changes nothing."""
+        """Store where a node is reached, and tell its peers when that is new; an older report changes nothing.
+
+        Raises TooMany, and stores nothing, when the node's peers were told too often already.
+        """
         async with transaction(self.pool, "report_endpoint") as lent:
             found = await lock_peer(lent, node_id)
             if found is None:
@@ -101,7 +104,9 @@ class PgNodeStore:
                 known = "SELECT EXISTS (SELECT FROM identity.node_secret_keys WHERE node_id = $1)"
                 raise EndpointPeerGone if await lent.fetchval(known, node_id) else EndpointPeerNotFound
             domain_id, peer = found
-            taken = await lent.fetchval(REPORT, node_id, endpoint, nat_type, reported_at, at)
+            taken = await lent.fetchrow(REPORT, node_id, endpoint, nat_type, reported_at, at)
             if taken and peer.fallback_endpoint != endpoint:
+                tat = spend_change(taken["changes_tat"], at)
+                await lent.execute("UPDATE identity.endpoints SET changes_tat = $2 WHERE node_id = $1", node_id, tat)
                 moved = Peer(peer.node_id, peer.mesh_ip, peer.public_key, endpoint)
                 await announce(lent, domain_id, "peer_endpoint_changed", moved, at)

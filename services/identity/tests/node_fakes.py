@@ -16,6 +16,7 @@ from services.identity.node_model import (
     SignsOfLife,
     Surroundings,
     peer_object,
+    spend_change,
 )
 
 
@@ -31,6 +32,7 @@ class FakeNode:
     last_heartbeat_at: datetime | None = None
     healthy_since: datetime | None = None
     reported_at: datetime | None = None
+    changes_tat: datetime | None = None
     pending: UUID | None = None
     receipts: list[tuple[bytes, Receipt]] = field(default_factory=list)
 
@@ -85,10 +87,11 @@ class FakeNodes:
             raise EndpointPeerGone if node_id in self.gone else EndpointPeerNotFound
         if node.reported_at and node.reported_at > reported_at:
             return
-        node.reported_at = reported_at
         if node.peer.fallback_endpoint != endpoint:
+            node.changes_tat = spend_change(node.changes_tat, at)
             node.peer = replace(node.peer, fallback_endpoint=endpoint)
             self._announce("peer_endpoint_changed", node)
+        node.reported_at = reported_at
 
     async def place(self, node_id: UUID) -> NodePlace | None:
         node = self.nodes.get(node_id)

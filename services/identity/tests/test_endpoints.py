@@ -12,6 +12,7 @@ from libs.errors import (
     EndpointUnparseable,
     Forbidden,
     NodeIdMismatch,
+    TooMany,
 )
 from libs.ids import uuid7
 from services.identity.endpoints import FRESH_FOR, SKEW, Endpoints, parse_endpoint
@@ -130,6 +131,26 @@ async def test_who_may_not_is_refused_with_a_row() -> None:
     with pytest.raises(AuthzUnavailable):
         await scene.report()
     assert scene.nodes.events == []
+
+
+async def test_who_moves_all_the_time_is_refused_with_one_row_a_minute() -> None:
+    scene = Scene()
+    for port in range(1, 6):
+        await scene.report(f"203.0.113.7:{port}")
+    for port in (6, 7, 6):
+        with pytest.raises(TooMany):
+            await scene.report(f"203.0.113.7:{port}")
+    scene.world.clock.advance(60)
+    for port in range(10, 15):
+        await scene.report(f"203.0.113.7:{port}")
+    with pytest.raises(TooMany):
+        await scene.report("203.0.113.7:15")
+    rows = scene.world.audit.rows
+    assert {(row.action, row.object_id) for row in rows} == {("node.endpoint_limited", str(scene.world.domain.id))}
+    # The chain takes a key once.
+    assert len(rows) == 4
+    assert len({row.idempotency_key for row in rows}) == 2
+    assert rows[-1].context == {"endpoint": ["rate_limited"], "minute": ["2026-05-01T12:01Z"]}
 
 
 async def test_a_node_that_is_gone_is_told_apart_from_one_that_never_was() -> None:

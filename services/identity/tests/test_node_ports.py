@@ -12,7 +12,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from libs.errors import EndpointPeerGone, EndpointPeerNotFound, KeysRotateKeyInvalid, KeysRotatePeerNotFound
+from libs.errors import EndpointPeerGone, EndpointPeerNotFound, KeysRotateKeyInvalid, KeysRotatePeerNotFound, TooMany
 from libs.ids import uuid7
 from services.identity.model import Reachability
 from services.identity.node_model import AffectedPeer, MeshKey, peer_object
@@ -166,6 +166,31 @@ async def test_an_older_report_changes_nothing(side: Side) -> None:
     assert around is not None
     assert around.peers[0].fallback_endpoint == "203.0.113.7:2"
     assert len(await side.events()) == 1
+
+
+async def test_a_node_that_moves_all_the_time_is_told_to_wait_and_its_peers_hear_of_few(side: Side) -> None:
+    node_id, calm = await side.add(key()), await side.add(key())
+
+    async def move(node: UUID, number: int, seconds: float) -> None:
+        await side.nodes.report_endpoint(node, f"203.0.113.7:{number}", "full_cone", later(seconds), later(seconds))
+
+    for number in range(1, 6):
+        await move(node_id, number, number / 10)
+    with pytest.raises(TooMany) as refused:
+        await move(node_id, 6, 1)
+    assert refused.value.extra["retry_after_s"] == 10
+    around = await side.nodes.surroundings(calm)
+    assert around is not None
+    assert around.peers[0].fallback_endpoint == "203.0.113.7:5"
+    # Where it is already is no news, however often it says so; and what was refused was not taken as heard.
+    await move(node_id, 5, 0.9)
+    await move(calm, 1, 1)
+    await move(node_id, 6, 11)
+    with pytest.raises(TooMany):
+        await move(node_id, 7, 12)
+    assert len(await side.events()) == 7
+    await asyncio.gather(*(move(calm, number, 60) for number in range(10, 20)), return_exceptions=True)
+    assert len(await side.events()) == 12
 
 
 async def test_who_was_there_is_gone_and_who_never_was_is_not_found(side: Side) -> None:
