@@ -12,7 +12,9 @@ import pytest
 from devstack.layout import State
 from libs.errors import DatastoreUnavailable
 from libs.ids import uuid7
+from libs.migrations import Migrate, migrate
 from libs.pg import create_pool
+from libs.settings import load
 from services.mesh.log_store import PgLog
 from services.mesh.settings import MeshSettings
 from services.mesh.tests.test_ports import logged
@@ -112,3 +114,9 @@ async def test_appends_go_on_while_the_log_is_kept_up_beside_a_long_one(pools: P
     assert {old, day(2)} <= await tables(dba)
     await log.roll()
     assert old not in await tables(dba)
+
+
+async def test_a_downgrade_is_refused_and_changes_nothing(backends: State, log: PgLog) -> None:
+    with pytest.raises(asyncpg.FeatureNotSupportedError):
+        await migrate(load(backends / "config/migrate.toml", Migrate), "mesh", "0003")
+    await log.roll()
