@@ -1,10 +1,11 @@
 """What gateways ask: was this published, and what did the stream not deliver."""
 
+import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from libs.clock import Clock
-from services.mesh.model import FRESH, Logged, Publication, Seen
+from services.mesh.model import FRESH, MARGIN, Logged, Publication, Seen
 from services.mesh.ports import Log
 
 # An answer stays well below gRPC's limit of 4 MiB; who needs more asks again.
@@ -20,11 +21,15 @@ Ranges = list[tuple[int, int]]
 
 @dataclass(frozen=True)
 class Answer:
-    """What is said of envelopes, what was published in gaps, and which gaps are not filled yet, all in order."""
+    """What is said of envelopes, what was published in gaps, and which gaps are not filled yet, all in order.
+
+    `highest` is the highest sequence that is noted, when nothing else was asked.
+    """
 
     publications: list[Publication]
     missing: list[Logged]
     unfilled: Ranges
+    highest: int = 0
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,9 @@ class Delivery:
 
     async def check(self, seen: Sequence[Seen], gaps: Sequence[tuple[int, int]]) -> Answer:
         """Say of each envelope what the log says, and return what was published in the gaps and is still fresh."""
-        # Also asked for nothing: that is how gateways hear in good time that nobody can tell them.
+        if not seen and not gaps:
+            # That is how gateways hear in good time that nobody can tell them, and of what the broker withholds.
+            return Answer([], [], [], await self.log.highest())
         publications = await self.log.check(seen)
         # What stands at a sequence instead of what was published there is a gap, too.
         wrong = [
@@ -46,6 +53,10 @@ class Delivery:
         ]
         missing, unfilled = await self._fill(merged([*gaps, *wrong]))
         return Answer(publications, missing, unfilled)
+
+    async def floor(self, back: datetime.timedelta) -> int:
+        """Return the sequence up to which nothing is of the time since then."""
+        return await self.log.highest(self.clock.now() - back + MARGIN)
 
     async def _fill(self, gaps: Ranges) -> tuple[list[Logged], Ranges]:
         since, found, size = self.clock.now() - FRESH, list[Logged](), 0

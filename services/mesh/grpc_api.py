@@ -93,6 +93,7 @@ class DeliveryApi(stubs.DeliveryServiceServicer):
                 for row in answer.missing
             ],
             unfilled=[pb.SequenceGap(first=first, last=last) for first, last in answer.unfilled],
+            highest=answer.highest,
         )
 
     async def OpenConsumer(self, request: pb.OpenConsumerRequest, context: Context) -> pb.OpenConsumerResponse:
@@ -102,7 +103,8 @@ class DeliveryApi(stubs.DeliveryServiceServicer):
             raise EventBusUnavailable("there is no stream")
         back = datetime.timedelta(seconds=request.back_seconds)
         name, pending = await self.stream.open_consumer(request.start_sequence, back)
-        return pb.OpenConsumerResponse(name=name, last_sequence=state.last, pending=pending)
+        floor = 0 if request.start_sequence else await self.delivery.floor(back)
+        return pb.OpenConsumerResponse(name=name, last_sequence=state.last, pending=pending, floor=floor)
 
     async def RequestReconcile(
         self, request: pb.RequestReconcileRequest, context: Context

@@ -530,6 +530,7 @@ class Standing(_message.Message):
     DOMAIN_ID_FIELD_NUMBER: _builtins.int
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
+    NSK_KID_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node."""
     domain_id: _builtins.str
@@ -538,6 +539,8 @@ class Standing(_message.Message):
     """Its project."""
     agent: _builtins.bool
     """Whether it holds `node-agent` on itself; fully consistent."""
+    nsk_kid: _builtins.str
+    """KID of the one node key that is not revoked."""
     def __init__(
         self,
         *,
@@ -545,10 +548,11 @@ class Standing(_message.Message):
         domain_id: _builtins.str = ...,
         project_id: _builtins.str = ...,
         agent: _builtins.bool = ...,
+        nsk_kid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "domain_id", b"domain_id", "node_id", b"node_id", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "domain_id", b"domain_id", "node_id", b"node_id", "nsk_kid", b"nsk_kid", "project_id", b"project_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -347,6 +347,9 @@ class CheckPublishedResponse(_message.Message):
     PUBLICATIONS_FIELD_NUMBER: _builtins.int
     MISSING_FIELD_NUMBER: _builtins.int
     UNFILLED_FIELD_NUMBER: _builtins.int
+    HIGHEST_FIELD_NUMBER: _builtins.int
+    highest: _builtins.int
+    """The highest sequence that is noted, when nothing was asked; zero otherwise."""
     @_builtins.property
     def publications(self) -> _containers.RepeatedScalarFieldContainer[Global___Publication.ValueType]:
         """One an envelope, in the order of the request."""
@@ -365,10 +368,11 @@ class CheckPublishedResponse(_message.Message):
         publications: _abc.Iterable[Global___Publication.ValueType] | None = ...,
         missing: _abc.Iterable[Global___LoggedEnvelope] | None = ...,
         unfilled: _abc.Iterable[Global___SequenceGap] | None = ...,
+        highest: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["missing", b"missing", "publications", b"publications", "unfilled", b"unfilled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["highest", b"highest", "missing", b"missing", "publications", b"publications", "unfilled", b"unfilled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -409,22 +413,26 @@ class OpenConsumerResponse(_message.Message):
     NAME_FIELD_NUMBER: _builtins.int
     LAST_SEQUENCE_FIELD_NUMBER: _builtins.int
     PENDING_FIELD_NUMBER: _builtins.int
+    FLOOR_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """Its name."""
     last_sequence: _builtins.int
     """Last sequence of the stream when it was opened."""
     pending: _builtins.int
     """How many messages waited for it then."""
+    floor: _builtins.int
+    """Where it begins some time ago: the sequence up to which mesh's log has nothing of the time since then."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         last_sequence: _builtins.int = ...,
         pending: _builtins.int = ...,
+        floor: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_sequence", b"last_sequence", "name", b"name", "pending", b"pending"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["floor", b"floor", "last_sequence", b"last_sequence", "name", b"name", "pending", b"pending"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
