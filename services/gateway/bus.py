@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import json
+import re
 from collections import deque
 from collections.abc import AsyncGenerator
 from uuid import uuid4
@@ -30,6 +31,9 @@ STALLED_S = 3.0
 SECOND_NS = 1_000_000_000
 OVER = frozenset({"404", "408"})
 ALIVE = "100"
+LAST_PLACE = 2**63 - 1
+# $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>.<time>.<pending>
+PLACE = re.compile(r"\$JS\.ACK\.(?:[^.]+\.)+[0-9]{1,19}\.([0-9]{1,19})\.[0-9]{1,19}\.[0-9]{1,19}\.([0-9]{1,19})")
 
 
 class JetStreamEvents:
@@ -38,18 +42,16 @@ class JetStreamEvents:
     def __init__(self, bus: Bus, mesh: Peer) -> None:
         self._bus = bus
         self._delivery = mesh_pb2_grpc.DeliveryServiceStub(mesh)
-        self.position = 0
+        self.floor = 0
 
     async def follow(self, after: int | None, back_s: int) -> AsyncGenerator[Delivery, None]:
-        """Yield what comes after a sequence, or from some seconds ago on; first of all where the stream stands."""
-        try:
-            opened = await self._delivery.OpenConsumer(
-                mesh_pb2.OpenConsumerRequest(start_sequence=0 if after is None else after + 1, back_seconds=back_s)
-            )
-        except PlexError as error:
-            raise EventStreamUnavailable(error.code) from error
-        self.position = opened.last_sequence
-        reader = Reader(self._bus, opened.name)
+        """Yield what comes after a sequence, or from some seconds ago on; nothing of it is believed."""
+        opened = await self._open(0 if after is None else after + 1, back_s)
+        if after is not None and opened.last_sequence < after:
+            # What stands there now is not what was read: read all again, and let mesh's log say what is new.
+            opened = await self._open(0, back_s)
+        self.floor = opened.floor
+        reader = Reader(self._bus, opened.name, opened.pending)
         try:
             if not opened.pending:
                 yield Delivery((), more=False)
@@ -60,18 +62,25 @@ class JetStreamEvents:
         finally:
             await reader.close()
 
+    async def _open(self, start: int, back_s: int) -> mesh_pb2.OpenConsumerResponse:
+        request = mesh_pb2.OpenConsumerRequest(start_sequence=start, back_seconds=back_s)
+        try:
+            return await self._delivery.OpenConsumer(request)
+        except PlexError as error:
+            raise EventStreamUnavailable(error.code) from error
+
 
 class Reader:
-    """One consumer."""
+    """One consumer; whatever comes to its inbox and is not what was asked for ends it."""
 
-    def __init__(self, bus: Bus, consumer: str) -> None:
+    def __init__(self, bus: Bus, consumer: str, pending: int = 0) -> None:
         self._bus = bus
         self._consumer = consumer
         self._inbox = f"{bus.inbox}.{uuid4().hex}"
         self._received: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._granted = 0
-        self._pending = 0
+        self._pending = pending
         self._over = ""
         self._subscription: Subscription | None = None
 
@@ -110,19 +119,26 @@ class Reader:
         self._granted += BATCH
 
     async def _take(self, message: Msg) -> None:
-        status = (message.headers or {}).get("Status", "")
+        headers = message.headers or {}
+        status = headers.get("Status", "")
         if status == ALIVE:
             pass
         elif status in OVER:
             # A pull that ran out says how many messages it had not delivered.
-            self._granted -= int((message.headers or {}).get("Nats-Pending-Messages", str(BATCH)))
+            left = headers.get("Nats-Pending-Messages", str(BATCH))
+            if re.fullmatch("[0-9]{1,9}", left) and int(left) <= self._granted:
+                self._granted -= int(left)
+            else:
+                self._over = "more is left than was asked for"
         elif status:
             self._over = status
+        elif not (found := PLACE.fullmatch(message.reply)) or not 0 < int(found[1]) <= LAST_PLACE:
+            self._over = "a message without a place"
+        elif self._granted <= 0:
+            self._over = "more came than was asked for"
         else:
-            # $JS.ACK.<stream>.<consumer>.<deliveries>.<stream sequence>.<consumer sequence>.<time>.<pending>
-            parts = message.reply.split(".")
-            self._pending = int(parts[-1])
-            self._received.append(Message(int(parts[-4]), message.subject, message.data))
+            self._pending = int(found[2])
+            self._received.append(Message(int(found[1]), message.subject, message.data))
             self._granted -= 1
         self._arrived.set()
 

@@ -98,7 +98,9 @@ class AssertionCache:
         return self.clock() - self._heard <= FEED_SILENT_S
 
     def heard(self) -> None:
-        """Note that the feed is alive."""
+        """Note that the feed is alive; what was fetched while it was not may have been revoked unheard."""
+        if not self.open:
+            self.generation += 1
         self._heard = self.clock()
 
     def close(self) -> None:
@@ -168,6 +170,11 @@ class Authenticator:
         self._stub = stubs.AuthenticationServiceStub(identity)
         self._cache = cache
         self._bad_bearers = bad_bearers
+
+    @property
+    def generation(self) -> int:
+        """Changes with each revocation that is heard, and when some may not have been."""
+        return self._cache.generation
 
     async def assertion(self, credential: Credential, audience: str, address: str, *, standing: bool = False) -> str:
         """Return the principal assertion; raises Unauthenticated, or TooMany for an address that guesses.

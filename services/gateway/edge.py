@@ -42,7 +42,10 @@ tracer = trace.get_tracer("services.gateway")
 
 @dataclass(frozen=True)
 class Asked:
-    """A request as its handler sees it: checked, and with the assertion of its caller as call metadata."""
+    """A request as its handler sees it: checked, and with the assertion of its caller as call metadata.
+
+    `generation` is that of the revocations before the caller was authenticated.
+    """
 
     http: web.Request
     path: Mapping[str, Any]
@@ -50,6 +53,7 @@ class Asked:
     body: Any
     credential: Credential | None
     metadata: tuple[tuple[str, str], ...]
+    generation: int
 
 
 Handler = Callable[[Asked], Awaitable[web.StreamResponse]]
@@ -88,14 +92,15 @@ class Edge:
             address = request.remote or ""
             if limit := self.limits.get(operation.id):
                 limit.take(address)
+            generation = self.authenticator.generation
             credential, metadata = await self._authenticate(operation, request, route, address)
             if route is None:
                 # Before anything else is looked at: what is not here has no opinion about bodies.
-                return await not_provisioned(Asked(request, {}, {}, None, credential, metadata))
+                return await not_provisioned(Asked(request, {}, {}, None, credential, metadata, generation))
             path = rules.path(request.match_info)
             query = rules.query(request.query.items())
             body = await self._body(rules, request)
-            return await route.handler(Asked(request, path, query, body, credential, metadata))
+            return await route.handler(Asked(request, path, query, body, credential, metadata, generation))
 
         return handle
 

@@ -10,13 +10,14 @@ from aiohttp import web
 
 from libs import errors
 from libs.rpc.context import PRINCIPAL_KEY
-from services.gateway.credentials import AssertionCache, Credential, claims_of, digest_of
+from services.gateway.credentials import AssertionCache, claims_of, digest_of
 from services.gateway.denials import Denials
 from services.gateway.edge import DEADLINE, STREAMED, Asked, Route
 from services.gateway.gate import Place, Ports, open_gate
-from services.gateway.hub import BEAT, Hub, Stream
+from services.gateway.hub import Hub
 from services.gateway.mesh import Reconciler
 from services.gateway.problems import Protocol
+from services.gateway.stream import BEAT, Stream
 
 SEQUENCE = re.compile(r"[0-9]{1,19}")
 LARGEST_SEQUENCE = 2**63 - 1
@@ -54,26 +55,31 @@ class Events:
         credential = asked.credential
         if credential is None or credential.node is None or self._hub is None:
             raise errors.NodeUnauthorized
-        node_id, generation = credential.node.node_id, self._cache.generation
+        node_id = credential.node.node_id
+        claims = claims_of(dict(asked.metadata)[PRINCIPAL_KEY])
         try:
             place = await gate.node(node_id)
         except (errors.Forbidden, errors.NotFound) as error:
-            domain_id = claims_of(dict(asked.metadata)[PRINCIPAL_KEY]).get("domain_id", "")
-            await self._denials.record("GetNodeEvents", error, node_id, domain_id, asked.path["id"])
+            await self._denials.record("GetNodeEvents", error, node_id, claims.get("domain_id", ""), asked.path["id"])
             raise
         after = cursor(asked.http.headers.get("Last-Event-ID"))
         self._hub.require_ready()
         start = await self._start(place, node_id, after)
         self._hub.require_ready()
         response = await self._prepared(asked.http)
-        stream = await self._replayed(self._hub, asked.http, response, (credential, place, start))
-        if self._cache.generation != generation:
-            # Something was revoked between the decision and now: it may have been this one.
-            try:
-                await gate.node(node_id)
-            except errors.PlexError:
-                stream.end("revoked")
-        await self._hold(self._hub, asked.http, response, stream)
+        if asked.http.transport is None:
+            raise ConnectionResetError
+        stream = Stream(
+            node_id=node_id,
+            place=place,
+            digest=digest_of(credential.value),
+            kid=claims.get("nsk_kid", ""),
+            transport=asked.http.transport,
+            chunked=response.chunked or False,
+            ended=asyncio.get_running_loop().create_future(),
+            passed=start,
+        )
+        await self._hold(self._hub, asked, stream)
         return response
 
     async def _start(self, place: Place, node_id: UUID, after: int | None) -> int:
@@ -101,35 +107,37 @@ class Events:
         await response.write(BEAT)
         return response
 
-    async def _replayed(
-        self, hub: Hub, request: web.Request, response: web.StreamResponse, who: tuple[Credential, Place, int]
-    ) -> Stream:
-        """Write what the node missed and then let it receive, with nothing between the two."""
-        credential, place, position = who
-        transport = request.transport
-        if transport is None or credential.node is None:
-            raise ConnectionResetError
-        node_id = credential.node.node_id
-        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        stream = Stream(node_id, place, digest_of(credential.value), transport, response.chunked or False, ended)
-        while entries := hub.ring.after(place.domain_id, stream.scopes, position):
-            position = entries[-1].sequence
-            await response.write(b"".join(entry.frame for entry in entries))
+    async def _hold(self, hub: Hub, asked: Asked, stream: Stream) -> None:
+        """Let a stream receive until it ends; whatever ends streams ends it from its first byte on."""
+        if isinstance(asked.http.protocol, Protocol):
+            asked.http.protocol.when_lost = stream.end
         hub.open(stream)
-        return stream
-
-    async def _hold(self, hub: Hub, request: web.Request, response: web.StreamResponse, stream: Stream) -> None:
-        if isinstance(request.protocol, Protocol):
-            request.protocol.when_lost = stream.end
         log.info("events.opened", node=str(stream.node_id))
         try:
+            if self._cache.generation != asked.generation:
+                # Something was revoked since the caller was asked who he is: it may have been this one.
+                await hub.ask_about([stream])
+            if not hub.ready:
+                stream.end("unavailable")
+            while not stream.ended.done() and hub.replay(stream):
+                await taken(asked.http, stream)
+                hub.keep_up(stream)
             cause = await stream.ended
         finally:
             hub.close(stream)
+            stream.close()
         log.info("events.ended", node=str(stream.node_id), cause=cause)
-        if not stream.transport.is_closing():
-            response.force_close()
-            await response.write_eof()
+
+
+async def taken(request: web.Request, stream: Stream) -> None:
+    """Wait until the client has read most of what was written to it, or its stream has ended."""
+    drained = asyncio.ensure_future(request.writer.drain())
+    try:
+        await asyncio.wait((drained, stream.ended), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not drained.cancel():
+            # That the connection was lost is said by its end.
+            drained.exception()
 
 
 def cursor(text: str | None) -> int | None:

@@ -7,6 +7,7 @@ methods raise Unavailable, which is 503, because published agents stop for good 
 import asyncio
 import hashlib
 import re
+import time
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
@@ -23,6 +24,10 @@ from services.gateway.patience import Patience
 SUBJECT = re.compile(r"events\.([0-9a-f-]{36})\.(node|project|domain)\.([0-9a-f-]{36})\.([a-z][a-z0-9_]{0,63})")
 SCOPE = re.compile(r"(node|project|domain):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
 PENDING_EVERY_S = 0.02
+# Work on messages goes on for so long, and then others have so long a turn: an attacker's can take 40 ms each.
+SPELL_S, REST_S = 0.02, 0.005
+# So many gaps are asked about one by one; a flood of forgeries makes hundreds, and costs one question.
+MOST_HOLES = 50
 # What mesh has published at its place may still be refused for these: it came too late, or its key went since.
 LATE = frozenset({"stale", "unknown_key"})
 
@@ -84,14 +89,14 @@ class EventStream(Protocol):
     """The events of all Domains. Raises Unavailable."""
 
     def follow(self, after: int | None, back_s: int) -> AsyncGenerator[Delivery, None]:
-        """Yield what comes after a sequence, or from some seconds ago on; first of all where the stream stands.
+        """Yield what comes after a sequence, or from some seconds ago on; nothing of it is believed.
 
         The first delivery has no messages when none waits. It ends or raises when something could be missed.
         """
 
     @property
-    def position(self) -> int:
-        """The last sequence of the stream when it was opened."""
+    def floor(self) -> int:
+        """What mesh's log had noted up to those seconds ago, when the stream was opened there."""
 
 
 class NonceStore(Protocol):
@@ -101,6 +106,9 @@ class NonceStore(Protocol):
         self, seen: Sequence[Seen], gaps: Sequence[tuple[int, int]]
     ) -> tuple[list[Verdict], list[Published]]:
         """Say of each what mesh's log says, and return what was published in the gaps; authoritative, never kept."""
+
+    async def highest(self) -> int:
+        """Return the highest sequence that is noted."""
 
 
 class SignatureVerifier(Protocol):
@@ -116,8 +124,11 @@ class RelationChecker(Protocol):
     async def agent(self, node_id: UUID) -> bool:
         """Whether a node holds `node-agent` on itself; as fresh as the assertion that it came with."""
 
-    async def agents(self, node_ids: Collection[UUID]) -> frozenset[UUID]:
-        """Return those that hold `node-agent` on themselves; fully consistent, never kept."""
+    async def agents(self, node_ids: Collection[UUID]) -> Mapping[UUID, str]:
+        """Return those that hold `node-agent` on themselves, and the KID of the one key that each has now.
+
+        Fully consistent, never kept.
+        """
 
 
 class NodeRepo(Protocol):
@@ -163,15 +174,24 @@ class Gate:
             raise NotFound
         return place
 
-    async def admit(self, messages: Sequence[Message], gaps: Sequence[tuple[int, int]], now_ns: int) -> "Passage":
+    async def admit(self, messages: Sequence[Message], after: int, now_ns: int, until: int = 0) -> "Passage":
         """Return the events that may be delivered, in order, and why the others may not.
 
         Cheap checks first: form, Domain and scope against the subject, age, key, signature, and the nonce last. Each
-        envelope is checked once, however many nodes it is for.
+        envelope is checked once, however many nodes it is for. What was published from `after` on, and up to `until`,
+        and is not among them comes from mesh's log.
         """
-        passage = Passage([], [], {})
-        read = [one for message in messages if (one := _read(message, now_ns, passage.refused))]
-        await self._published(await self._signed(read, now_ns, passage), gaps, now_ns, passage)
+        passage, spell = Passage([], [], {}, after), Spell()
+        read = []
+        for message in messages:
+            if one := _read(message, now_ns, passage.refused):
+                read.append(one)
+            await spell.rest()
+        signed = await self._signed(read, now_ns, passage)
+        # Only what is signed stands for its place: what was published there may have been replaced.
+        gaps = holes(after, [one.sequence for one in signed], until)
+        await self._published(signed, gaps, now_ns, passage)
+        passage.reached = max(passage.reached, until)
         return passage
 
     async def late(self, refused: "Sequence[Refusal]") -> "set[Admitted]":
@@ -187,8 +207,9 @@ class Gate:
             return []
         trusted = await self.signature_verifier.trust({one.domain_id for one in candidates})
         passage.trusted.update({domain_id: frozenset(keys) for domain_id, keys in trusted.items()})
-        passed = []
+        passed, spell = [], Spell()
         for one in candidates:
+            await spell.rest()
             trust = trusted.get(one.domain_id, {}).get(one.envelope.key_id, Trust("", b""))
             try:
                 if trust.key or trust.previous_key:
@@ -213,11 +234,13 @@ class Gate:
                 passage.admitted.append(one)
             else:
                 passage.refused.append(_refusal(one, verdict.value))
-        if missing:
+        there = {one.sequence for one in passage.admitted}
+        if missing := [row for row in missing if row.sequence not in there]:
             # What the log brings back is believed no more than what the stream brings.
             filled = [entry for row in missing if (entry := _read(_message(row), now_ns, passage.refused))]
             passage.admitted.extend(await self._signed(filled, now_ns, passage))
             passage.admitted.sort(key=lambda one: one.sequence)
+        passage.reached = max(passage.reached, *there, *(row.sequence for row in missing), 0)
 
     async def _settled(self, seen: list[Seen], verdicts: list[Verdict]) -> list[Verdict]:
         """Wait for those that are logged and whose sequence is not noted yet; it comes within moments or never."""
@@ -267,13 +290,40 @@ class Refusal:
     late: Admitted | None = None
 
 
-@dataclass(frozen=True)
+@dataclass
 class Passage:
-    """What came of some messages; `trusted` holds the key ids that verify now, of the Domains that were asked for."""
+    """What came of some messages; `trusted` holds the key ids that verify now, of the Domains that were asked for.
+
+    Up to `reached`, which only mesh's log can move, nothing that was published is missing.
+    """
 
     admitted: list[Admitted]
     refused: list[Refusal]
     trusted: dict[UUID, frozenset[str]]
+    reached: int
+
+
+class Spell:
+    """Lets others have their turn once work has gone on for a while."""
+
+    def __init__(self) -> None:
+        self._since = time.perf_counter()
+
+    async def rest(self) -> None:
+        """Pause when it is time to."""
+        if time.perf_counter() - self._since > SPELL_S:
+            await asyncio.sleep(REST_S)
+            self._since = time.perf_counter()
+
+
+def holes(after: int, there: Collection[int], until: int) -> list[tuple[int, int]]:
+    """Return the ranges of sequences from `after` to `until`, or to the last that is there, that are not there."""
+    found = []
+    for sequence in sorted([*there, until + 1]):
+        if sequence > after + 1:
+            found.append((after + 1, sequence - 1))
+        after = max(after, sequence)
+    return found if len(found) <= MOST_HOLES else [(found[0][0], found[-1][1])]
 
 
 def open_gate(ports: Ports) -> Gate:
@@ -291,6 +341,9 @@ def _read(message: Message, now_ns: int, refused: list[Refusal]) -> Admitted | N
     if subject is None or (domain_id := canonical_uuid(subject[1])) is None:
         refused.append(Refusal(message.sequence, None, "subject"))
         return None
+    if len(message.data) > envelope.LARGEST:
+        refused.append(Refusal(message.sequence, domain_id, "too_long"))
+        return None
     try:
         parsed = envelope.parse(message.data)
     except EnvelopeRefused as error:
@@ -301,9 +354,7 @@ def _read(message: Message, now_ns: int, refused: list[Refusal]) -> Admitted | N
         refused.append(Refusal(message.sequence, domain_id, "nonce_form"))
         return None
     one = Admitted(message.sequence, domain_id, nonce, parsed, message.data)
-    if len(message.data) > envelope.LARGEST:
-        reason = "too_long"
-    elif abs(now_ns - parsed.issued_ns) > envelope.WINDOW_NS:
+    if abs(now_ns - parsed.issued_ns) > envelope.WINDOW_NS:
         reason = "stale" if now_ns > parsed.issued_ns else "future"
     elif scope is None or (scope[1] == "domain" and scope[2] != subject[1]):
         reason = "scope"

@@ -9,7 +9,7 @@ import contextlib
 import random
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -17,13 +17,13 @@ import structlog
 
 from libs.errors import EventStreamUnavailable, PlexError
 from libs.telemetry import DELIVERED, REFUSALS, STREAMS, STREAMS_ENDED
-from services.gateway.gate import Admitted, Gate, Message, Place
+from services.gateway.gate import Admitted, Gate, Message, Passage, Place
 from services.gateway.refusals import RefusedEnvelopes
-from services.gateway.ring import Entry, Ring
+from services.gateway.ring import AT_ONCE_BYTES, Entry, Ring, chunk
+from services.gateway.stream import BEAT, LIVE, Stream
 
 BACK_S = 300
 BEAT_S = 25
-BEAT = b":keep-alive\n\n"
 RETRY_S = 0.25
 PULSE_EVERY_S = 0.5
 PULSES = 2
@@ -31,6 +31,8 @@ PULSES = 2
 MOST_UNREAD = 1024 * 1024
 AT_ONCE = 100
 LARGEST_CHECK = 500
+# What mesh has noted for so long, and the broker has brought nothing since, is withheld.
+WITHHELD_S = 1.0
 FEED_GONE_S = 15.0
 # Relations cannot be asked for so long: a restart of identity does not send the whole fleet back to it.
 RELATIONS_GONE_S = 5.0
@@ -40,55 +42,6 @@ RECONCILE_S = 10.0
 RETRY_AFTER_MS = (500, 5000)
 
 log = structlog.get_logger()
-
-
-def chunk(data: bytes) -> bytes:
-    """Return data as one HTTP chunk (RFC 9112, 7.1)."""
-    return b"%x\r\n%b\r\n" % (len(data), data)
-
-
-BEAT_CHUNK = chunk(BEAT)
-
-
-@dataclass(eq=False, slots=True)
-class Stream:
-    """One node's open connection."""
-
-    node_id: UUID
-    place: Place
-    digest: str
-    transport: asyncio.WriteTransport
-    chunked: bool
-    ended: "asyncio.Future[str]"
-
-    @property
-    def scopes(self) -> tuple[str, str, str]:
-        """What it receives."""
-        return (f"node:{self.node_id}", f"project:{self.place.project_id}", f"domain:{self.place.domain_id}")
-
-    def write(self, entries: Sequence[Entry], most_unread: int) -> None:
-        """Write events in order, or drop a client that does not read."""
-        if self.transport.is_closing():
-            self.end("gone")
-        elif self.transport.get_write_buffer_size() > most_unread:
-            self.end("slow")
-            self.transport.abort()
-        elif len(entries) == 1:
-            self.transport.write(entries[0].chunk if self.chunked else entries[0].frame)
-        else:
-            self.transport.write(b"".join(entry.chunk if self.chunked else entry.frame for entry in entries))
-
-    def beat(self) -> None:
-        """Write a comment, so that nobody on the way takes the connection for dead."""
-        if self.transport.is_closing():
-            self.end("gone")
-        else:
-            self.transport.write(BEAT_CHUNK if self.chunked else BEAT)
-
-    def end(self, cause: str) -> None:
-        """End the stream; only the first cause counts."""
-        if not self.ended.done():
-            self.ended.set_result(cause)
 
 
 @dataclass
@@ -113,6 +66,9 @@ class Hub:
     _beats: list[set[Stream]] = field(default_factory=lambda: [set() for _ in range(BEAT_S)])
     _feed_lost_at: float | None = None
     _reconciles: dict[UUID, Entry] = field(default_factory=dict)
+    _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
+    # Where reading stood, what mesh had noted by then, and when that was.
+    _owed: tuple[int, int, float] = (0, 0, 0.0)
 
     def __post_init__(self) -> None:
         self.ring = Ring(self.clock)
@@ -127,6 +83,11 @@ class Hub:
             except PlexError as error:
                 self._read_up = False
                 self._fail(error.code)
+            except Exception:
+                # Whatever the bus brings must not end the edge.
+                log.exception("events.bug")
+                self._read_up = False
+                self._fail("internal")
             await asyncio.sleep(RETRY_S)
 
     async def _follow(self) -> None:
@@ -135,58 +96,64 @@ class Hub:
         async with contextlib.aclosing(deliveries):
             async for delivery in deliveries:
                 if not self._begun:
-                    first = delivery.messages[0].sequence - 1 if delivery.messages else stream.position
-                    self.ring.begin(first)
+                    self.ring.begin(stream.floor)
                     self._begun = True
                 for start in range(0, len(delivery.messages), LARGEST_CHECK):
                     await self._take(delivery.messages[start : start + LARGEST_CHECK])
                 if not delivery.more and not self._read_up:
+                    # The broker says so; mesh's log knows.
+                    await self._take((), await self.gate.nonce_store.highest())
                     self._read_up = True
                     log.info("events.read_up", position=self.ring.position)
         raise EventStreamUnavailable("the stream ended")
 
-    async def _take(self, messages: Sequence[Message]) -> None:
-        gaps, before = [], self.ring.position
-        for message in messages:
-            if message.sequence > before + 1:
-                gaps.append((before + 1, message.sequence - 1))
-            before = max(before, message.sequence)
-        passage = await self.gate.admit(messages, gaps, self.wall_ns())
-        # Reading what was sent meanwhile, some of it is found too late. That is nobody's attack, and nobody has it.
-        late = set() if self._read_up else await self.gate.late(passage.refused)
+    async def _take(self, messages: Sequence[Message], until: int = 0) -> None:
+        """Take messages through the gate to the streams; and from mesh's log what was published up to `until`."""
+        async with self._turn:
+            if not messages and until <= self.ring.position:
+                return
+            passage = await self.gate.admit(messages, self.ring.position, self.wall_ns(), until)
+            # Reading what was sent meanwhile, some of it is found too late. That is nobody's attack, and nobody has it.
+            late = set() if self._read_up else await self.gate.late(passage.refused)
+            self._refuse(passage, late)
+            for domain_id, trusted in passage.trusted.items():
+                self.ring.untrust(domain_id, trusted)
+                if trusted:
+                    self.refusals.learn(domain_id)
+            for some in together(self._entry(one) for one in passage.admitted):
+                entries = [entry for entry in some if self.ring.add(entry)]
+                self.ring.reach(some[-1].sequence)
+                await self._fan_out(entries)
+            self.ring.reach(passage.reached)
+
+    def _refuse(self, passage: Passage, late: Collection[Admitted]) -> None:
         for refusal in passage.refused:
-            if refusal.late in late:
+            if refusal.late is not None and refusal.late in late:
                 self.ring.miss(refusal.late.domain_id, refusal.late.envelope.scope, refusal.sequence)
+                passage.reached = max(passage.reached, refusal.sequence)
             else:
                 REFUSALS.labels("mesh", refusal.reason).inc()
                 self.refusals.add(refusal)
-        for domain_id, trusted in passage.trusted.items():
-            self.ring.untrust(domain_id, trusted)
-            if trusted:
-                self.refusals.learn(domain_id)
-        entries = []
-        for one in passage.admitted:
-            if self.ring.add(entry := self._entry(one)):
-                entries.append(entry)
-                if one.envelope.type == "node_state_updated" and entry.scope == f"domain:{entry.domain_id}":
-                    self._reconciles[entry.domain_id] = entry
-        self.ring.reach(before)
-        await self._fan_out(entries)
 
     def _entry(self, one: Admitted) -> Entry:
         # What the log vouches for is compact, so it has no line break that a frame could end at.
         frame = b"id: %d\nevent: %b\ndata: %b\n\n" % (one.sequence, one.envelope.type.encode(), one.data)
-        age_s = max(0, self.wall_ns() - one.envelope.issued_ns) / 1e9
-        return Entry(
-            one.sequence, one.id, one.domain_id, one.envelope.scope, one.envelope.key_id, frame, chunk(frame),
-            self.clock() - age_s,
+        # One that is ahead of its time is believed for longer.
+        at = self.clock() - (self.wall_ns() - one.envelope.issued_ns) / 1e9
+        entry = Entry(
+            one.sequence, one.id, one.domain_id, one.envelope.scope, one.envelope.key_id, chunk(frame), at
         )  # fmt: skip
+        if one.envelope.type == "node_state_updated" and entry.scope == f"domain:{entry.domain_id}":
+            self._reconciles[entry.domain_id] = entry
+        return entry
 
     async def _fan_out(self, entries: Iterable[Entry]) -> None:
+        # Who is in the middle of a replay finds them in the ring.
         wanted: dict[Stream, list[Entry]] = {}
         for entry in entries:
             for stream in self._receivers.get((entry.domain_id, entry.scope), ()):
-                wanted.setdefault(stream, []).append(entry)
+                if entry.sequence <= stream.passed:
+                    wanted.setdefault(stream, []).append(entry)
         for turn, (stream, its) in enumerate(wanted.items(), 1):
             stream.write(its, self.most_unread)
             DELIVERED.inc(len(its))
@@ -234,6 +201,19 @@ class Hub:
         self._beats[int(self.clock()) % BEAT_S].add(stream)
         STREAMS.inc()
 
+    def replay(self, stream: Stream) -> bool:
+        """Write the next of what a stream missed; False when that is all, and from then on it gets what comes."""
+        entries = self.ring.after(stream.place.domain_id, stream.scopes, stream.passed)
+        stream.passed = entries[-1].sequence if entries else LIVE
+        if entries:
+            stream.write(entries, self.most_unread)
+        return bool(entries)
+
+    def keep_up(self, stream: Stream) -> None:
+        """End a stream that took so long over its replay that some of it is gone."""
+        if not self.ring.complete(stream.place.domain_id, stream.scopes, stream.passed):
+            stream.end("slow")
+
     def close(self, stream: Stream) -> None:
         """Let go of a stream that ended."""
         if self._streams.get(stream.node_id) is not stream:
@@ -280,7 +260,7 @@ class Hub:
         now = int(self.clock())
         for second in range(max(done, now - BEAT_S) + 1, now + 1):
             for stream in list(self._beats[second % BEAT_S]):
-                stream.beat()
+                stream.say(BEAT)
         return now
 
     async def pulse(self) -> None:
@@ -289,7 +269,7 @@ class Hub:
         while True:
             await asyncio.sleep(PULSE_EVERY_S)
             try:
-                await self.gate.nonce_store.check((), ())
+                await self._catch_up(await self.gate.nonce_store.highest())
                 missed, self._answered = 0, True
             except PlexError as error:
                 missed += 1
@@ -299,6 +279,15 @@ class Hub:
             if self._feed_lost_at is not None and self.clock() - self._feed_lost_at > self.feed_gone_s:
                 for stream in list(self._streams.values()):
                     stream.end("revocations_unknown")
+
+    async def _catch_up(self, highest: int) -> None:
+        """Take from mesh's log what it noted a while ago, when the broker has brought nothing since."""
+        at, owed, since = self._owed
+        if self.ring.position != at or owed <= at:
+            self._owed = (self.ring.position, highest, self.clock())
+        elif self._read_up and self.clock() - since > WITHHELD_S:
+            log.warning("events.withheld", after=at, until=owed)
+            await self._take((), owed)
 
     async def probe(self) -> None:
         """Ask the relation checker about one stream after the other: its loss ends them, and so does a denial."""
@@ -313,12 +302,16 @@ class Hub:
                     self._fail(error.code)
 
     async def _ask_about_next(self) -> None:
-        node_id = next(iter(self._streams), None)
-        if node_id is None:
-            return
-        self._streams[node_id] = self._streams.pop(node_id)
-        if node_id not in await self.gate.relation_checker.agents([node_id]):
-            self.end_node(node_id, "revoked")
+        if stream := next(iter(self._streams.values()), None):
+            self._streams[stream.node_id] = self._streams.pop(stream.node_id)
+            await self.ask_about([stream])
+
+    async def ask_about(self, streams: Collection[Stream]) -> None:
+        """Ask anew about streams, and end those whose node may receive no longer, or not with that key."""
+        kids = await self.gate.relation_checker.agents({stream.node_id for stream in streams}) if streams else {}
+        for stream in streams:
+            if kids.get(stream.node_id) != stream.kid:
+                stream.end("revoked")
 
     def feed_lost(self) -> None:
         """Note that revocations are not heard."""
@@ -327,14 +320,9 @@ class Hub:
 
     async def feed_back(self) -> None:
         """Ask anew about everybody who is connected: something may have been revoked unheard."""
-        if self._feed_lost_at is None:
-            return
-        node_ids = list(self._streams)
-        agents = await self.gate.relation_checker.agents(node_ids) if node_ids else frozenset()
-        for node_id in node_ids:
-            if node_id not in agents:
-                self.end_node(node_id, "revoked")
-        self._feed_lost_at = None
+        if self._feed_lost_at is not None:
+            await self.ask_about(list(self._streams.values()))
+            self._feed_lost_at = None
 
     async def drain(self, within_s: float) -> None:
         """End all streams spread over some seconds, and tell each when to come back."""
@@ -343,9 +331,20 @@ class Hub:
         random.shuffle(streams)
         pause = within_s / max(1, len(streams))
         for turn, stream in enumerate(streams, 1):
-            retry = f"retry: {random.randint(*RETRY_AFTER_MS)}\n\n".encode()  # noqa: S311 — only spreads load
-            if not stream.transport.is_closing():
-                stream.transport.write(chunk(retry) if stream.chunked else retry)
+            stream.say(b"retry: %d\n\n" % random.randint(*RETRY_AFTER_MS))  # noqa: S311 — only spreads load
             stream.end("drained")
             if turn % max(1, int(0.02 / pause)) == 0:
                 await asyncio.sleep(max(pause, 0.02))
+
+
+def together(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+    """Yield entries as they may be written at once."""
+    some, size = list[Entry](), 0
+    for entry in entries:
+        size += len(entry.chunk)
+        if some and size > AT_ONCE_BYTES:
+            yield some
+            some, size = [], len(entry.chunk)
+        some.append(entry)
+    if some:
+        yield some

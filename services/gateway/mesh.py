@@ -54,6 +54,14 @@ class MeshNonces:
             raise EventStreamUnavailable("not everything was answered")
         return verdicts, missing
 
+    async def highest(self) -> int:
+        """Return the highest sequence that is noted."""
+        try:
+            answer = await self._stub.CheckPublished(pb.CheckPublishedRequest(), timeout=DEADLINE_S)
+        except PlexError as error:
+            raise EventStreamUnavailable(error.code) from error
+        return int(answer.highest)
+
 
 class MeshKeys:
     """The Domains' event keys as mesh and OpenBao have them."""

@@ -1,6 +1,6 @@
 """The relation checker and the node repository: both are identity, which answers them together with the bearer."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from uuid import UUID
 
 from libs.errors import EventStreamUnavailable, PlexError
@@ -26,9 +26,9 @@ class IdentityStandings:
             return kept.agent
         return bool(await self.agents([node_id]))
 
-    async def agents(self, node_ids: Collection[UUID]) -> frozenset[UUID]:
-        """Return those that hold `node-agent` on themselves, asking identity each time."""
-        return frozenset(UUID(row.node_id) for row in await self._ask(node_ids) if row.agent)
+    async def agents(self, node_ids: Collection[UUID]) -> Mapping[UUID, str]:
+        """Return those that hold `node-agent` on themselves with their key's KID, asking identity each time."""
+        return {UUID(row.node_id): row.nsk_kid for row in await self._ask(node_ids) if row.agent}
 
     async def place(self, node_id: UUID) -> Place | None:
         """Return where a node stands; None when there is no such node."""

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from aiohttp import ClientError
 from aiohttp.test_utils import TestClient
 
 from devstack.process import until
 from libs.custody import Secret
 from libs.ids import uuid7
 from libs.nsk import format_bearer
+from services.gateway.credentials import AssertionCache
 from services.gateway.tests.fakes import FakePeer
 from services.gateway.tests.five import Bench
 
@@ -34,7 +36,7 @@ class Listener:
 
     async def read(self) -> None:
         frame: dict[str, str] = {}
-        with contextlib.suppress(ConnectionError, asyncio.CancelledError):
+        with contextlib.suppress(ConnectionError, ClientError, asyncio.CancelledError):
             async for line in self.answer.content:
                 text = line.decode().rstrip("\n")
                 if not text and frame:
@@ -59,6 +61,7 @@ class Desk:
     bench: Bench
     client: TestClient[Any, Any]
     peer: FakePeer = field(default_factory=FakePeer)
+    cache: AssertionCache = field(default_factory=AssertionCache)
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def listen(self, node: UUID = NODE, after: str | None = None) -> Listener:

@@ -108,6 +108,7 @@ async def start(
     rate: Rate | None = None,
     ports: Ports | None = None,
     hub: Hub | None = None,
+    cache: AssertionCache | None = None,
 ) -> Client:
     """Serve the whole edge over HTTP in front of the fake services."""
     real = cast("Peer", peer)
@@ -116,7 +117,7 @@ async def start(
     peer.answers.setdefault("Append", lambda _: audit_pb2.AppendResponse(seq=1))
     limit = rate or Rate(per_minute=1000, burst=1000)
     wanted = settings(tmp, origins=[ORIGIN] if origins is None else origins, rate=limit)
-    app = application(wanted, peers, AssertionCache(), Health({}), ports or Ports(), hub)
+    app = application(wanted, peers, cache or AssertionCache(), Health({}), ports or Ports(), hub)
     server = TestServer(app)
     await server.start_server(auto_decompress=False)
     return TestClient(server)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from nacl.signing import SigningKey
 
+from devstack.process import until
 from libs import envelope
 from libs.clock import SystemClock, rfc3339
 from libs.decision import Record
@@ -19,6 +20,8 @@ from libs.ids import uuid7
 from services.gateway.gate import Delivery, Gate, Message, Place, Ports, Published, Seen, Verdict, open_gate
 from services.gateway.hub import Hub
 from services.gateway.refusals import RefusedEnvelopes
+
+KID = "nsk_1"
 
 
 @dataclass
@@ -31,9 +34,12 @@ class FakeMesh:
     log: dict[int, tuple[UUID, bytes]] = field(default_factory=dict)
     pending: int = 0
     position: int = 0
+    floor: int = 0
     down: set[str] = field(default_factory=set)
     trusts: dict[UUID, dict[str, Trust]] = field(default_factory=dict)
+    bug: Exception | None = None
     checks: int = 0
+    gaps: list[int] = field(default_factory=list)
     _arrived: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -95,6 +101,9 @@ class FakeMesh:
     ) -> tuple[list[Verdict], list[Published]]:
         self._check("nonces")
         self.checks += 1
+        self.gaps.append(len(gaps))
+        if self.bug:
+            raise self.bug
         missing = [
             Published(at, self.domain, data)
             for at, (_, data) in sorted(self.log.items())
@@ -115,6 +124,10 @@ class FakeMesh:
             return Verdict.PUBLISHED
         return Verdict.REPLAYED
 
+    async def highest(self) -> int:
+        self._check("nonces")
+        return max(self.log, default=0)
+
     async def trust(self, domain_ids: Collection[UUID]) -> Mapping[UUID, Mapping[str, Trust]]:
         self._check("keys")
         return {domain_id: self.trusts.get(domain_id, {}) for domain_id in domain_ids}
@@ -130,15 +143,16 @@ class FakeFleet:
 
     places: dict[UUID, Place] = field(default_factory=dict)
     refused: set[UUID] = field(default_factory=set)
+    kids: dict[UUID, str] = field(default_factory=dict)
     down: bool = False
 
     async def agent(self, node_id: UUID) -> bool:
         return bool(await self.agents([node_id]))
 
-    async def agents(self, node_ids: Collection[UUID]) -> frozenset[UUID]:
+    async def agents(self, node_ids: Collection[UUID]) -> Mapping[UUID, str]:
         if self.down:
             raise EventStreamUnavailable
-        return frozenset(node_ids) - self.refused
+        return {node_id: self.kids.get(node_id, KID) for node_id in node_ids if node_id not in self.refused}
 
     async def place(self, node_id: UUID) -> Place | None:
         if self.down:
@@ -173,3 +187,8 @@ class Bench:
         self.gate: Gate = open_gate(self.ports)
         self.refusals = RefusedEnvelopes(cast("Any", self.audit), self.mesh, SystemClock())
         self.hub = Hub(self.gate, self.refusals)
+
+    async def read(self) -> None:
+        """Wait until everything that was put is read: forgeries move nothing, so one more event does."""
+        last = self.mesh.put(self.mesh.sign())
+        await until(lambda: self.hub.ring.position == last, 5)

@@ -1,8 +1,12 @@
 """Streams over HTTP behind the gate: what a node gets, resumes, and when its stream ends."""
 
 import asyncio
+import contextlib
 import itertools
 import json
+import re
+import socket
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,8 @@ from services.gateway.credentials import AssertionCache, digest_of
 from services.gateway.gate import Place, Ports
 from services.gateway.hub import MOST_UNREAD
 from services.gateway.revocations import apply
+from services.gateway.ring import AT_ONCE_BYTES
+from services.gateway.stream import LIVE
 from services.gateway.tests.desk import NODE, OTHER, PROJECT, Desk, bearer
 from services.gateway.tests.fakes import FakePeer, problem, start
 from services.gateway.tests.five import Bench
@@ -177,6 +183,107 @@ async def test_a_client_that_does_not_read_is_dropped_and_slows_nobody(
     desk.bench.hub.most_unread = MOST_UNREAD
     back = await desk.listen(OTHER, after=str(sent[-3]))
     await until(lambda: back.sequences == sent[-2:], 5)
+
+
+# A client that stops reading in the middle of what it missed ----------------------------------------------------------
+
+
+@dataclass
+class Parked:
+    """A connection on which a resume was asked for, and nothing is read."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def rest(self) -> bytes:
+        """Read all that still comes."""
+        found = b""
+        with contextlib.suppress(ConnectionError):
+            while part := await self.reader.read(65_536):
+                found += part
+        self.writer.close()
+        return found
+
+
+async def park(desk: Desk) -> Parked:
+    """Publish far more than buffers hold, and resume before it without reading."""
+    for _ in range(200):
+        desk.publish(payload=b'{"a":"' + b"x" * 50_000 + b'"}')
+    await until(lambda: desk.bench.hub.ring.position == desk.bench.mesh.position, 10)
+    raw = socket.socket()
+    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16_384)
+    raw.setblocking(False)
+    server = desk.client.server
+    await asyncio.get_running_loop().sock_connect(raw, (str(server.host), int(server.port or 0)))
+    reader, writer = await asyncio.open_connection(sock=raw, limit=1024)
+    lines = [f"GET /v1/nodes/{NODE}/events HTTP/1.1", "Host: x", "Last-Event-ID: 0"]
+    lines += [f"{name}: {value}" for name, value in bearer(NODE).items()]
+    writer.write(("\r\n".join(lines) + "\r\n\r\n").encode())
+    await until(lambda: NODE in desk.bench.hub._streams, 2)
+    await asyncio.sleep(0.3)
+    return Parked(reader, writer)
+
+
+async def test_who_is_revoked_while_it_does_not_read_gets_nothing_of_what_comes_after(desk: Desk) -> None:
+    parked = await park(desk)
+    stream = desk.bench.hub._streams[NODE]
+    assert stream.transport.get_write_buffer_size() < 4 * AT_ONCE_BYTES
+    desk.bench.hub.end_node(NODE, "revoked")
+    after = [desk.publish() for _ in range(3)]
+    await until(lambda: desk.bench.hub.ring.position == after[-1], 2)
+    got = await parked.rest()
+    assert b"HTTP/1.1 200 OK" in got
+    assert not any(b"id: %d\n" % sequence in got for sequence in after)
+    assert len(got) < 130 * 50_000
+    assert stream.transport.is_closing()
+
+
+async def test_a_second_connection_ends_one_that_does_not_read(desk: Desk) -> None:
+    parked = await park(desk)
+    stream = desk.bench.hub._streams[NODE]
+    second = await desk.listen(after="0")
+    await until(lambda: len(second.frames) == 200, 10)
+    assert stream.ended.result() == "replaced"
+    assert len(await parked.rest()) < 130 * 50_000
+
+
+async def test_who_reads_slowly_gets_all_of_it_once_and_in_order(desk: Desk) -> None:
+    parked = await park(desk)
+    sent = [*range(1, 201), *(desk.publish() for _ in range(3))]
+    reading = asyncio.ensure_future(parked.rest())
+    await until(lambda: desk.bench.hub._streams[NODE].passed == LIVE, 10)
+    sent.append(desk.publish())
+    await asyncio.sleep(0.3)
+    await desk.bench.hub.drain(0.1)
+    got = await asyncio.wait_for(reading, 5)
+    assert [int(found) for found in re.findall(rb"^id: (\d+)$", got, re.MULTILINE)] == sent
+    # Who is sent elsewhere is told so to the end.
+    assert got.endswith(b"0\r\n\r\n")
+
+
+async def test_what_is_gone_before_a_slow_client_has_it_ends_its_stream(desk: Desk) -> None:
+    parked = await park(desk)
+    stream = desk.bench.hub._streams[NODE]
+    desk.bench.hub.ring.miss(desk.bench.mesh.domain, f"domain:{desk.bench.mesh.domain}", 199)
+    got = await parked.rest()
+    assert stream.ended.result() == "slow"
+    assert b"id: 200\n" not in got
+
+
+async def test_a_key_that_is_revoked_between_authentication_and_opening_opens_nothing(desk: Desk) -> None:
+    answer = desk.peer.answers["Authenticate"]
+
+    def revoked_at_once(request: Any) -> Any:
+        desk.bench.fleet.kids[NODE] = "nsk_2"
+        apply(
+            pb.WatchRevocationsResponse(credential_digest=digest_of(bearer(NODE)["Authorization"][7:])),
+            desk.cache, desk.bench.hub,
+        )  # fmt: skip
+        return answer(request)
+
+    desk.peer.answers["Authenticate"] = revoked_at_once
+    listener = await desk.listen()
+    await until(lambda: listener.ended, 0.4)
 
 
 async def test_a_drain_ends_everybody_with_a_time_to_come_back(desk: Desk) -> None:

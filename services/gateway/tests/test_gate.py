@@ -36,7 +36,7 @@ def test_missing_names_what_is_not_there() -> None:
 
 async def passage(bench: Bench) -> tuple[list[int], list[tuple[int, str]]]:
     """Send everything through the gate; returns which sequences passed, and why others did not."""
-    found = await bench.gate.admit(bench.mesh.messages, (), time.time_ns())
+    found = await bench.gate.admit(bench.mesh.messages, 0, time.time_ns())
     return [one.sequence for one in found.admitted], [(one.sequence, one.reason) for one in found.refused]
 
 
@@ -170,8 +170,8 @@ async def test_the_previous_key_counts_strictly_before_its_end() -> None:
     public = bytes(bench.mesh.key.verify_key)
     bench.mesh.trusts[bench.mesh.domain] = {bench.mesh.kid: Trust("", b"", bench.mesh.kid, public, end)}
     bench.mesh.put(bench.mesh.sign())
-    assert [one.sequence for one in (await bench.gate.admit(bench.mesh.messages, (), end - 1)).admitted] == [1]
-    late = await bench.gate.admit(bench.mesh.messages, (), end)
+    assert [one.sequence for one in (await bench.gate.admit(bench.mesh.messages, 0, end - 1)).admitted] == [1]
+    late = await bench.gate.admit(bench.mesh.messages, 0, end)
     assert [one.reason for one in late.refused] == ["unknown_key"]
 
 
@@ -192,7 +192,7 @@ async def test_a_second_copy_of_what_was_never_noted_is_waited_for_as_well() -> 
     del bench.mesh.log[first]
     second = bench.mesh.put(data)
     bench.mesh.pending = 3
-    found = await bench.gate.admit(bench.mesh.messages[1:], (), time.time_ns())
+    found = await bench.gate.admit(bench.mesh.messages[1:], 0, time.time_ns())
     assert [one.sequence for one in found.admitted] == [second]
 
 
@@ -222,14 +222,14 @@ async def test_what_the_stream_lost_comes_from_the_log_in_its_place() -> None:
     bench = Bench()
     for lost in (False, True, True, False):
         bench.mesh.put(bench.mesh.sign(), lost=lost)
-    found = await bench.gate.admit(bench.mesh.messages, [(2, 3)], time.time_ns())
+    found = await bench.gate.admit(bench.mesh.messages, 0, time.time_ns())
     assert [one.sequence for one in found.admitted] == [1, 2, 3, 4]
 
 
 async def test_what_the_log_holds_is_verified_all_the_same() -> None:
     bench = Bench()
     bench.mesh.put(bench.mesh.sign(key=OTHER), lost=True)
-    found = await bench.gate.admit((), [(1, 1)], time.time_ns())
+    found = await bench.gate.admit((), 0, time.time_ns(), 1)
     assert (found.admitted, [one.reason for one in found.refused]) == ([], ["signature"])
 
 
@@ -239,7 +239,7 @@ async def test_a_port_that_fails_is_never_skipped(port: str) -> None:
     bench.mesh.put(bench.mesh.sign())
     bench.mesh.down.add(port)
     with pytest.raises(EventStreamUnavailable):
-        await bench.gate.admit(bench.mesh.messages, (), time.time_ns())
+        await bench.gate.admit(bench.mesh.messages, 0, time.time_ns())
 
 
 async def test_relation_comes_before_existence() -> None:

@@ -2,18 +2,24 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator
 from datetime import timedelta
 from typing import Any, cast
 
 import pytest
+from nacl.signing import SigningKey
 
 from devstack.process import until
+from libs import envelope
 from libs.clock import SystemClock, rfc3339
 from libs.ids import uuid7
-from services.gateway.gate import Place
-from services.gateway.hub import BEAT_S, Hub, Stream
-from services.gateway.tests.desk import NODE, OTHER, Desk
+from services.gateway.gate import MOST_HOLES, Message, Place
+from services.gateway.hub import BEAT_S, MOST_UNREAD, Hub
+from services.gateway.ring import AT_ONCE_BYTES, Entry
+from services.gateway.stream import Stream
+from services.gateway.tests.desk import NODE, OTHER, Desk, bearer
+from services.gateway.tests.fakes import problem
 from services.gateway.tests.five import Bench
 
 pytestmark = pytest.mark.unit
@@ -27,7 +33,7 @@ def ago(seconds: float) -> str:
 async def reading(bench: Bench) -> AsyncIterator[None]:
     """Start a gateway that reads what the stream holds."""
     running = asyncio.ensure_future(bench.hub.run())
-    await until(lambda: bench.hub.ready and bench.hub.ring.position == bench.mesh.position, 2)
+    await until(lambda: bench.hub.ready and bench.hub.ring.position == max(bench.mesh.log, default=0), 2)
     try:
         yield
     finally:
@@ -67,7 +73,7 @@ async def test_in_normal_running_whatever_is_stale_is_recorded() -> None:
     bench = Bench()
     async with reading(bench):
         bench.mesh.put(bench.mesh.sign(issued_at=ago(301)))
-        await until(lambda: bench.hub.ring.position == bench.mesh.position, 2)
+        await bench.read()
         assert await reasons(bench) == {"stale"}
 
 
@@ -84,14 +90,131 @@ async def test_what_was_read_late_is_served_only_while_nodes_would_take_it() -> 
         assert not bench.hub.ring.complete(bench.mesh.domain, scopes, 1)
 
 
+# What is not believed of the broker -----------------------------------------------------------------------------------
+
+
+def sequences(bench: Bench) -> list[int]:
+    return [entry.sequence for entry in bench.hub.ring.after(bench.mesh.domain, (f"domain:{bench.mesh.domain}",), 0)]
+
+
+async def test_a_replay_at_a_place_of_the_far_future_moves_nothing() -> None:
+    bench = Bench()
+    async with reading(bench):
+        bench.mesh.put(data := bench.mesh.sign())
+        subject = bench.mesh.messages[0].subject
+        bench.mesh.messages += [Message(2**62, subject, data), Message(2**63 - 1, subject, b"{")]
+        await until(lambda: bench.hub.ring.position == 1, 2)
+        assert await reasons(bench) == {"nonce_replayed", "parse"}
+        # From there the stream is followed again, and there gaps begin.
+        bench.mesh.messages.clear()
+        bench.mesh.break_stream()
+        await until(lambda: not bench.hub.ready, 2)
+        bench.mesh.down.clear()
+        bench.mesh.put(bench.mesh.sign(), lost=True)
+        bench.mesh.put(bench.mesh.sign())
+        await until(lambda: sequences(bench) == [1, 2, 3], 2)
+
+
+async def test_a_process_begins_where_the_log_says_and_not_at_the_first_message() -> None:
+    bench = Bench()
+    bench.mesh.position = bench.mesh.floor = 40
+    bench.mesh.messages.append(Message(3, "events.x", b"{"))
+    bench.mesh.put(bench.mesh.sign())
+    async with reading(bench):
+        assert (bench.hub.ring.floor, bench.hub.ring.position) == (40, 41)
+
+
+@pytest.mark.parametrize("instead", ["nothing", "junk", "a forgery"])
+async def test_what_is_withheld_or_replaced_comes_from_the_log_in_its_place(instead: str) -> None:
+    bench = Bench()
+    mesh = bench.mesh
+    async with reading(bench):
+        mesh.put(mesh.sign())
+        lost = mesh.put(mesh.sign(), lost=True)
+        if instead != "nothing":
+            data = b"{" if instead == "junk" else mesh.sign(key=SigningKey.generate())
+            mesh.messages.append(Message(lost, mesh.messages[0].subject, data))
+        mesh.put(mesh.sign())
+        await until(lambda: len(sequences(bench)) == 3, 2)
+        assert sequences(bench) == [1, 2, 3]
+
+
+async def test_a_flood_around_what_was_replaced_costs_one_question() -> None:
+    bench = Bench()
+    mesh = bench.mesh
+    for _ in range(200):
+        mesh.put(b"{", f"events.{mesh.domain}.domain.{mesh.domain}.action_request", logged=False)
+        mesh.put(mesh.sign(), lost=True)
+        mesh.messages.append(Message(mesh.position, mesh.messages[0].subject, b"{"))
+        mesh.put(mesh.sign())
+    async with reading(bench):
+        assert [one.sequence for one in everything(bench)] == sorted(mesh.log)
+    assert max(mesh.gaps) <= MOST_HOLES
+    # Two batches, and what is late is asked once a batch.
+    assert mesh.checks <= 4
+
+
+def everything(bench: Bench) -> list[Entry]:
+    return bench.hub.ring._by_domain[bench.mesh.domain]
+
+
+async def test_a_broker_that_brings_nothing_more_is_noticed_and_the_log_takes_its_place(desk: Desk) -> None:
+    listener, mesh = await desk.listen(), desk.bench.mesh
+    sent = [mesh.put(mesh.sign(), lost=True) for _ in range(3)]
+    await until(lambda: listener.sequences == sent, 4)
+    sent.append(mesh.put(mesh.sign(), lost=True))
+    await until(lambda: listener.sequences == sent, 4)
+
+
+async def test_a_broker_that_says_that_there_is_nothing_is_not_believed_after_a_start() -> None:
+    bench = Bench()
+    bench.mesh.put(bench.mesh.sign(), lost=True)
+    async with reading(bench):
+        assert sequences(bench) == [1]
+
+
+async def test_a_bug_in_reading_is_an_outage_and_not_the_end_of_the_edge(desk: Desk) -> None:
+    listener, mesh = await desk.listen(), desk.bench.mesh
+    mesh.bug = ValueError("Value out of range")
+    sent = mesh.put(mesh.sign())
+    await until(lambda: listener.ended, 2)
+    answer = await desk.client.get(f"/v1/nodes/{NODE}/events", headers=bearer(NODE))
+    assert await problem(answer) == (503, "event_stream_unavailable")
+    mesh.bug = None
+    await until(lambda: desk.bench.hub.ready, 2)
+    back = await desk.listen(after=str(sent - 1))
+    await until(lambda: back.sequences == [sent], 2)
+
+
+async def test_a_flood_that_is_slow_to_read_lets_others_have_their_turn() -> None:
+    bench = Bench()
+    longest, last = 0.0, time.perf_counter()
+    slow = b'{"a":[' + b"1," * 29_000 + b"1]}"
+    assert len(slow) <= envelope.LARGEST
+    for _ in range(50):
+        bench.mesh.put(slow, f"events.{bench.mesh.domain}.domain.{bench.mesh.domain}.action_request", logged=False)
+    bench.mesh.put(bench.mesh.sign())
+    reader = asyncio.ensure_future(bench.hub.run())
+    while bench.hub.ring.position < bench.mesh.position:
+        await asyncio.sleep(0.001)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    reader.cancel()
+    # All of it takes seconds.
+    assert longest < 0.3
+
+
 # In the background ----------------------------------------------------------------------------------------------------
 
 
 class FakeTransport:
-    """Counts what is written."""
+    """Counts what is written; nobody reads it."""
 
     def __init__(self) -> None:
         self.written: list[bytes] = []
+
+    def get_write_buffer_size(self) -> int:
+        return sum(map(len, self.written))
 
     def is_closing(self) -> bool:
         return False
@@ -109,7 +232,7 @@ async def test_a_beat_comes_every_25_seconds_even_when_the_clock_jumps() -> None
         now[0] = 1000.9 + second
         transports.append(transport := FakeTransport())
         place, ended = Place(bench.mesh.domain, uuid7()), asyncio.get_running_loop().create_future()
-        hub.open(Stream(uuid7(), place, "", cast("Any", transport), chunked=False, ended=ended))
+        hub.open(Stream(uuid7(), place, "", "", cast("Any", transport), chunked=False, ended=ended))
     # A process that is held up now and then sleeps for longer than a second.
     done = int(now[0])
     for pause in (1.0, 1.001, 2.5, 0.9, 7, 1, 11.5):
@@ -141,3 +264,35 @@ async def test_a_revocation_that_nobody_heard_of_is_found(desk: Desk) -> None:
     desk.bench.fleet.refused = {OTHER}
     await until(lambda: other.ended, 3)
     assert not listener.ended
+
+
+async def test_a_burst_leaves_no_more_unread_than_a_stream_may_have() -> None:
+    bench = Bench()
+    stream = Stream(
+        NODE, Place(bench.mesh.domain, uuid7()), "", "", transport := cast("Any", FakeTransport()), chunked=True,
+        ended=asyncio.get_running_loop().create_future(),
+    )  # fmt: skip
+    async with reading(bench):
+        bench.hub.open(stream)
+        for _ in range(200):
+            bench.mesh.put(bench.mesh.sign(payload=b'{"a":"' + b"x" * 50_000 + b'"}'))
+        await bench.read()
+        assert stream.ended.result() == "slow"
+        assert transport.get_write_buffer_size() <= MOST_UNREAD + AT_ONCE_BYTES
+        # Nothing is written to what has ended, whatever it ended of.
+        before = transport.get_write_buffer_size()
+        stream.write([everything(bench)[0]], 2**40)
+        stream.say(b"retry: 1\n\n")
+        assert transport.get_write_buffer_size() == before
+    await asyncio.sleep(0)
+
+
+async def test_what_was_revoked_unheard_is_found_by_its_key_as_well(desk: Desk) -> None:
+    listener, other = await desk.listen(), await desk.listen(OTHER)
+    desk.bench.hub.feed_lost()
+    desk.bench.fleet.kids[NODE] = "nsk_2"
+    await desk.bench.hub.feed_back()
+    await until(lambda: listener.ended, 1)
+    desk.bench.fleet.kids[OTHER] = "nsk_2"
+    # Nobody said that anything was lost: it is asked about in its turn.
+    await until(lambda: other.ended, 3)

@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 
-from devstack.process import until
 from libs.errors import AuditUnavailable, NskInvalid, NskRevoked
 from libs.ids import uuid7
 from plexsphere.audit.v1 import audit_pb2
@@ -25,7 +24,7 @@ async def test_refusals_are_counted_and_recorded_once_a_minute(desk: Desk) -> No
     bench.mesh.put(b"{", f"events.{uuid7()}.domain.{uuid7()}.action_request", logged=False)
     bench.mesh.put(b"{", f"events.{uuid7()}.domain.{uuid7()}.action_request", logged=False)
     bench.mesh.put(b"{", "events.nonsense", logged=False)
-    await until(lambda: bench.hub.ring.position == bench.mesh.position, 3)
+    await bench.read()
     await bench.refusals.report()
     rows = {(row.domain_id, *row.context["mesh"]) for row in bench.audit.rows.values()}
     assert rows == {(str(bench.mesh.domain), "parse"), ("", "parse"), ("", "subject")}
@@ -36,7 +35,7 @@ async def test_refusals_are_counted_and_recorded_once_a_minute(desk: Desk) -> No
 async def test_a_refusal_that_cannot_be_recorded_waits(desk: Desk) -> None:
     bench = desk.bench
     bench.mesh.put(b"{", "events.nonsense", logged=False)
-    await until(lambda: bench.hub.ring.position == bench.mesh.position, 3)
+    await bench.read()
     bench.audit.down = True
     with pytest.raises(AuditUnavailable):
         await bench.refusals.report()
