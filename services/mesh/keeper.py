@@ -17,6 +17,7 @@ from libs.clock import Clock
 from libs.errors import EventBusUnavailable, PlexError
 from services.mesh.model import FRESH, MARGIN, Keys, Logged, StreamState
 from services.mesh.ports import KeyStore, Log, Stream
+from services.mesh.publisher import PLACED_WITHIN_S
 
 LOOK_EVERY_S = 1.0
 ROLL_EVERY_S = 3600.0
@@ -139,5 +140,5 @@ class Keeper:
             except EventBusUnavailable:
                 self.doubtful.set()
                 raise
-            await self.log.note([(place, row.id) for place, row in zip(places, some, strict=True)])
+            await self.log.note([(place, row.id) for place, row in zip(places, some, strict=True)], PLACED_WITHIN_S)
         log.warning("stream.refilled", cause=cause, count=len(rows))

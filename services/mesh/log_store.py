@@ -1,5 +1,6 @@
 """All SQL about the log of published events; each method is one transaction, and nothing is ever changed."""
 
+import asyncio
 import contextlib
 import datetime
 import hashlib
@@ -10,7 +11,7 @@ from uuid import UUID
 import asyncpg
 
 from libs.errors import DatastoreUnavailable, EventBusUnavailable
-from libs.pg import connection, held
+from libs.pg import connection, held, unavailable
 from services.mesh.model import Logged, Publication, Seen
 
 # The log is joined row by row: a plan that was made while the tables were small would read all of them for ever.
@@ -25,7 +26,11 @@ INSERT INTO mesh.event_log (id, domain_id, scope, type, envelope, digest, issued
 SELECT * FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::bytea[], $6::bytea[], $7::timestamptz[])
 ON CONFLICT (id) DO NOTHING RETURNING id
 """
-NOTE = "INSERT INTO mesh.event_positions (sequence, id) SELECT * FROM unnest($1::bigint[], $2::uuid[])"
+# Two statements at once, so without parameters: the server itself gives up in time, whoever is gone by then.
+NOTE = """
+SET LOCAL statement_timeout = {ms:d};
+INSERT INTO mesh.event_positions (sequence, id) SELECT * FROM unnest('{{{places}}}'::bigint[], '{{{ids}}}'::uuid[])
+"""
 # From the newest place back to the first that was noted before; what was issued later stands above it.
 FRESH = f"""
 SELECT {ROW}, p.newest AS sequence FROM (
@@ -81,13 +86,20 @@ class PgLog:
             )
         return {row["id"] for row in added}
 
-    async def note(self, rows: Sequence[tuple[int, UUID]]) -> None:
-        """Note at which sequence events were published; raises EventBusUnavailable when one is another's already."""
-        async with connection(self.pool, "note_positions") as lent:
-            try:
-                await lent.execute(NOTE, [sequence for sequence, _ in rows], [identifier for _, identifier in rows])
-            except asyncpg.UniqueViolationError:
-                raise EventBusUnavailable("the stream gave a sequence twice") from None
+    async def note(self, rows: Sequence[tuple[int, UUID]], within_s: float) -> None:
+        """Note at which sequence events were published, within so many seconds or not at all.
+
+        Raises EventBusUnavailable when one is another's already.
+        """
+        places, ids = (",".join(str(one) for one in column) for column in zip(*rows, strict=True))
+        sql = NOTE.format(ms=max(1, round(within_s * 1000)), places=places, ids=ids)
+        with unavailable():
+            # The wait for a connection counts, too.
+            async with asyncio.timeout(within_s), connection(self.pool, "note_positions") as lent:
+                try:
+                    await lent.execute(sql)
+                except asyncpg.UniqueViolationError:
+                    raise EventBusUnavailable("the stream gave a sequence twice") from None
 
     async def highest(self, at: datetime.datetime | None = None) -> int:
         """Return the highest sequence that was noted, ever or until a time; 0 for none."""

@@ -83,8 +83,11 @@ class Log(Protocol):
     async def append(self, rows: Sequence[Logged]) -> set[UUID]:
         """Log events; returns the ids of those that were not there. Durable once it returns."""
 
-    async def note(self, rows: Sequence[tuple[int, UUID]]) -> None:
-        """Note at which sequence events were published; raises EventBusUnavailable when one is another's already."""
+    async def note(self, rows: Sequence[tuple[int, UUID]], within_s: float) -> None:
+        """Note at which sequence events were published, within so many seconds or not at all.
+
+        Raises EventBusUnavailable when one is another's already. After any refusal they may be noted all the same.
+        """
 
     async def highest(self, at: datetime.datetime | None = None) -> int:
         """Return the highest sequence that was noted, ever or until a time; 0 for none."""

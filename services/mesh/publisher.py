@@ -43,6 +43,9 @@ LONGEST_QUEUE = 4096
 # A broker that claims a place farther ahead is not believed: a place near the end of all numbers, noted once, would
 # leave none for what follows.
 FARTHEST_AHEAD = 1_000_000_000
+# From the moment that an event is sent: gateways wait two seconds for its place, and some time goes to asking.
+PLACED_WITHIN_S = 1.5
+MOST_UNANSWERED = 10_000
 UUID7 = 7
 # Ids are kept by the day that they were made on; the log has the partition of yesterday and those of the next days.
 OLDEST_ID = datetime.timedelta(hours=20)
@@ -87,10 +90,15 @@ class Publisher:
         self._queue: deque[Waiting] = deque()
         self._under_way: list[int] = []
         self._moved = asyncio.Event()
+        # Their place may have been noted after gateways had stopped to wait for it.
+        self._unanswered: set[UUID] = set()
         self.doubtful = asyncio.Event()
 
     async def publish(self, event: Event) -> int:
-        """Return the sequence at which exactly this event was published; asked again, the same one."""
+        """Return the sequence at which exactly this event was published; asked again, the same one.
+
+        Asked again after a refusal, it may be another one, which counts as well; receivers drop the second copy.
+        """
         check_id(event.id, self._clock.now())
         if len(self._queue) >= LONGEST_QUEUE:
             raise EventBusUnavailable("the queue is full")
@@ -174,10 +182,11 @@ class Publisher:
         same = (logged.domain_id, logged.scope, logged.type) == (event.domain_id, event.scope, event.type)
         if not same or envelope.parse(logged.envelope).payload != payload_of(event):
             raise EventConflict
-        if logged.sequence is not None:
+        stale = self._clock.now() - logged.issued_at > FRESH - MARGIN
+        if logged.sequence is not None and (stale or event.id not in self._unanswered):
             waiting.settle(logged.sequence)
             return False
-        if self._clock.now() - logged.issued_at > FRESH - MARGIN:
+        if stale:
             raise EventExpired
         waiting.logged = logged
         return True
@@ -247,17 +256,28 @@ class Publisher:
         rows = [(waiting, waiting.logged) for waiting in ready if waiting.logged is not None]
         if not rows:
             return
+        clock = asyncio.get_running_loop().time
+        until = clock() + PLACED_WITHIN_S
         places = await self._stream.publish([logged for _, logged in rows])
         if not highest < places[0] <= highest + FARTHEST_AHEAD:
             # No gateway looks for anything new at a place that was passed before.
             self.doubtful.set()
             raise EventBusUnavailable("the places are not those that come next")
+        ids = {logged.id for _, logged in rows}
+        if len(self._unanswered) > MOST_UNANSWERED:
+            self._unanswered.clear()
+        self._unanswered |= ids
+        if (left := until - clock()) <= 0:
+            raise EventBusUnavailable("the broker acknowledged too late")
         try:
-            await self._log.note([(place, logged.id) for place, (_, logged) in zip(places, rows, strict=True)])
+            await self._log.note([(place, logged.id) for place, (_, logged) in zip(places, rows, strict=True)], left)
         except EventBusUnavailable:
             # The stream gave a sequence twice: it lost its end. Nobody accepts what stands there.
             self.doubtful.set()
             raise
+        if clock() > until:
+            raise EventBusUnavailable("the places were noted too late")
+        self._unanswered -= ids
         for place, (waiting, _) in zip(places, rows, strict=True):
             waiting.settle(place)
 

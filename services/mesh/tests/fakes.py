@@ -179,7 +179,8 @@ class FakeLog:
         self.rows |= {row.id: row for row in rows if row.id in added}
         return added
 
-    async def note(self, rows: Sequence[tuple[int, UUID]]) -> None:
+    async def note(self, rows: Sequence[tuple[int, UUID]], within_s: float) -> None:
+        assert within_s > 0
         self._check("note")
         if any(sequence in self.places for sequence, _ in rows):
             raise EventBusUnavailable

@@ -103,7 +103,7 @@ async def test_what_was_published_twice_is_no_loss_and_comes_first_again_where_i
     async with opened() as desk:
         sent = await ten(desk)
         places = await desk.stream.publish([desk.log.rows[desk.log.places[1]]])
-        await desk.log.note([(places[0], desk.log.places[1])])
+        await desk.log.note([(places[0], desk.log.places[1])], 2)
         desk.publisher.doubtful.set()
         await keeper_of(desk).look()
         assert desk.stream.last == 11

@@ -4,6 +4,8 @@ import asyncio
 import datetime
 import hashlib
 import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -13,12 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from libs.bao import FORBIDDEN, Bao, BaoRefused
 from libs.columns import guard_columns
-from libs.errors import EventBusUnavailable, RotationUnderWay, SigningUnavailable
+from libs.errors import DatastoreUnavailable, EventBusUnavailable, RotationUnderWay, SigningUnavailable
 from libs.ids import uuid7
 from libs.nats import Bus
 from services.mesh.bus import JetStream
 from services.mesh.columns import COLUMNS
-from services.mesh.log_store import PgLog
+from services.mesh.log_store import NOTE, PgLog
 from services.mesh.model import ROTATED, STATE_UPDATED, Logged, Publication, PublicHalf, Seen
 from services.mesh.ports import KeyStore, Log, Stream, Vault
 from services.mesh.service import Halves, SigningKeys
@@ -226,9 +228,9 @@ async def test_an_event_is_logged_once_and_placed_where_it_was_published(log: Lo
     assert await log.append([row]) == {row.id}
     assert await log.append([row]) == set()
     assert (await log.find([row.id, uuid7()])) == {row.id: row}
-    await log.note([(highest + 1, row.id)])
+    await log.note([(highest + 1, row.id)], 2)
     assert (await log.find([row.id]))[row.id].sequence == highest + 1
-    await log.note([(highest + 2, row.id)])
+    await log.note([(highest + 2, row.id)], 2)
     assert (await log.find([row.id]))[row.id].sequence == highest + 2
     assert await log.highest() == await log.highest(now()) == highest + 2
     assert await log.highest(row.issued_at - datetime.timedelta(seconds=1)) <= highest
@@ -237,9 +239,9 @@ async def test_an_event_is_logged_once_and_placed_where_it_was_published(log: Lo
 async def test_a_sequence_belongs_to_one_event(log: Log) -> None:
     one, other, highest = logged(uuid7()), logged(uuid7()), await log.highest()
     await log.append([one, other])
-    await log.note([(highest + 1, one.id)])
+    await log.note([(highest + 1, one.id)], 2)
     with pytest.raises(EventBusUnavailable):
-        await log.note([(highest + 2, other.id), (highest + 1, other.id)])
+        await log.note([(highest + 2, other.id), (highest + 1, other.id)], 2)
     assert (await log.find([other.id]))[other.id].sequence is None
 
 
@@ -247,7 +249,7 @@ async def test_a_nonce_is_good_at_its_sequence_with_its_bytes(log: Log) -> None:
     domain, highest = uuid7(), await log.highest()
     placed, waiting = logged(domain), logged(domain)
     await log.append([placed, waiting])
-    await log.note([(highest + 1, placed.id)])
+    await log.note([(highest + 1, placed.id)], 2)
     digest = {row.id: hashlib.sha256(row.envelope).digest() for row in (placed, waiting)}
     asked = {
         Seen(highest + 1, placed.id, digest[placed.id]): Publication.PUBLISHED,
@@ -266,9 +268,9 @@ async def test_fresh_events_come_in_the_order_of_their_first_places_with_their_n
     domain, highest, since = uuid7(), await log.highest(), now()
     rows = [logged(domain) for _ in range(4)]
     await log.append(rows)
-    await log.note([(highest + turn, row.id) for turn, row in enumerate(rows[:3], 1)])
+    await log.note([(highest + turn, row.id) for turn, row in enumerate(rows[:3], 1)], 2)
     # Published once more, by a replica that did not know of the first time: what followed it follows it still.
-    await log.note([(highest + 9, rows[0].id)])
+    await log.note([(highest + 9, rows[0].id)], 2)
     fresh = [row for row in await log.fresh(since - datetime.timedelta(seconds=1)) if row.domain_id == domain]
     assert [row.id for row in fresh] == [row.id for row in rows[:3]]
     assert [row.sequence for row in fresh] == [highest + 9, highest + 2, highest + 3]
@@ -279,13 +281,57 @@ async def test_what_was_published_between_is_as_much_as_was_asked_for(log: Log) 
     domain, highest, since = uuid7(), await log.highest(), now() - datetime.timedelta(seconds=1)
     rows = [logged(domain) for _ in range(4)]
     await log.append(rows)
-    await log.note([(highest + turn, row.id) for turn, row in enumerate(rows, 1)])
+    await log.note([(highest + turn, row.id) for turn, row in enumerate(rows, 1)], 2)
     size = len(rows[0].envelope)
     for most, most_bytes, expected in ((9, 10**6, 3), (2, 10**6, 2), (9, size, 1), (9, size + 1, 2), (9, 1, 1)):
         found = await log.between(highest + 2, highest + 9, since, most, most_bytes)
         assert [row.id for row in found] == [row.id for row in rows[1 : 1 + expected]]
         assert found[0].sequence == highest + 2
     assert await log.between(highest + 1, 2**63 - 1, now() + datetime.timedelta(seconds=1), 9, 10**6) == []
+
+
+@asynccontextmanager
+async def taken(pool: asyncpg.Pool, sequence: int) -> AsyncIterator[None]:
+    """Hold a place for the block, without committing."""
+    async with pool.acquire() as lent:
+        held = lent.transaction()
+        await held.start()
+        await lent.execute("INSERT INTO mesh.event_positions (sequence, id) VALUES ($1, $2)", sequence, uuid7())
+        try:
+            yield
+        finally:
+            await held.rollback()
+
+
+async def test_a_place_is_noted_in_time_or_not_at_all(pools: Pools) -> None:
+    log, row, clock = PgLog(pools[0]), logged(uuid7()), asyncio.get_running_loop().time
+    await log.append([row])
+    place, began = await log.highest() + 1, clock()
+    async with taken(pools[1], place):
+        with pytest.raises(DatastoreUnavailable):
+            await log.note([(place, row.id)], 0.4)
+        assert clock() - began < 1.5
+        # Also when whoever asked is gone.
+        async with pools[0].acquire() as lent:
+            with pytest.raises(asyncpg.QueryCanceledError):
+                await lent.execute(NOTE.format(ms=400, places=place, ids=row.id))
+        assert clock() - began < 3
+        await asyncio.sleep(began + 3 - clock())
+    await asyncio.sleep(0.5)
+    assert (await log.find([row.id]))[row.id].sequence is None
+    await log.note([(place, row.id)], 2)
+
+
+async def test_the_wait_for_a_connection_counts(pools: Pools) -> None:
+    log, row = PgLog(pools[0]), logged(uuid7())
+    await log.append([row])
+    place = await log.highest() + 1
+    async with AsyncExitStack() as lent:
+        for _ in range(pools[0].get_max_size()):
+            await lent.enter_async_context(pools[0].acquire())
+        async with asyncio.timeout(5):
+            with pytest.raises(DatastoreUnavailable):
+                await log.note([(place, row.id)], 0.4)
 
 
 async def test_one_replica_keeps_the_stream(pools: Pools) -> None:

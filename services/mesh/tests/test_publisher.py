@@ -4,7 +4,7 @@ import asyncio
 import base64
 import datetime
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from uuid import UUID, uuid4
 
@@ -24,7 +24,8 @@ from libs.errors import (
     SigningUnavailable,
 )
 from libs.ids import uuid7
-from services.mesh.model import Event
+from services.mesh.model import Event, Logged
+from services.mesh.publisher import PLACED_WITHIN_S
 from services.mesh.tests.desk import Desk, opened
 
 pytestmark = pytest.mark.unit
@@ -179,6 +180,46 @@ async def test_what_could_not_be_noted_is_refused_and_gets_another_place_when_as
         desk.log.refusals.clear()
         assert await desk.publisher.publish(event) == 2
         assert desk.vault.calls == 1
+
+
+async def test_a_place_that_is_noted_although_its_caller_was_refused_is_not_relied_upon() -> None:
+    async with opened() as desk:
+        event, note = desk.event(), desk.log.note
+
+        async def late(rows: Sequence[tuple[int, UUID]], within_s: float) -> None:
+            await note(rows, within_s)
+            raise DatastoreUnavailable
+
+        desk.log.note = late  # type: ignore[method-assign]
+        with pytest.raises(DatastoreUnavailable):
+            await desk.publisher.publish(event)
+        desk.log.note = note  # type: ignore[method-assign]
+        assert await desk.publisher.publish(event) == 2
+        assert await desk.publisher.publish(event) == 2
+        assert (desk.stream.messages[1], desk.vault.calls) == (desk.stream.messages[2], 1)
+
+
+@pytest.mark.parametrize("slow", ["acknowledgement", "note"])
+async def test_what_gets_its_place_after_gateways_stopped_to_wait_is_refused(slow: str) -> None:
+    async with opened() as desk:
+        event, publish, note = desk.event(), desk.stream.publish, desk.log.note
+        pause = PLACED_WITHIN_S + 0.1
+
+        async def acknowledge(rows: Sequence[Logged]) -> list[int]:
+            if slow == "acknowledgement":
+                await asyncio.sleep(pause)
+            return await publish(rows)
+
+        async def place(rows: Sequence[tuple[int, UUID]], within_s: float) -> None:
+            await asyncio.sleep(pause)
+            await note(rows, within_s)
+
+        desk.stream.publish, desk.log.note = acknowledge, place  # type: ignore[method-assign]
+        with pytest.raises(EventBusUnavailable):
+            await desk.publisher.publish(event)
+        assert desk.log.places == ({} if slow == "acknowledgement" else {1: event.id})
+        desk.stream.publish, desk.log.note = publish, note  # type: ignore[method-assign]
+        assert await desk.publisher.publish(event) == 2
 
 
 async def test_nothing_is_signed_for_a_caller_who_went_away() -> None:
