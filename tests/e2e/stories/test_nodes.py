@@ -12,7 +12,7 @@ from tests.e2e.attacker import eventually
 from tests.e2e.conftest import Scene
 from tests.e2e.listener import Listener
 from tests.e2e.outside import JSON, Answer, Edge, Login, Node
-from tests.e2e.stories.main_job import Story, now
+from tests.e2e.stories.main_job import Story, action, entries, now
 
 pytestmark = pytest.mark.e2e
 
@@ -150,6 +150,26 @@ async def test_an_endpoint_is_reported_and_the_peers_learn_it(story: Story, thir
                 told = peer.heard[-1].envelope["payload"]["peer"]
     assert kinds(peer)["peer_endpoint_changed"] == 2
     assert peer_of((await state(story, third)).json, a) == told
+
+
+async def test_a_node_that_moves_all_the_time_is_told_to_wait(story: Story, third: Node) -> None:
+    a, b = story.node_a, story.node_b
+    async with Listener(story.operator, third) as peer:
+        answers = [await report(story, a, f"203.0.113.7:{port}") for port in range(1, 21)]
+        assert (await report(story, b, "203.0.113.8:1")).status == 200
+
+        async def told_of_b() -> bool:
+            return any(heard.envelope["payload"].get("peer", {}).get("node_id") == b.node_id for heard in peer.heard)
+
+        await eventually(told_of_b)
+    taken = [answer for answer in answers if answer.status == 200]
+    waits = [answer for answer in answers if answer.status != 200]
+    assert len(taken) < 10
+    assert {refused(answer) for answer in waits} == {(429, "rate_limited")}
+    assert all(1 <= int(answer.headers["Retry-After"]) <= 10 for answer in waits)
+    assert kinds(peer)["peer_endpoint_changed"] == len(taken) + 1
+    # One a minute, whatever the number.
+    assert 1 <= Counter(map(action, await entries(story)))["node.endpoint_limited"] <= 2
 
 
 async def test_operators_see_whether_a_node_is_heard_of(story: Story, scene: Scene) -> None:
