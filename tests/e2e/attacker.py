@@ -117,8 +117,8 @@ def signed(envelope: JSON, key: Ed25519PrivateKey) -> bytes:
     return wire({**envelope, "signature": base64.b64encode(key.sign(canonical(text))).decode()})
 
 
-async def sign_in_vault(world: World, domain_id: str, envelope: JSON) -> bytes:
-    """Sign an envelope with the Domain's own key, as who holds OpenBao could."""
+async def sign_in_vault(world: World, domain_id: str, envelope: JSON, version: int = 0) -> bytes:
+    """Sign an envelope with a version of the Domain's own key, the newest for 0, as who holds OpenBao could."""
     text = wire({**envelope, "signature": ""}).decode()
     context = tls_of(world)
     base = world.env["PLEX_OPENBAO_ADDR"]
@@ -126,7 +126,7 @@ async def sign_in_vault(world: World, domain_id: str, envelope: JSON) -> bytes:
         login = {"name": world.env["PLEX_OPENBAO_ROLE"]}
         async with http.post(f"{base}/v1/auth/cert/login", json=login) as answer:
             token = (await answer.json())["auth"]["client_token"]
-        body = {"input": base64.b64encode(canonical(text)).decode()}
+        body = {"input": base64.b64encode(canonical(text)).decode(), "key_version": version}
         path = f"{base}/v1/transit-mesh/sign/evk-{domain_id}"
         async with http.post(path, json=body, headers={"X-Vault-Token": token}) as answer:
             found: dict[str, Any] = await answer.json()
