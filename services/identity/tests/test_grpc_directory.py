@@ -36,6 +36,16 @@ NO_CONTEXT: Any = None
 UNUSED: Any = None
 
 
+class Delivered:
+    """Tuples of which none is on its way."""
+
+    async def holds(self, _: list[Tuple]) -> bool:
+        return False
+
+
+DELIVERED: Any = Delivered()
+
+
 @pytest.fixture
 def world() -> Iterator[World]:
     made = World()
@@ -157,7 +167,7 @@ class FakeChecker:
 async def test_permissions_have_hyphens_on_the_wire_and_every_question_its_verdict() -> None:
     node, other = f"node:{uuid7()}", f"node:{uuid7()}"
     checker: Any = FakeChecker((node, "node_agent", node), (node, "any", other))
-    rules = RelationsApi(Relations(checker, UNUSED, Tuple("", "", "")), Feed(), FixedClock(NOW))
+    rules = RelationsApi(Relations(checker, DELIVERED, Tuple("", "", "")), Feed(), FixedClock(NOW))
     checks = [
         relations_pb2.CheckRequest(subject=node, permission="node-agent", resource=resource)
         for resource in (node, other, f"node:{uuid7()}")
@@ -211,7 +221,7 @@ async def test_standings_leave_out_nodes_that_are_gone(world: World) -> None:
         node_id: NodePlace(node_id, world.project.id, world.domain.id, "nsk_1") for node_id in (here, other)
     }
     checker: Any = FakeChecker((f"node:{here}", "node_agent", f"node:{here}"))
-    fleet = FleetApi(world.store, Relations(checker, UNUSED, Tuple("", "", "")))
+    fleet = FleetApi(world.store, Relations(checker, DELIVERED, Tuple("", "", "")))
     asked = relations_pb2.GetStandingsRequest(node_ids=[str(here), str(other), str(gone)])
     found = (await fleet.GetStandings(asked, NO_CONTEXT)).standings
     assert {row.node_id: row.agent for row in found} == {str(here): True, str(other): False}
