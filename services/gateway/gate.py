@@ -26,6 +26,8 @@ SCOPE = re.compile(r"(node|project|domain):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a
 PENDING_EVERY_S = 0.02
 # Work on messages goes on for so long, and then others have so long a turn: an attacker's can take 40 ms each.
 SPELL_S, REST_S = 0.02, 0.005
+# So much work (of the processor) goes into reading some messages; what was published among the others is in the log.
+READ_S = 0.5
 # So many gaps are asked about one by one; a flood of forgeries makes hundreds, and costs one question.
 MOST_HOLES = 50
 # What mesh has published at its place may still be refused for these: it came too late, or its key went since.
@@ -181,18 +183,31 @@ class Gate:
         envelope is checked once, however many nodes it is for. What was published from `after` on, and up to `until`,
         and is not among them comes from mesh's log.
         """
-        passage, spell = Passage([], [], {}, after), Spell()
-        read = []
-        for message in messages:
-            if one := _read(message, now_ns, passage.refused):
-                read.append(one)
-            await spell.rest()
+        passage = Passage([], [], {}, after)
+        read, unread = await self._read(messages, now_ns, passage)
+        if unread:
+            until = max(until, min(unread[-1].sequence, await self.nonce_store.highest()))
         signed = await self._signed(read, now_ns, passage)
         # Only what is signed stands for its place: what was published there may have been replaced.
         gaps = holes(after, [one.sequence for one in signed], until)
         await self._published(signed, gaps, now_ns, passage)
         passage.reached = max(passage.reached, until)
         return passage
+
+    async def _read(
+        self, messages: Sequence[Message], now_ns: int, passage: "Passage"
+    ) -> "tuple[list[Admitted], Sequence[Message]]":
+        """Return what is right in its form, and what there was no time for."""
+        read, spell = list[Admitted](), Spell()
+        for turn, message in enumerate(messages):
+            if spell.work_s() > READ_S:
+                unread = messages[turn:]
+                passage.refused += [Refusal(one.sequence, named(one), "unread") for one in unread]
+                return read, unread
+            if one := _read(message, now_ns, passage.refused):
+                read.append(one)
+            await spell.rest()
+        return read, ()
 
     async def late(self, refused: "Sequence[Refusal]") -> "set[Admitted]":
         """Return those that mesh did publish, at their place and with their bytes: they are late, and no attack."""
@@ -234,6 +249,8 @@ class Gate:
                 passage.admitted.append(one)
             else:
                 passage.refused.append(_refusal(one, verdict.value))
+        filled_at = {row.sequence for row in missing}
+        passage.refused[:] = [one for one in passage.refused if one.reason != "unread" or one.sequence not in filled_at]
         there = {one.sequence for one in passage.admitted}
         if missing := [row for row in missing if row.sequence not in there]:
             # What the log brings back is believed no more than what the stream brings.
@@ -307,13 +324,19 @@ class Spell:
     """Lets others have their turn once work has gone on for a while."""
 
     def __init__(self) -> None:
-        self._since = time.perf_counter()
+        self._since = time.thread_time()
+        self._work_s = 0.0
+
+    def work_s(self) -> float:
+        """Return how long was worked."""
+        return self._work_s + time.thread_time() - self._since
 
     async def rest(self) -> None:
         """Pause when it is time to."""
-        if time.perf_counter() - self._since > SPELL_S:
+        if (worked := time.thread_time() - self._since) > SPELL_S:
+            self._work_s += worked
             await asyncio.sleep(REST_S)
-            self._since = time.perf_counter()
+            self._since = time.thread_time()
 
 
 def holes(after: int, there: Collection[int], until: int) -> list[tuple[int, int]]:
@@ -337,8 +360,8 @@ def open_gate(ports: Ports) -> Gate:
 
 def _read(message: Message, now_ns: int, refused: list[Refusal]) -> Admitted | None:
     """Return a message whose form, subject and age are right; notes the refusal of any other."""
-    subject = SUBJECT.fullmatch(message.subject)
-    if subject is None or (domain_id := canonical_uuid(subject[1])) is None:
+    subject, domain_id = SUBJECT.fullmatch(message.subject), named(message)
+    if subject is None or domain_id is None:
         refused.append(Refusal(message.sequence, None, "subject"))
         return None
     if len(message.data) > envelope.LARGEST:
@@ -364,6 +387,12 @@ def _read(message: Message, now_ns: int, refused: list[Refusal]) -> Admitted | N
         return one
     refused.append(_refusal(one, reason))
     return None
+
+
+def named(message: Message) -> UUID | None:
+    """Return the Domain that a message's subject names; None when it is no subject of an event."""
+    subject = SUBJECT.fullmatch(message.subject)
+    return canonical_uuid(subject[1]) if subject else None
 
 
 def _refusal(one: Admitted, reason: str) -> Refusal:

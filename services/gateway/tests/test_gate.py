@@ -81,6 +81,7 @@ def signature(change: Callable[[bytes], bytes]) -> Callable[[FakeMesh], bytes]:
 # envelope that is right in itself is refused there.
 FORGERIES: dict[str, tuple[Callable[[FakeMesh], bytes], str]] = {
     "no JSON": (lambda _: b"{", "parse"),
+    "more than a node takes, which is not even parsed": (lambda _: b"{" * 60_001, "too_long"),
     "an unsigned envelope": (lambda mesh: mesh.sign()[:-1].split(b',"signature"')[0] + b"}", "missing_signature"),
     "signed by an own key under the Domain's name": (lambda mesh: mesh.sign(key=OTHER), "signature"),
     "signed by an own key under its own name": (
