@@ -77,8 +77,8 @@ class DeliveryApi(stubs.DeliveryServiceServicer):
         found = await self.keys.trust([UUID(domain_id) for domain_id in request.domain_ids])
         return pb.GetTrustResponse(
             domains=[
-                pb.DomainTrust(domain_id=domain_id, keys=[pack(key) for key in keys])
-                for domain_id, keys in zip(request.domain_ids, found, strict=True)
+                pb.DomainTrust(domain_id=str(domain_id), keys=[pack(key) for key in keys])
+                for domain_id, keys in found.items()
             ]
         )
 

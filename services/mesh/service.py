@@ -4,11 +4,13 @@ A rotation is announced under the old key before the new one signs anything. Wha
 finished by `keep_up`, and asking again changes nothing.
 """
 
+import asyncio
 import base64
 import contextlib
 import datetime
 import hmac
 import json
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -40,6 +42,8 @@ from services.mesh.ports import Audit, Authority, Fleet, KeyStore, Publishing, V
 # Sooner than an envelope goes stale, so that a node that comes back at any time hears of the rotation.
 ANNOUNCE_EVERY = datetime.timedelta(minutes=4)
 RECONCILE_EVERY = datetime.timedelta(seconds=10)
+# Gateways wait three.
+SAID_WITHIN_S = 1.5
 # Until then whoever asked for a rotation is taken to be at it still.
 LEFT_BEHIND = datetime.timedelta(seconds=3)
 
@@ -94,19 +98,25 @@ class SigningKeys:
             raise SigningUnavailable("the recorded public half is not the key's")
         return current
 
-    async def trust(self, domain_ids: list[UUID]) -> list[tuple[SigningKey, ...]]:
-        """Return the keys that verify now, by Domain; the database is asked each time: a revocation counts at once."""
-        now, found = self.clock.now(), await self.store.keys(domain_ids)
-        return [
-            tuple(
-                [
-                    key
-                    for key in found.get(domain_id, Keys()).rows
-                    if key.verifies(now) and await self.halves.of(key) is not None
-                ]
-            )
-            for domain_id in domain_ids
-        ]
+    async def trust(self, domain_ids: Collection[UUID]) -> dict[UUID, tuple[SigningKey, ...]]:
+        """Return the keys that verify now, by Domain; the database is asked each time: a revocation counts at once.
+
+        Domains of which nothing can be said now are left out: they hold up no other.
+        """
+        found = await self.store.keys(domain_ids)
+        said = await asyncio.gather(
+            *(self._trusted(domain_id, found.get(domain_id, Keys())) for domain_id in domain_ids)
+        )
+        return {domain_id: keys for domain_id, keys in zip(domain_ids, said, strict=True) if keys is not None}
+
+    async def _trusted(self, domain_id: UUID, keys: Keys) -> tuple[SigningKey, ...] | None:
+        now = self.clock.now()
+        try:
+            async with asyncio.timeout(SAID_WITHIN_S):
+                return tuple([key for key in keys.rows if key.verifies(now) and await self.halves.of(key) is not None])
+        except (PlexError, TimeoutError) as error:
+            log.error("signing_key.unknown", domain=str(domain_id), reason=str(error))  # noqa: TRY400 — expected
+            return None
 
     async def list(self, caller: Principal, domain_id: UUID) -> tuple[SigningKey, ...]:
         """Return all keys that a Domain ever had, newest first."""

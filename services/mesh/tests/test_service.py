@@ -30,7 +30,7 @@ from libs.errors import (
 )
 from libs.ids import uuid7
 from services.mesh.model import ROTATED, STATE_UPDATED, Event, PublicHalf, SigningKey
-from services.mesh.service import announcement
+from services.mesh.service import SAID_WITHIN_S, Halves, announcement
 from services.mesh.tests.desk import OPERATOR, Desk, opened
 
 pytestmark = pytest.mark.unit
@@ -82,7 +82,7 @@ async def test_a_row_that_a_dba_changed_is_refused(forge: Callable[[SigningKey, 
     desk.keys.rows[desk.domain][1] = forge(key, uuid7())
     with pytest.raises(SigningUnavailable):
         await desk.signing.ensure(desk.domain)
-    assert await desk.signing.trust([desk.domain]) == [()]
+    assert await desk.signing.trust([desk.domain]) == {desk.domain: ()}
 
 
 async def test_a_rotation_is_announced_under_the_old_key_before_the_new_one_signs() -> None:
@@ -101,9 +101,9 @@ async def test_both_keys_verify_until_the_transition_ends_and_then_only_the_new_
     async with opened() as desk:
         old = await desk.signing.ensure(desk.domain)
         new = await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
-        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[0]] == [old.kid, new.kid]
+        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[desk.domain]] == [old.kid, new.kid]
         desk.clock.advance(WEEK.total_seconds())
-        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[0]] == [new.kid]
+        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[desk.domain]] == [new.kid]
 
 
 async def test_a_rotation_that_a_crash_interrupted_is_finished() -> None:
@@ -135,7 +135,7 @@ async def test_while_the_bus_is_away_the_old_key_does_not_run_out() -> None:
         told = json.loads(envelope.parse(desk.stream.messages[1][1]).payload)
         expires = desk.clock.now() + minute
         assert told["transition_expires"] == rfc3339(expires)
-        keys = (await desk.signing.trust([desk.domain]))[0]
+        keys = (await desk.signing.trust([desk.domain]))[desk.domain]
         assert [(key.kid, key.expires_at) for key in keys] == [(old.kid, expires), (told["key_id"], None)]
 
 
@@ -188,6 +188,29 @@ async def test_one_domain_whose_key_cannot_be_finished_holds_up_no_other() -> No
         assert (await desk.signing.ensure(other)).version == 2
 
 
+async def test_one_domain_of_which_nothing_can_be_said_holds_up_no_other() -> None:
+    async with opened() as desk:
+        other, third = uuid7(), uuid7()
+        await desk.signing.ensure(other)
+        desk.vault.unknown.add(desk.domain)
+        restarted = replace(desk.signing, halves=Halves(desk.vault))
+        said = await restarted.trust([desk.domain, other, third])
+        assert {domain: len(keys) for domain, keys in said.items()} == {other: 1, third: 0}
+        desk.vault.unknown.clear()
+        assert (await restarted.trust([desk.domain]))[desk.domain]
+
+
+async def test_a_vault_that_does_not_answer_is_waited_for_no_longer_than_gateways_wait() -> None:
+    async with opened() as desk:
+
+        async def silent(domain_id: UUID) -> list[PublicHalf]:
+            return await asyncio.sleep(60, [])
+
+        desk.vault.halves = silent  # type: ignore[method-assign]
+        async with asyncio.timeout(SAID_WITHIN_S + 1):
+            assert await replace(desk.signing, halves=Halves(desk.vault)).trust([desk.domain]) == {}
+
+
 async def test_one_rotation_at_a_time() -> None:
     async with opened() as desk:
         hour = datetime.timedelta(hours=1)
@@ -233,7 +256,7 @@ async def test_a_revoked_previous_key_verifies_nothing_from_then_on() -> None:
         new = await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
         revoked, current = await desk.signing.revoke(OPERATOR, desk.domain, old.kid)
         assert (revoked.kid, current.kid) == (old.kid, new.kid)
-        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[0]] == [new.kid]
+        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[desk.domain]] == [new.kid]
         with pytest.raises(SigningKeyRevoked):
             await desk.signing.revoke(OPERATOR, desk.domain, old.kid)
         with pytest.raises(SigningKeyNotFound):
@@ -245,7 +268,7 @@ async def test_of_a_revoked_current_key_another_takes_the_place_at_once() -> Non
         old = await desk.signing.ensure(desk.domain)
         _, current = await desk.signing.revoke(OPERATOR, desk.domain, old.kid)
         assert current.version == 2
-        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[0]] == [current.kid]
+        assert [key.kid for key in (await desk.signing.trust([desk.domain]))[desk.domain]] == [current.kid]
         await desk.publisher.publish(desk.event())
         assert envelope.parse(desk.stream.messages[1][1]).key_id == current.kid
         assert [kind for _, kind, _ in desk.keys.outbox] == [STATE_UPDATED]

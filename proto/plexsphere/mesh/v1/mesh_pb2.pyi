@@ -200,14 +200,14 @@ Global___DomainTrust: _TypeAlias = DomainTrust  # noqa: Y015
 
 @_typing.final
 class GetTrustResponse(_message.Message):
-    """Answers in the order of the request."""
+    """What is known of each Domain."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DOMAINS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def domains(self) -> _containers.RepeatedCompositeFieldContainer[Global___DomainTrust]:
-        """One a Domain."""
+        """One a Domain; those of which nothing can be said now are left out, and their envelopes are believed by nobody."""
 
     def __init__(
         self,
