@@ -47,6 +47,9 @@ async def every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:
             await step()
         except PlexError as error:
             log.warning("signing_key.postponed", code=error.code)
+        except Exception:
+            # One step that goes wrong must not end all that the others do.
+            log.exception("signing_key.bug")
 
 
 async def run(settings: MeshSettings) -> None:

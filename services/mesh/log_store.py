@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import hashlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -144,11 +144,15 @@ class PgLog:
             raise DatastoreUnavailable("the log is in use")
 
     @contextlib.asynccontextmanager
-    async def leading(self) -> AsyncIterator[bool]:
-        """Hold the keeper's lock for the block; False when another replica holds it."""
+    async def leading(self) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+        """Hold the keeper's lock for the block; what it gives says whether this replica holds it, or raises."""
         async with held(self.pool) as lent:
-            # A lock of the session: it is free again when this replica dies.
-            yield bool(await lent.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", KEEPER))
+
+            async def leads() -> bool:
+                # A lock of the session may be had many times; with its connection it is gone, and so is the lead.
+                return bool(await lent.fetchval("SELECT pg_try_advisory_lock(hashtext($1))", KEEPER))
+
+            yield leads
 
 
 def _verdict(one: Seen, row: asyncpg.Record) -> Publication:

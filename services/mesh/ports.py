@@ -1,7 +1,7 @@
 """What the rules of mesh need; each docstring is the promise."""
 
 import datetime
-from collections.abc import Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 from uuid import UUID
@@ -113,8 +113,8 @@ class Log(Protocol):
         Raises DatastoreUnavailable when it must be asked again for the latter; the next days are there then.
         """
 
-    def leading(self) -> AbstractAsyncContextManager[bool]:
-        """Hold the keeper's lock for the block; False when another replica holds it."""
+    def leading(self) -> AbstractAsyncContextManager[Callable[[], Awaitable[bool]]]:
+        """Hold the keeper's lock for the block; what it gives says whether this replica holds it, or raises."""
 
 
 class Stream(Protocol):

@@ -259,7 +259,7 @@ class Publisher:
         clock = asyncio.get_running_loop().time
         until = clock() + PLACED_WITHIN_S
         places = await self._stream.publish([logged for _, logged in rows])
-        if not highest < places[0] <= highest + FARTHEST_AHEAD:
+        if not comes_next(places[0], highest):
             # No gateway looks for anything new at a place that was passed before.
             self.doubtful.set()
             raise EventBusUnavailable("the places are not those that come next")
@@ -280,6 +280,11 @@ class Publisher:
         self._unanswered -= ids
         for place, (waiting, _) in zip(places, rows, strict=True):
             waiting.settle(place)
+
+
+def comes_next(place: int, highest: int) -> bool:
+    """Whether a broker is believed that gives a place, when this is the highest one that was noted."""
+    return highest < place <= highest + FARTHEST_AHEAD
 
 
 def check_id(identifier: UUID, now: datetime.datetime) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import datetime
 import hashlib
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -223,8 +223,12 @@ class FakeLog:
         return
 
     @contextlib.asynccontextmanager
-    async def leading(self) -> AsyncIterator[bool]:
-        yield True
+    async def leading(self) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+        async def leads() -> bool:
+            self._check("leads")
+            return True
+
+        yield leads
 
 
 @dataclass

@@ -1,12 +1,16 @@
 """A stream that lost something is refilled from the log: the same bytes, in order, above every sequence ever given."""
 
+import asyncio
 import datetime
 import hashlib
+from collections.abc import Sequence
 
 import pytest
+import structlog
 
+from libs.errors import DatastoreUnavailable, EventBusUnavailable
 from services.mesh.delivery import Delivery, merged
-from services.mesh.keeper import Keeper
+from services.mesh.keeper import TOO_FAR, Keeper
 from services.mesh.model import Logged, Publication, Seen, StreamState
 from services.mesh.tests.desk import OPERATOR, Desk, opened
 
@@ -110,6 +114,131 @@ async def test_what_was_published_twice_is_no_loss_and_comes_first_again_where_i
         desk.stream.gone = True
         await keeper_of(desk).look()
         assert [data for _, data in desk.stream.messages.values()] == sent
+
+
+async def test_whatever_the_broker_says_the_keeper_goes_on() -> None:
+    async with opened() as desk:
+        await ten(desk)
+        state, said = desk.stream.state, list[int]()
+
+        async def garbage() -> StreamState | None:
+            said.append(1)
+            return StreamState(int("first"), 0) if len(said) == 1 else await state()
+
+        desk.stream.state, desk.stream.gone = garbage, True  # type: ignore[method-assign]
+        running = asyncio.ensure_future(keeper_of(desk).run())
+        async with asyncio.timeout(5):
+            while len(desk.stream.messages) < 10 or desk.stream.gone:  # noqa: ASYNC110 — nobody tells
+                await asyncio.sleep(0.05)
+        running.cancel()
+        assert len(said) > 1
+
+
+READS: dict[str, list[tuple[int, bytes]]] = {"goes back": [(5, b""), (3, b"")], "stands still": [(1, b"")], "ends": []}
+
+
+@pytest.mark.parametrize("broker", READS)
+async def test_reading_back_ends_whatever_the_broker_answers(broker: str) -> None:
+    async with opened() as desk:
+        await ten(desk)
+        asked: list[int] = []
+
+        async def read(first: int, _: int) -> list[tuple[int, bytes]]:
+            asked.append(first)
+            assert len(asked) < 100
+            return READS[broker]
+
+        desk.stream.read = read  # type: ignore[method-assign, assignment]
+        desk.publisher.doubtful.set()
+        await keeper_of(desk).look()
+        assert asked == sorted(set(asked))
+        assert desk.stream.last == 20
+
+
+async def test_who_wipes_the_stream_every_second_makes_bounded_work() -> None:
+    async with opened() as desk:
+        await ten(desk)
+        keeper, refills = keeper_of(desk), list[float]()
+        for second in range(200):
+            noted = len(desk.log.places)
+            desk.stream.gone = True
+            await keeper.look()
+            assert not desk.stream.gone
+            if len(desk.log.places) > noted:
+                refills.append(second)
+            desk.clock.advance(1)
+        assert refills == [0, 1, 3, 7, 15, 31, 63, 123, 183]
+        # What was lost last comes back once the rest is over, and after a calm time there is none.
+        desk.clock.advance(60)
+        await keeper.look()
+        assert len(desk.stream.messages) == 10
+        desk.clock.advance(121)
+        await desk.publisher.publish(desk.event())
+        for _ in range(2):
+            desk.stream.gone = True
+            await keeper.look()
+            desk.clock.advance(1)
+            assert len(desk.stream.messages) == 1
+
+
+async def test_a_doubt_of_a_time_of_rest_is_looked_into_after_it() -> None:
+    async with opened() as desk:
+        sent, keeper = await ten(desk), keeper_of(desk)
+        desk.stream.gone = True
+        await keeper.look()
+        desk.stream.messages[16] = (desk.stream.messages[16][0], b"x" + sent[5][1:])
+        desk.publisher.doubtful.set()
+        await keeper.look()
+        assert desk.stream.last == 20
+        desk.clock.advance(1)
+        await keeper.look()
+        assert desk.stream.messages[21][1] == sent[5]
+
+
+async def test_a_stream_whose_places_nobody_believes_is_cried_out_and_made_anew_once_it_is_deleted() -> None:
+    async with opened() as desk:
+        sent, keeper = await ten(desk), keeper_of(desk)
+        await desk.stream.restart(2**63 - 1)
+        noted = dict(desk.log.places)
+        with structlog.testing.capture_logs() as logs:
+            await keeper.look()
+        assert [(row["event"], row["log_level"], row["action"]) for row in logs] == [
+            ("stream.too_far", "error", TOO_FAR)
+        ]
+        assert (desk.stream.messages, desk.log.places) == ({}, noted)
+        desk.stream.gone = True
+        await keeper.look()
+        assert [data for _, data in desk.stream.messages.values()] == sent
+        assert min(desk.stream.messages) == 11
+
+
+async def test_a_refill_notes_no_place_that_cannot_come_next() -> None:
+    async with opened() as desk:
+        await ten(desk)
+        publish, noted = desk.stream.publish, dict(desk.log.places)
+
+        async def far(rows: Sequence[Logged]) -> list[int]:
+            return [place + 2**62 for place in await publish(rows)]
+
+        desk.stream.publish, desk.stream.gone = far, True  # type: ignore[method-assign]
+        with pytest.raises(EventBusUnavailable):
+            await keeper_of(desk).look()
+        assert desk.log.places == noted
+
+
+async def test_a_refill_whose_places_could_not_be_noted_is_done_again() -> None:
+    async with opened() as desk:
+        sent, keeper = await ten(desk), keeper_of(desk)
+        desk.stream.messages[6] = (desk.stream.messages[6][0], b"x" + sent[5][1:])
+        desk.publisher.doubtful.set()
+        desk.log.refusals.update(note=DatastoreUnavailable())
+        with pytest.raises(DatastoreUnavailable):
+            await keeper.look()
+        desk.log.refusals.clear()
+        desk.clock.advance(1)
+        await keeper.look()
+        assert desk.stream.messages[12][1] == sent[5]
+        assert await desk.log.highest() == 12
 
 
 async def test_what_is_no_longer_fresh_is_not_sent_again() -> None:

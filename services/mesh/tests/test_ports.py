@@ -20,7 +20,7 @@ from libs.ids import uuid7
 from libs.nats import Bus
 from services.mesh.bus import JetStream
 from services.mesh.columns import COLUMNS
-from services.mesh.log_store import NOTE, PgLog
+from services.mesh.log_store import KEEPER, NOTE, PgLog
 from services.mesh.model import ROTATED, STATE_UPDATED, Logged, Publication, PublicHalf, Seen
 from services.mesh.ports import KeyStore, Log, Stream, Vault
 from services.mesh.service import Halves, SigningKeys
@@ -337,9 +337,25 @@ async def test_the_wait_for_a_connection_counts(pools: Pools) -> None:
 async def test_one_replica_keeps_the_stream(pools: Pools) -> None:
     one, other = PgLog(pools[0]), PgLog(pools[1])
     async with one.leading() as leads, other.leading() as follows:
-        assert (leads, follows) == (True, False)
+        assert [await leads(), await leads(), await follows()] == [True, True, False]
     async with other.leading() as leads:
-        assert leads
+        assert await leads()
+
+
+async def test_who_loses_its_connection_loses_the_lead(pools: Pools) -> None:
+    one, other = PgLog(pools[0]), PgLog(pools[1])
+    sql = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = hashtext($1)::oid"
+
+    async def lose() -> None:
+        async with one.leading() as leads:
+            assert await leads()
+            await pools[1].execute("SELECT pg_terminate_backend($1, 5000)", await pools[1].fetchval(sql, KEEPER))
+            async with other.leading() as follows:
+                assert await follows()
+            await leads()
+
+    with pytest.raises(DatastoreUnavailable):
+        await lose()
 
 
 @pytest.mark.parametrize(

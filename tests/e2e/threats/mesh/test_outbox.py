@@ -216,6 +216,17 @@ async def test_mesh_dies_before_the_broker_acknowledges(arena: Arena, scene: Sce
 
 
 @pytest.mark.parametrize("owner", OWNERS)
+async def test_places_that_are_noted_later_than_gateways_wait_lose_nothing(
+    arena: Arena, scene: Scene, owner: str
+) -> None:
+    async with told(arena, scene, owner) as case:
+        held = await case.hold_places()
+        await case.cause()
+        await asyncio.sleep(3)
+        await held.close()
+
+
+@pytest.mark.parametrize("owner", OWNERS)
 @pytest.mark.parametrize("victim", ["owner", "mesh"])
 async def test_who_dies_between_answer_and_delete(arena: Arena, scene: Scene, owner: str, victim: str) -> None:
     async with told(arena, scene, owner) as case:
