@@ -225,6 +225,7 @@ async def test_standings_leave_out_nodes_that_are_gone(world: World) -> None:
     asked = relations_pb2.GetStandingsRequest(node_ids=[str(here), str(other), str(gone)])
     found = (await fleet.GetStandings(asked, NO_CONTEXT)).standings
     assert {row.node_id: row.agent for row in found} == {str(here): True, str(other): False}
+    assert {row.nsk_kid for row in found} == {"nsk_1"}
 
 
 async def test_the_fleet_knows_what_exists(world: World) -> None:

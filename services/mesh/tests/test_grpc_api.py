@@ -92,6 +92,22 @@ async def test_gateways_get_trust_verdicts_and_what_they_missed() -> None:
             await api.OpenConsumer(pb.OpenConsumerRequest(), NO_CONTEXT)
 
 
+async def test_gateways_hear_how_far_the_log_is_and_where_to_begin() -> None:
+    async with opened() as desk:
+        api = DeliveryApi(desk.signing, Delivery(desk.log, desk.clock), desk.stream)
+        await desk.publisher.publish(desk.event())
+        desk.clock.advance(240)
+        await desk.publisher.publish(desk.event())
+        answer = await api.CheckPublished(pb.CheckPublishedRequest(), NO_CONTEXT)
+        assert (answer.highest, list(answer.missing)) == (2, [])
+        # A quarter of a minute early: what is about to be too old is better not promised.
+        for seconds, floor in ((44, 0), (2, 1), (240, 2)):
+            desk.clock.advance(seconds)
+            begun = await api.OpenConsumer(pb.OpenConsumerRequest(back_seconds=300), NO_CONTEXT)
+            assert begun.floor == floor
+        assert (await api.OpenConsumer(pb.OpenConsumerRequest(start_sequence=2), NO_CONTEXT)).floor == 0
+
+
 async def test_operators_rotate_list_revoke_and_publish() -> None:
     async with opened() as desk:
         api, domain = MeshAdminApi(desk.signing, desk.operators), str(desk.domain)
