@@ -141,7 +141,7 @@ async def test_a_revoked_key_counts_for_nothing_at_once_and_nodes_are_told_what_
     assert (missing.status, missing.code) == (404, "signing_key_not_found")
 
 
-async def test_nobody_announces_a_key_of_his_own(story: Story) -> None:
+async def test_nobody_announces_a_key_of_his_own(arena: Arena, story: Story) -> None:
     payload = {
         "key_id": "evk_" + "1" * 32,
         "public_key": base64.b64encode(bytes(32)).decode(),
@@ -151,6 +151,7 @@ async def test_nobody_announces_a_key_of_his_own(story: Story) -> None:
     body = {"type": "signing_key_rotated", "scope": f"domain:{story.domain_id}", "payload": payload}
     answer = await story.operator.call("POST", f"/v1/domains/{story.domain_id}/events", body)
     assert (answer.status, answer.code) == (422, "event_type_reserved")
+    await arena.recorded("event_type_reserved", f"/v1/domains/{story.domain_id}")
 
 
 @pytest.mark.parametrize(
