@@ -47,7 +47,10 @@ class KeyStore(Protocol):
         """
 
     async def revoke(self, key: SigningKey, successor: PublicHalf | None, at: datetime.datetime) -> None:
-        """Revoke a key; of a current one the successor signs from now on. Announces it in the same transaction."""
+        """Revoke a key; of a current one the successor signs from now on. Announces it in the same transaction.
+
+        Raises Stale when the key is the current one and there is no successor.
+        """
 
     async def pending(self, before: datetime.datetime) -> list[SigningKey]:
         """Return the keys that were recorded before a time and are not announced."""

@@ -32,6 +32,7 @@ from libs.errors import (
     SigningKeyNotFound,
     SigningKeyRevoked,
     SigningUnavailable,
+    Stale,
     Unprocessable,
 )
 from libs.ids import uuid7
@@ -140,6 +141,18 @@ class SigningKeys:
     async def revoke(self, caller: Principal, domain_id: UUID, kid: str) -> tuple[SigningKey, SigningKey]:
         """Revoke a key at once; returns it and the one that signs now. Nodes that know no other register again."""
         await self._allowed(caller, domain_id, "signing_key.revoke", kid)
+        try:
+            await self._revoke(domain_id, kid)
+        except Stale:
+            # It began to sign at this moment, and now needs a successor.
+            await self._revoke(domain_id, kid)
+        keys = await self._keys(domain_id)
+        revoked = keys.by_id(kid)
+        if revoked is None or keys.current is None:
+            raise SigningKeyMissing
+        return revoked, keys.current
+
+    async def _revoke(self, domain_id: UUID, kid: str) -> None:
         keys, now = await self._keys(domain_id), self.clock.now()
         key = keys.by_id(kid)
         if key is None:
@@ -147,11 +160,6 @@ class SigningKeys:
         if not key.verifies(now):
             raise SigningKeyRevoked
         await self.store.revoke(key, await self._successor(keys) if key.current else None, now)
-        keys = await self._keys(domain_id)
-        revoked = keys.by_id(kid)
-        if revoked is None or keys.current is None:
-            raise SigningKeyMissing
-        return revoked, keys.current
 
     async def keep_up(self) -> None:
         """Finish rotations that a crash interrupted, and repeat the announcements of those in transition."""

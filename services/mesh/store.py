@@ -9,7 +9,7 @@ from uuid import UUID
 
 import asyncpg
 
-from libs.errors import DatastoreUnavailable, RotationUnderWay
+from libs.errors import DatastoreUnavailable, RotationUnderWay, Stale
 from libs.ids import uuid7
 from libs.outbox import add_event
 from libs.pg import connection, transaction
@@ -119,11 +119,17 @@ class PgKeyStore:
             )
 
     async def revoke(self, key: SigningKey, successor: PublicHalf | None, at: datetime.datetime) -> None:
-        """Revoke a key; of a current one the successor signs from now on. Announces it in the same transaction."""
+        """Revoke a key; of a current one the successor signs from now on. Announces it in the same transaction.
+
+        Raises Stale when the key is the current one and there is no successor.
+        """
         async with transaction(self.pool, "revoke_key") as lent:
             keys = Keys(tuple(SigningKey(**row) for row in await lent.fetch(LOCK, key.domain_id)))
+            current = keys.current is not None and keys.current.kid == key.kid
+            if current and successor is None:
+                raise Stale
             await lent.execute("UPDATE mesh.signing_keys SET revoked_at = $2 WHERE kid = $1", key.kid, at)
-            if keys.current and keys.current.kid == key.kid and successor is not None:
+            if current and successor is not None:
                 await lent.execute(
                     ADD, successor.kid, key.domain_id, successor.public_key, successor.version, at, None, None, None
                 )

@@ -13,7 +13,7 @@ from nacl.signing import SigningKey as Ed25519
 
 from libs.clock import FixedClock
 from libs.decision import Decision, Record
-from libs.errors import EventBusUnavailable, PlexError, RotationUnderWay, SigningUnavailable
+from libs.errors import EventBusUnavailable, PlexError, RotationUnderWay, SigningUnavailable, Stale
 from libs.ids import uuid7
 from services.mesh.model import STATE_UPDATED, Keys, Logged, Publication, PublicHalf, Seen, SigningKey, StreamState
 
@@ -105,9 +105,12 @@ class FakeKeyStore:
         self.announced_at[key.kid] = at
 
     async def revoke(self, key: SigningKey, successor: PublicHalf | None, at: datetime.datetime) -> None:
-        current = self._keys(key.domain_id).current
+        now = self._keys(key.domain_id).current
+        current = now is not None and now.kid == key.kid
+        if current and successor is None:
+            raise Stale
         self._put(replace(self.rows[key.domain_id][key.version], revoked_at=at))
-        if current and current.kid == key.kid and successor:
+        if current and successor:
             half = successor
             self._put(SigningKey(half.kid, key.domain_id, half.public_key, half.version, at, activated_at=at))
         self.outbox.append((key.domain_id, STATE_UPDATED, {"reason": "signing_key_revoked"}))

@@ -4,8 +4,6 @@ import asyncio
 import datetime
 import hashlib
 import os
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 from uuid import UUID
 
@@ -15,12 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from libs.bao import FORBIDDEN, Bao, BaoRefused
 from libs.columns import guard_columns
-from libs.errors import DatastoreUnavailable, EventBusUnavailable, RotationUnderWay, SigningUnavailable
+from libs.errors import EventBusUnavailable, RotationUnderWay, SigningUnavailable, Stale
 from libs.ids import uuid7
 from libs.nats import Bus
 from services.mesh.bus import JetStream
 from services.mesh.columns import COLUMNS
-from services.mesh.log_store import KEEPER, NOTE, PgLog
+from services.mesh.log_store import PgLog
 from services.mesh.model import ROTATED, STATE_UPDATED, Logged, Publication, PublicHalf, Seen
 from services.mesh.ports import KeyStore, Log, Stream, Vault
 from services.mesh.service import Halves, SigningKeys
@@ -181,6 +179,18 @@ async def test_a_revoked_current_key_has_a_successor_in_the_same_step(store: Key
     assert not gone.verifies(at)
 
 
+async def test_a_key_that_began_to_sign_meanwhile_is_not_revoked_without_a_successor(store: KeyStore) -> None:
+    domain, at = uuid7(), now()
+    await store.remember(domain, half(1))
+    pending = await store.begin_rotation(domain, half(2), datetime.timedelta(minutes=10), at)
+    await store.activate(pending, at)
+    with pytest.raises(Stale):
+        await store.revoke(pending, None, at)
+    current = (await store.keys([domain]))[domain].current
+    assert current is not None
+    assert current.kid == pending.kid
+
+
 async def test_of_concurrent_asks_one_announces(store: KeyStore) -> None:
     domain, at, quiet = uuid7(), now(), datetime.timedelta(seconds=10)
     events: list[tuple[str, dict[str, Any]]] = [(ROTATED, {}), (STATE_UPDATED, {})]
@@ -290,72 +300,12 @@ async def test_what_was_published_between_is_as_much_as_was_asked_for(log: Log) 
     assert await log.between(highest + 1, 2**63 - 1, now() + datetime.timedelta(seconds=1), 9, 10**6) == []
 
 
-@asynccontextmanager
-async def taken(pool: asyncpg.Pool, sequence: int) -> AsyncIterator[None]:
-    """Hold a place for the block, without committing."""
-    async with pool.acquire() as lent:
-        held = lent.transaction()
-        await held.start()
-        await lent.execute("INSERT INTO mesh.event_positions (sequence, id) VALUES ($1, $2)", sequence, uuid7())
-        try:
-            yield
-        finally:
-            await held.rollback()
-
-
-async def test_a_place_is_noted_in_time_or_not_at_all(pools: Pools) -> None:
-    log, row, clock = PgLog(pools[0]), logged(uuid7()), asyncio.get_running_loop().time
-    await log.append([row])
-    place, began = await log.highest() + 1, clock()
-    async with taken(pools[1], place):
-        with pytest.raises(DatastoreUnavailable):
-            await log.note([(place, row.id)], 0.4)
-        assert clock() - began < 1.5
-        # Also when whoever asked is gone.
-        async with pools[0].acquire() as lent:
-            with pytest.raises(asyncpg.QueryCanceledError):
-                await lent.execute(NOTE.format(ms=400, places=place, ids=row.id))
-        assert clock() - began < 3
-        await asyncio.sleep(began + 3 - clock())
-    await asyncio.sleep(0.5)
-    assert (await log.find([row.id]))[row.id].sequence is None
-    await log.note([(place, row.id)], 2)
-
-
-async def test_the_wait_for_a_connection_counts(pools: Pools) -> None:
-    log, row = PgLog(pools[0]), logged(uuid7())
-    await log.append([row])
-    place = await log.highest() + 1
-    async with AsyncExitStack() as lent:
-        for _ in range(pools[0].get_max_size()):
-            await lent.enter_async_context(pools[0].acquire())
-        async with asyncio.timeout(5):
-            with pytest.raises(DatastoreUnavailable):
-                await log.note([(place, row.id)], 0.4)
-
-
 async def test_one_replica_keeps_the_stream(pools: Pools) -> None:
     one, other = PgLog(pools[0]), PgLog(pools[1])
     async with one.leading() as leads, other.leading() as follows:
         assert [await leads(), await leads(), await follows()] == [True, True, False]
     async with other.leading() as leads:
         assert await leads()
-
-
-async def test_who_loses_its_connection_loses_the_lead(pools: Pools) -> None:
-    one, other = PgLog(pools[0]), PgLog(pools[1])
-    sql = "SELECT pid FROM pg_locks WHERE locktype = 'advisory' AND objid = hashtext($1)::oid"
-
-    async def lose() -> None:
-        async with one.leading() as leads:
-            assert await leads()
-            await pools[1].execute("SELECT pg_terminate_backend($1, 5000)", await pools[1].fetchval(sql, KEEPER))
-            async with other.leading() as follows:
-                assert await follows()
-            await leads()
-
-    with pytest.raises(DatastoreUnavailable):
-        await lose()
 
 
 @pytest.mark.parametrize(

@@ -274,6 +274,23 @@ async def test_of_a_revoked_current_key_another_takes_the_place_at_once() -> Non
         assert [kind for _, kind, _ in desk.keys.outbox] == [STATE_UPDATED]
 
 
+async def test_a_pending_key_that_is_activated_while_it_is_revoked_leaves_no_domain_without_a_key() -> None:
+    async with opened() as desk:
+        desk.stream.broken = True
+        with pytest.raises(EventBusUnavailable):
+            await desk.signing.rotate(OPERATOR, desk.domain, WEEK)
+        pending, revoke = (await desk.keys.pending(desk.clock.now()))[0], desk.keys.revoke
+
+        async def overtaken(key: SigningKey, successor: PublicHalf | None, at: datetime.datetime) -> None:
+            await desk.keys.activate(pending, at)
+            await revoke(key, successor, at)
+
+        desk.keys.revoke = overtaken  # type: ignore[method-assign]
+        revoked, current = await desk.signing.revoke(OPERATOR, desk.domain, pending.kid)
+        assert (revoked.kid, current.version) == (pending.kid, 3)
+        assert len(desk.keys.outbox) == 1
+
+
 async def test_without_the_relation_nothing_changes_and_a_row_says_so() -> None:
     async with opened() as desk:
         desk.authority.granted = set()
