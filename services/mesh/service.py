@@ -13,7 +13,7 @@ import json
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid5
 
 import structlog
 
@@ -33,10 +33,12 @@ from libs.errors import (
     SigningKeyRevoked,
     SigningUnavailable,
     Stale,
+    TooMany,
     Unprocessable,
 )
 from libs.ids import uuid7
 from libs.principal import Principal
+from services.mesh.budget import Budget
 from services.mesh.model import ROTATED, STATE_UPDATED, TYPES, Event, Keys, PublicHalf, SigningKey
 from services.mesh.ports import Audit, Authority, Fleet, KeyStore, Publishing, Vault
 
@@ -250,6 +252,7 @@ class OperatorEvents:
     fleet: Fleet
     publisher: Publishing
     clock: Clock
+    budget: Budget = field(default_factory=Budget)
 
     async def publish(
         self, caller: Principal, domain_id: UUID, kind: str, scope: str, payload: str
@@ -283,6 +286,8 @@ class OperatorEvents:
         if reserved:
             context = {**record.context, "mesh": [EventTypeReserved.code]}
             record = replace(record, reason="caveat_violation", context=context)
+        elif reason == GRANTED:
+            await self._spend(domain_id, payload)
         await self.audit.record(record)
         decision.require()
         if reason != GRANTED:
@@ -290,6 +295,19 @@ class OperatorEvents:
         if genuine is None:
             raise EventTypeReserved
         return event.id, await self.publisher.publish(replace(event, payload=genuine))
+
+    async def _spend(self, domain_id: UUID, payload: str) -> None:
+        now = self.clock.now()
+        try:
+            self.budget.spend(domain_id, len(payload.encode(errors="surrogatepass")), now)
+        except TooMany as refused:
+            # One row a Domain and minute: whoever has spent the budget must not fill the chain instead.
+            minute = now.strftime("%Y-%m-%dT%H:%MZ")
+            row = _record(domain_id, "event.publish_limited", None, "caveat_violation", domain_id)
+            context = {"mesh": [refused.code], "minute": [minute]}
+            once = uuid5(domain_id, f"event.publish_limited/{minute}")
+            await self.audit.record(replace(row, context=context, idempotency_key=once))
+            raise
 
     def _genuine(self, keys: Keys, payload: str) -> str | None:
         """Return mesh's own announcement of the rotation under way when a payload says the same, else None."""
