@@ -313,3 +313,33 @@ async def test_an_acknowledged_publish_survives_the_broker(arena: Arena) -> None
 
             await eventually(published, 20)
     assert len(listener.ids) == len(listener.heard)
+
+
+async def test_a_stream_at_the_end_of_all_numbers_is_cried_out_until_an_operator_deletes_it(arena: Arena) -> None:
+    dba = await arena.world.superuser()
+    body = {"type": "action_request", "scope": arena.scope}
+
+    async def status() -> int:
+        return (await arena.operator.call("POST", f"/v1/domains/{arena.domain}/events", body)).status
+
+    async def cried_out() -> bool:
+        return b"stream.too_far" in arena.world.logs()["mesh.log"]
+
+    async def published() -> bool:
+        return await status() == 202
+
+    async with arena.listen() as listener:
+        await listener.until(await arena.publish())
+        highest = await dba.fetchval("SELECT max(sequence) FROM mesh.event_positions")
+        await arena.broker.api(f"STREAM.PURGE.{STREAM}", {"seq": 2**63 - 1})
+        await eventually(cried_out)
+        assert [await status() for _ in range(3)] == [503] * 3
+        # Somebody else's may have come in between.
+        assert await dba.fetchval("SELECT max(sequence) FROM mesh.event_positions") < highest + 1000
+        await arena.broker.api(f"STREAM.DELETE.{STREAM}")
+        await eventually(published)
+        await listener.until(await arena.publish())
+    assert len(listener.ids) == len(listener.heard)
+    assert await dba.fetchval("SELECT max(sequence) FROM mesh.event_positions") < highest + 1000
+    assert await injected(arena, await arena.broker.last()) == []
+    await dba.close()
