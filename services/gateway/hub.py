@@ -25,6 +25,8 @@ from services.gateway.stream import BEAT, LIVE, Stream
 BACK_S = 300
 BEAT_S = 25
 RETRY_S = 0.25
+# What the gate says also of a Domain whose keys mesh cannot tell.
+UNTOLD = "unknown_key"
 PULSE_EVERY_S = 0.5
 PULSES = 2
 # A connection that has not taken this much is one whose client does not read.
@@ -114,8 +116,11 @@ class Hub:
                 return
             passage = await self.gate.admit(messages, self.ring.position, self.wall_ns(), until)
             # Reading what was sent meanwhile, some of it is found too late. That is nobody's attack, and nobody has it.
-            late = set() if self._read_up else await self.gate.late(passage.refused)
+            untold = [one for one in passage.refused if one.reason == UNTOLD and one.domain_id not in passage.trusted]
+            late = await self.gate.late(untold if self._read_up else passage.refused)
             self._refuse(passage, late)
+            # Mesh could not tell their keys, and did publish these: their nodes come back for what they could not have.
+            self._end_domains({one.domain_id for one in untold if one.late in late})
             for domain_id, trusted in passage.trusted.items():
                 self.ring.untrust(domain_id, trusted)
                 if trusted:
@@ -239,6 +244,11 @@ class Hub:
         for stream in list(self._streams.values()):
             if stream.digest == digest:
                 stream.end("revoked")
+
+    def _end_domains(self, domain_ids: Collection[UUID | None]) -> None:
+        for stream in list(self._streams.values()) if domain_ids else ():
+            if stream.place.domain_id in domain_ids:
+                stream.end("unavailable")
 
     def _fail(self, cause: str) -> None:
         if self._streams:

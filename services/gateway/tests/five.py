@@ -37,6 +37,7 @@ class FakeMesh:
     floor: int = 0
     down: set[str] = field(default_factory=set)
     trusts: dict[UUID, dict[str, Trust]] = field(default_factory=dict)
+    untold: set[UUID] = field(default_factory=set)
     bug: Exception | None = None
     checks: int = 0
     gaps: list[int] = field(default_factory=list)
@@ -130,7 +131,7 @@ class FakeMesh:
 
     async def trust(self, domain_ids: Collection[UUID]) -> Mapping[UUID, Mapping[str, Trust]]:
         self._check("keys")
-        return {domain_id: self.trusts.get(domain_id, {}) for domain_id in domain_ids}
+        return {domain_id: self.trusts.get(domain_id, {}) for domain_id in domain_ids if domain_id not in self.untold}
 
     def _check(self, name: str) -> None:
         if name in self.down:

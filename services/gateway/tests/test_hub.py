@@ -186,6 +186,38 @@ async def test_a_bug_in_reading_is_an_outage_and_not_the_end_of_the_edge(desk: D
     await until(lambda: back.sequences == [sent], 2)
 
 
+@pytest.mark.parametrize("genuine", [True, False])
+async def test_a_domain_whose_keys_cannot_be_told_misses_what_was_published_and_no_other_suffers(
+    *, genuine: bool
+) -> None:
+    bench = Bench()
+    mesh, scope = bench.mesh, f"domain:{bench.mesh.domain}"
+    its, other = (
+        Stream(
+            node, Place(domain, uuid7()), "", "", cast("Any", FakeTransport()), chunked=True,
+            ended=asyncio.get_running_loop().create_future(),
+        )
+        for node, domain in ((NODE, mesh.domain), (OTHER, uuid7()))
+    )  # fmt: skip
+    mesh.put(mesh.sign())
+    async with reading(bench):
+        bench.hub.open(its)
+        bench.hub.open(other)
+        mesh.untold = {mesh.domain}
+        place = mesh.put(mesh.sign()) if genuine else forged(bench)
+        await until(lambda: its.ended.done() if genuine else bool(bench.hub.refusals._waiting), 2)
+        assert (its.ended.done(), other.ended.done(), bench.hub.ready) == (genuine, False, True)
+        assert sequences(bench) == [1]
+        # Who resumes before it reconciles; a forgery makes nobody do so, and is an attack.
+        assert bench.hub.ring.complete(mesh.domain, (scope,), place - 1) is not genuine
+        assert await reasons(bench) == (set() if genuine else {"unknown_key"})
+
+
+def forged(bench: Bench) -> int:
+    subject = f"events.{bench.mesh.domain}.domain.{bench.mesh.domain}.action_request"
+    return bench.mesh.put(bench.mesh.sign(key=SigningKey.generate()), subject, logged=False)
+
+
 async def test_a_flood_that_is_slow_to_read_holds_up_neither_others_nor_events() -> None:
     bench, slow = Bench(), b'{"a":[' + b"1," * 29_000 + b"1]}"
     mesh = bench.mesh
