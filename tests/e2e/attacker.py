@@ -117,19 +117,24 @@ def signed(envelope: JSON, key: Ed25519PrivateKey) -> bytes:
     return wire({**envelope, "signature": base64.b64encode(key.sign(canonical(text))).decode()})
 
 
-async def sign_in_vault(world: World, domain_id: str, envelope: JSON, version: int = 0) -> bytes:
-    """Sign an envelope with a version of the Domain's own key, the newest for 0, as who holds OpenBao could."""
-    text = wire({**envelope, "signature": ""}).decode()
-    context = tls_of(world)
+async def ask_vault(world: World, path: str, body: JSON) -> JSON:
+    """Write to OpenBao as who holds it could."""
     base = world.env["PLEX_OPENBAO_ADDR"]
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as http:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls_of(world))) as http:
         login = {"name": world.env["PLEX_OPENBAO_ROLE"]}
         async with http.post(f"{base}/v1/auth/cert/login", json=login) as answer:
             token = (await answer.json())["auth"]["client_token"]
-        body = {"input": base64.b64encode(canonical(text)).decode(), "key_version": version}
-        path = f"{base}/v1/transit-mesh/sign/evk-{domain_id}"
-        async with http.post(path, json=body, headers={"X-Vault-Token": token}) as answer:
-            found: dict[str, Any] = await answer.json()
+        async with http.post(f"{base}/v1/{path}", json=body, headers={"X-Vault-Token": token}) as answer:
+            assert answer.status < 300, await answer.text()
+            found: JSON = await answer.json() if answer.status == 200 else {}
+    return found
+
+
+async def sign_in_vault(world: World, domain_id: str, envelope: JSON, version: int = 0) -> bytes:
+    """Sign an envelope with a version of the Domain's own key, the newest for 0, as who holds OpenBao could."""
+    text = wire({**envelope, "signature": ""}).decode()
+    body = {"input": base64.b64encode(canonical(text)).decode(), "key_version": version}
+    found = await ask_vault(world, f"transit-mesh/sign/evk-{domain_id}", body)
     signature = found["data"]["signature"].rsplit(":", 1)[1]
     return wire({**envelope, "signature": signature})
 

@@ -3,11 +3,12 @@
 import asyncio
 import base64
 import datetime
+import json
 from typing import Any
 
 import pytest
 
-from tests.e2e.attacker import eventually, sign_in_vault
+from tests.e2e.attacker import ask_vault, eventually, sign_in_vault
 from tests.e2e.conftest import Scene
 from tests.e2e.listener import Listener, publish, verdict
 from tests.e2e.outside import JSON, Edge
@@ -113,6 +114,27 @@ async def test_an_announcement_that_waits_until_its_key_is_gone_holds_nothing_up
     assert {one.verdict for one in node.heard} == {"ok"}
     reasons = [one.envelope["payload"].get("reason") for one in node.heard]
     assert ("signing_key_revoked" in reasons) is (end == "was revoked")
+
+
+async def test_a_domain_whose_key_was_made_exportable_stops_and_no_other_does(arena: Arena, story: Story) -> None:
+    genuine = await say(story)
+    _, subject, data = await arena.broker.find(genuine)
+    forged = [await sign_in_vault(arena.world, story.domain_id, fresh(json.loads(data))) for _ in range(5)]
+    await ask_vault(arena.world, f"transit-mesh/keys/evk-{story.domain_id}/config", {"exportable": True})
+    # What mesh knows of the key it asked for once.
+    await arena.world.restart("mesh")
+    async with arena.listen() as listener:
+        await listener.until(await arena.publish())
+        connections = len(listener.statuses)
+        before = await arena.refused()
+        for envelope in forged:
+            await arena.broker.put(subject, envelope)
+            await listener.until(await arena.publish())
+        assert len(listener.statuses) == connections
+    assert await arena.refused() - before == {"unknown_key": len(forged)}
+    body = {"type": "action_request", "scope": f"domain:{story.domain_id}"}
+    refused = await story.operator.call("POST", f"/v1/domains/{story.domain_id}/events", body)
+    assert (refused.status, refused.code) == (503, "signing_unavailable")
 
 
 async def test_a_revoked_key_counts_for_nothing_at_once_and_nodes_are_told_what_to_do(story: Story) -> None:
