@@ -168,8 +168,8 @@ MUTANTS = (
     Mutant(
         "F-1 what was lost is mended",
         "services/mesh/keeper.py",
-        "        doubted = self.doubtful.is_set()\n",
-        "        return\n        doubted = self.doubtful.is_set()\n",
+        "        self._doubted |= self.doubtful.is_set()\n",
+        "        return\n        self._doubted |= self.doubtful.is_set()\n",
         THREATS + "mesh/test_broker.py",
     ),
     Mutant(
