@@ -231,6 +231,8 @@ async def test_who_is_revoked_while_it_does_not_read_gets_nothing_of_what_comes_
     desk.bench.hub.end_node(NODE, "revoked")
     after = [desk.publish() for _ in range(3)]
     await until(lambda: desk.bench.hub.ring.position == after[-1], 2)
+    # What had not left is dropped, and the connection does not wait for who never reads.
+    await until(lambda: stream.transport.get_write_buffer_size() == 0, 1)
     got = await parked.rest()
     assert b"HTTP/1.1 200 OK" in got
     assert not any(b"id: %d\n" % sequence in got for sequence in after)

@@ -177,11 +177,11 @@ async def test_a_bug_in_reading_is_an_outage_and_not_the_end_of_the_edge(desk: D
     listener, mesh = await desk.listen(), desk.bench.mesh
     mesh.bug = ValueError("Value out of range")
     sent = mesh.put(mesh.sign())
-    await until(lambda: listener.ended, 2)
+    await until(lambda: listener.ended, 10)
     answer = await desk.client.get(f"/v1/nodes/{NODE}/events", headers=bearer(NODE))
     assert await problem(answer) == (503, "event_stream_unavailable")
     mesh.bug = None
-    await until(lambda: desk.bench.hub.ready, 2)
+    await until(lambda: desk.bench.hub.ready, 10)
     back = await desk.listen(after=str(sent - 1))
     await until(lambda: back.sequences == [sent], 2)
 
@@ -226,12 +226,13 @@ async def test_a_flood_that_is_slow_to_read_holds_up_neither_others_nor_events()
         mesh.put(slow, f"events.{mesh.domain}.domain.{mesh.domain}.action_request", logged=False)
         if turn % 100 == 0:
             mesh.put(mesh.sign())
-    began = last = time.perf_counter()
+    # Work, and not time: others share this machine.
+    began = last = time.thread_time()
     longest = 0.0
     reader = asyncio.ensure_future(bench.hub.run())
     while not bench.hub.ready:
         await asyncio.sleep(0.001)
-        now = time.perf_counter()
+        now = time.thread_time()
         longest, last = max(longest, now - last), now
     reader.cancel()
     assert [one.sequence for one in everything(bench)] == sorted(mesh.log)
