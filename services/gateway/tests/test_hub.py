@@ -240,6 +240,7 @@ async def test_a_flood_that_is_slow_to_read_holds_up_neither_others_nor_events()
     assert last - began < 15
     assert longest < 0.3
     # What was not read, and was published, is nobody's attack.
+    assert sum(bench.refusals._counts.values()) == 2000
     assert await reasons(bench) == {"missing_member", "unread"}
 
 
