@@ -173,6 +173,29 @@ MUTANTS = (
         THREATS + "mesh/test_broker.py",
     ),
     Mutant(
+        "F-1 what is withheld comes from the log",
+        "services/gateway/hub.py",
+        "            await self._take((), owed)\n",
+        "            pass\n",
+        THREATS + "mesh/test_withheld.py::test_what_is_acknowledged_and_not_brought_comes_from_the_log",
+    ),
+    Mutant(
+        "F-1 a place that cannot come next is not noted",
+        "services/mesh/publisher.py",
+        "        if not comes_next(places[0], highest):\n",
+        "        if False:\n",
+        THREATS
+        + "mesh/test_broker.py::test_a_stream_at_the_end_of_all_numbers_is_cried_out_until_an_operator_deletes_it",
+        (("services/mesh/keeper.py", "        if not comes_next(places[0], highest):\n", "        if False:\n"),),
+    ),
+    Mutant(
+        "F-1 what a node is denied is recorded",
+        "services/gateway/denials.py",
+        "        if action is None:\n",
+        "        if True:\n",
+        THREATS + "mesh/test_streams.py::test_another_nodes_path_is_refused_and_recorded_once",
+    ),
+    Mutant(
         "F-2 audit before bytes",
         "services/secrets/service.py",
         "        await self.audit.record(decided(caller, found, wanted, reason))\n",
