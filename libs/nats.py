@@ -10,7 +10,6 @@ import ssl
 from collections.abc import AsyncIterator
 from typing import Any
 
-import nats
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -29,6 +28,17 @@ NO_END_S = 24 * 3600
 
 log = structlog.get_logger()
 JSON = dict[str, Any]
+
+
+class Tolerant(Client):
+    """The library's client; a message whose headers cannot be read has none, and does not end the connection."""
+
+    async def _process_headers(self, headers: bytes) -> dict[str, str] | None:
+        try:
+            found: dict[str, str] | None = await super()._process_headers(headers)
+        except (IndexError, ValueError):
+            return None
+        return found
 
 
 class Bus:
@@ -109,22 +119,24 @@ class Bus:
             # What the broker calls an error closes the client for good, and it does not come back by itself.
             end()
 
-        return await nats.connect(
-            self._settings.address,
-            tls=context,
-            inbox_prefix=self.inbox.encode(),
-            allow_reconnect=True,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=RETRY_S,
-            connect_timeout=self._settings.timeout_s,
-            ping_interval=5,
-            max_outstanding_pings=1,
-            pending_size=0,
-            error_cb=failed,
-            disconnected_cb=lost,
-            reconnected_cb=back,
-            closed_cb=closed,
-        )
+        options: dict[str, Any] = {
+            "tls": context,
+            "inbox_prefix": self.inbox.encode(),
+            "allow_reconnect": True,
+            "max_reconnect_attempts": -1,
+            "reconnect_time_wait": RETRY_S,
+            "connect_timeout": self._settings.timeout_s,
+            "ping_interval": 5,
+            "max_outstanding_pings": 1,
+            "pending_size": 0,
+            "error_cb": failed,
+            "disconnected_cb": lost,
+            "reconnected_cb": back,
+            "closed_cb": closed,
+        }
+        client = Tolerant()
+        await client.connect(self._settings.address, **options)
+        return client
 
     async def request(self, subject: str, body: JSON) -> JSON:
         """Ask JetStream's API; raises EventBusUnavailable for no answer. An `error` in the answer is the caller's."""

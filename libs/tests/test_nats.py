@@ -6,6 +6,7 @@ import ssl
 from collections.abc import AsyncIterator
 
 import pytest
+from nats.aio.msg import Msg
 
 from libs.errors import EventBusUnavailable
 from libs.nats import Bus
@@ -88,6 +89,22 @@ async def test_whatever_the_broker_says_the_connection_comes_back(hostile: tuple
     broker.say(ERRORS[error])
     await connected(bus, before)
     await bus.ping()
+
+
+async def test_a_message_with_headers_that_cannot_be_read_is_one_without(hostile: tuple[Hostile, Bus]) -> None:
+    broker, bus = hostile
+    before, heard = bus.generation, list[dict[str, str] | None]()
+
+    async def hear(message: Msg) -> None:
+        heard.append(message.headers)
+
+    await bus.client.subscribe("_INBOX.mesh.x", cb=hear)
+    await bus.ping()
+    broker.say(b"HMSG _INBOX.mesh.x 1 8 10\r\nNATS/1.0{}\r\n")
+    await bus.ping()
+    await asyncio.sleep(0.05)
+    assert heard == [None]
+    assert bus.generation == before
 
 
 async def test_a_late_answer_does_not_end_the_reader(hostile: tuple[Hostile, Bus]) -> None:

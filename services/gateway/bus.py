@@ -120,7 +120,9 @@ class Reader:
 
     async def _take(self, message: Msg) -> None:
         headers = message.headers or {}
-        status = headers.get("Status", "")
+        found = PLACE.fullmatch(message.reply)
+        # What comes from the stream is no word of the broker's own, whatever its headers say.
+        status = "" if found else headers.get("Status", "")
         if status == ALIVE:
             pass
         elif status in OVER:
@@ -132,7 +134,7 @@ class Reader:
                 self._over = "more is left than was asked for"
         elif status:
             self._over = status
-        elif not (found := PLACE.fullmatch(message.reply)) or not 0 < int(found[1]) <= LAST_PLACE:
+        elif not found or not 0 < int(found[1]) <= LAST_PLACE:
             self._over = "a message without a place"
         elif self._granted <= 0:
             self._over = "more came than was asked for"

@@ -256,7 +256,8 @@ class Gate:
             # What the log brings back is believed no more than what the stream brings.
             filled = [entry for row in missing if (entry := _read(_message(row), now_ns, passage.refused))]
             passage.admitted.extend(await self._signed(filled, now_ns, passage))
-            passage.admitted.sort(key=lambda one: one.sequence)
+        # In the order of the log, in whatever order they were brought.
+        passage.admitted.sort(key=lambda one: one.sequence)
         passage.reached = max(passage.reached, *there, *(row.sequence for row in missing), 0)
 
     async def _settled(self, seen: list[Seen], verdicts: list[Verdict]) -> list[Verdict]:

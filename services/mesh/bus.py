@@ -30,6 +30,9 @@ SETTINGS: dict[str, Any] = {
     # A flood by who holds the broker must not fill the disk; what it pushes out comes from the log.
     "max_bytes": 2 * 1024**3,
     "discard": "old",
+    "max_msgs": -1,
+    "max_msgs_per_subject": -1,
+    "no_ack": False,
     # An envelope is 60,000 bytes at most; subject and headers come on top.
     "max_msg_size": 65_536,
     # What is published together is stored together, with one write to the disk.
@@ -40,6 +43,8 @@ SETTINGS: dict[str, Any] = {
     "allow_direct": True,
     "allow_rollup_hdrs": False,
 }
+# Settings that are not ours and would change what is stored, or end that anything is.
+FOREIGN = ("sealed", "subject_transform", "republish", "mirror", "sources")
 CONSUMER: dict[str, Any] = {
     "ack_policy": "none",
     "replay_policy": "instant",
@@ -83,7 +88,10 @@ class JetStream:
             return None
         try:
             state = _checked(answer)["state"]
-            return StreamState(int(state["first_seq"]), int(state["last_seq"]), tuple(state.get("deleted") or ()))
+            deleted, config = tuple(state.get("deleted") or ()), answer["config"]
+            ours = all(config.get(name, False) == value for name, value in SETTINGS.items())
+            ours = ours and not any(config.get(name) for name in FOREIGN)
+            return StreamState(int(state["first_seq"]), int(state["last_seq"]), deleted, ours)
         except (ValueError, KeyError, TypeError) as error:
             raise EventBusUnavailable("the broker's answer cannot be read") from error
 

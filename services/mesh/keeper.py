@@ -95,7 +95,7 @@ class Keeper:
             # The broker does not go back, and nothing that it gives from there on is believed.
             log.error("stream.too_far", last=state.last, noted=highest, action=TOO_FAR)
             return
-        if state is None or not self._created:
+        if state is None or not state.ours or not self._created:
             # Also for a stream that is there: its settings are made what they should be.
             await self.stream.create(highest + 1)
             self._created = True

@@ -154,3 +154,5 @@ class StreamState:
     first: int
     last: int
     deleted: tuple[int, ...] = ()
+    # Whether its settings are those that mesh gave it.
+    ours: bool = True

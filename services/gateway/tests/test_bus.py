@@ -94,6 +94,18 @@ async def test_what_the_consumer_brings_is_handed_on_with_its_place() -> None:
     assert [message.sequence for message in broker.read] == [7, 2**63 - 1]
 
 
+@pytest.mark.parametrize("status", ["100", "408", "409", "\u00b2"])
+async def test_a_stored_message_does_not_speak_for_the_broker(status: str) -> None:
+    broker = FakeBus()
+    async with reading(broker, opened()) as task:
+        stored = at(7)
+        stored.headers = {"Status": status, "Nats-Pending-Messages": "999999999"}
+        await broker.bring(stored)
+        await until(lambda: len(broker.read) == 1, 1)
+        assert not task.done()
+    assert broker.read[0].sequence == 7
+
+
 JUNK = {
     "no place": FakeMsg(),
     "a place of something else": FakeMsg("_INBOX.mesh.x"),

@@ -227,6 +227,14 @@ async def test_what_the_stream_lost_comes_from_the_log_in_its_place() -> None:
     assert [one.sequence for one in found.admitted] == [1, 2, 3, 4]
 
 
+async def test_what_is_brought_out_of_order_is_let_through_in_order() -> None:
+    bench = Bench()
+    for _ in range(3):
+        bench.mesh.put(bench.mesh.sign())
+    found = await bench.gate.admit([bench.mesh.messages[at] for at in (2, 0, 1)], 0, time.time_ns())
+    assert [one.sequence for one in found.admitted] == [1, 2, 3]
+
+
 async def test_what_the_log_holds_is_verified_all_the_same() -> None:
     bench = Bench()
     bench.mesh.put(bench.mesh.sign(key=OTHER), lost=True)

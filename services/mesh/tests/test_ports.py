@@ -16,7 +16,7 @@ from libs.columns import guard_columns
 from libs.errors import EventBusUnavailable, RotationUnderWay, SigningUnavailable, Stale
 from libs.ids import uuid7
 from libs.nats import Bus
-from services.mesh.bus import JetStream
+from services.mesh.bus import SETTINGS, STREAM, JetStream
 from services.mesh.columns import COLUMNS
 from services.mesh.log_store import PgLog
 from services.mesh.model import ROTATED, STATE_UPDATED, Logged, Publication, PublicHalf, Seen
@@ -357,6 +357,30 @@ async def test_the_settings_of_a_stream_that_is_there_are_made_right(stream: Str
     before = await stream.state()
     await stream.create(1)
     assert await stream.state() == before
+
+
+CHANGED: dict[str, dict[str, Any]] = {
+    "nothing is acknowledged": {"no_ack": True},
+    "no batches": {"allow_atomic": False},
+    "full after one": {"discard": "new", "max_msgs": 1},
+    "one a subject": {"max_msgs_per_subject": 1},
+    "other subjects": {"subjects": ["foo.>"]},
+    "subjects changed on the way": {"subject_transform": {"src": "events.>", "dest": "events.x.>"}},
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+async def test_settings_that_somebody_changed_are_noticed_and_made_right(bus: Bus, change: dict[str, Any]) -> None:
+    stream = JetStream(bus)
+    await stream.create(1)
+    await bus.request(f"$JS.API.STREAM.UPDATE.{STREAM}", SETTINGS | change)
+    state = await stream.state()
+    assert state is not None
+    assert not state.ours
+    await stream.create(1)
+    state = await stream.state()
+    assert state is not None
+    assert state.ours
 
 
 async def test_the_columns_are_the_declared_ones(pools: Pools) -> None:

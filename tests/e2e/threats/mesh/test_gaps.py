@@ -44,4 +44,6 @@ async def test_a_gap_that_no_answer_can_hold_is_filled_all_the_same(arena: Arena
         await node.until(last_one)
     assert {one.verdict for one in node.heard} == {"ok"}
     assert len(node.ids) == len(node.heard)
-    assert await arena.refused() - before == {}
+    # Forgeries of other tests may still be counted; nothing of mesh's own may be taken for a replay or a change.
+    refused = await arena.refused() - before
+    assert not refused.keys() & {"nonce_unknown", "nonce_altered", "nonce_pending", "too_long", "unread"}
