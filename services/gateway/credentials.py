@@ -8,7 +8,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from aiohttp import web
 
@@ -71,6 +71,14 @@ class Standing:
     agent: bool
 
 
+class Key(NamedTuple):
+    """What an assertion is kept under: the credential as what it was believed, and for which service."""
+
+    kind: pb.CredentialKind.ValueType
+    digest: str
+    audience: str
+
+
 @dataclass(frozen=True)
 class Kept:
     """An assertion, whom it is about, and until when it may be used again (monotonic seconds)."""
@@ -84,12 +92,15 @@ class Kept:
 
 @dataclass
 class AssertionCache:
-    """Assertions of the last five seconds; empty and closed while the revocation feed is silent."""
+    """Assertions of the last five seconds; empty and closed while the revocation feed is silent.
+
+    The credential's kind is part of the key: what was believed as a cookie is not a bearer.
+    """
 
     clock: Callable[[], float] = time.monotonic
     generation: int = 0
     _heard: float = float("-inf")
-    _kept: OrderedDict[tuple[str, str], Kept] = field(default_factory=OrderedDict)
+    _kept: OrderedDict[Key, Kept] = field(default_factory=OrderedDict)
     _standings: OrderedDict[str, Kept] = field(default_factory=OrderedDict)
 
     @property
@@ -108,9 +119,9 @@ class AssertionCache:
         self._heard = float("-inf")
         self.forget(lambda _: True)
 
-    def get(self, digest: str, audience: str) -> str | None:
+    def get(self, key: Key) -> str | None:
         """Return a kept assertion that may be used again."""
-        kept = self._kept.get((digest, audience))
+        kept = self._kept.get(key)
         return kept.assertion if kept and self.open and self.clock() < kept.until else None
 
     def standing(self, node_id: str) -> Standing | None:
@@ -118,21 +129,19 @@ class AssertionCache:
         kept = self._standings.get(node_id)
         return kept.standing if kept and self.open and self.clock() < kept.until else None
 
-    def put(
-        self, digest: str, audience: str, assertion: str, generation: int, standing: Standing | None = None
-    ) -> None:
+    def put(self, key: Key, assertion: str, generation: int, standing: Standing | None = None) -> None:
         """Keep an assertion, unless something was revoked since `generation`: it may have been this credential."""
         if not self.open or generation != self.generation:
             return
-        kept = Kept(assertion, digest, subjects_of(assertion), self.clock() + KEPT_S, standing)
+        kept = Kept(assertion, key.digest, subjects_of(assertion), self.clock() + KEPT_S, standing)
         if standing is not None:
             for node_id in kept.subjects:
                 self._standings[node_id] = kept
                 self._standings.move_to_end(node_id)
             while len(self._standings) > MOST_KEPT:
                 self._standings.popitem(last=False)
-        self._kept[digest, audience] = kept
-        self._kept.move_to_end((digest, audience))
+        self._kept[key] = kept
+        self._kept.move_to_end(key)
         while len(self._kept) > MOST_KEPT:
             self._kept.popitem(last=False)
 
@@ -181,8 +190,8 @@ class Authenticator:
 
         With `standing`, where the node stands is asked for in the same call and kept beside the assertion.
         """
-        digest = digest_of(credential.value)
-        kept = self._cache.get(digest, audience)
+        key = Key(credential.kind, digest_of(credential.value), audience)
+        kept = self._cache.get(key)
         if kept and not (standing and credential.node and self._cache.standing(str(credential.node.node_id)) is None):
             return kept
         self._bad_bearers.check(address)
@@ -197,5 +206,5 @@ class Authenticator:
             raise
         found = answer.standing if answer.HasField("standing") else None
         stands = Standing(found.domain_id, found.project_id, found.agent) if found else None
-        self._cache.put(digest, audience, answer.assertion, generation, stands)
+        self._cache.put(key, answer.assertion, generation, stands)
         return str(answer.assertion)

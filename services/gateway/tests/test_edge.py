@@ -9,6 +9,7 @@ import pytest
 
 from libs import errors
 from plexsphere.identity.v1 import enrolment_pb2
+from services.gateway.credentials import AssertionCache
 from services.gateway.settings import Rate
 from services.gateway.tests.fakes import (
     BEAT,
@@ -18,6 +19,7 @@ from services.gateway.tests.fakes import (
     ENROL,
     HEARTBEAT,
     NODE,
+    NODE_BEARER,
     NODE_ID,
     OPERATOR,
     ORIGIN,
@@ -185,6 +187,36 @@ async def test_an_address_that_guesses_or_floods_is_refused(peer: FakePeer, tmp_
     assert [answer.status for answer in answers] == [201, 201, 429]
     assert int(answers[-1].headers["Retry-After"]) >= 1
     assert (await answers[0].json())["peer_snapshot"] == []
+    await client.close()
+
+
+def as_cookie(value: str) -> dict[str, str]:
+    return {"Cookie": f"plexsphere_session={value}"}
+
+
+@pytest.mark.parametrize(
+    ("path", "believed", "other"),
+    [
+        ("/v1/auth/whoami", as_cookie("s"), {"Authorization": "Bearer s"}),
+        ("/v1/auth/whoami", {"Authorization": "Bearer s"}, as_cookie("s")),
+        (f"/v1/nodes/{NODE_ID}/state", NODE, as_cookie(NODE_BEARER)),
+    ],
+    ids=["a cookie as a bearer", "a bearer as a cookie", "a node bearer as a cookie"],
+)
+async def test_what_was_believed_is_no_other_kind_even_from_memory(
+    peer: FakePeer, tmp_path: Path, path: str, believed: dict[str, str], other: dict[str, str]
+) -> None:
+    cache = AssertionCache()
+    cache.heard()
+    client = await start(peer, tmp_path, cache=cache)
+    await client.get(path, headers=believed)
+
+    def refuse(_: Any) -> Any:
+        raise errors.Unauthenticated
+
+    peer.answers["Authenticate"] = refuse
+    assert (await client.get(path, headers=believed)).status != 401, "it is remembered"
+    assert (await client.get("/v1/auth/whoami", headers=other)).status == 401
     await client.close()
 
 

@@ -3,12 +3,14 @@ from collections import OrderedDict
 import pytest
 
 from libs.errors import TooMany
+from plexsphere.identity.v1 import sign_in_pb2 as pb
 from services.gateway import durations
-from services.gateway.credentials import AssertionCache, Kept
+from services.gateway.credentials import AssertionCache, Kept, Key
 from services.gateway.limits import AddressLimit, site
 from services.gateway.tests.fakes import assertion
 
 pytestmark = pytest.mark.unit
+KEY = Key(pb.CREDENTIAL_KIND_SESSION_COOKIE, "d", "audit")
 
 
 class Time:
@@ -41,22 +43,22 @@ def test_what_is_kept_ends_with_time_silence_and_revocation() -> None:
     time = Time()
     cache = AssertionCache(time)
     text = assertion(sub="u")
-    cache.put("d", "audit", text, cache.generation)
-    assert cache.get("d", "audit") is None, "nothing is kept before the feed was heard"
+    cache.put(KEY, text, cache.generation)
+    assert cache.get(KEY) is None, "nothing is kept before the feed was heard"
     cache.heard()
-    cache.put("d", "audit", text, cache.generation)
-    assert cache.get("d", "audit") == text
-    assert cache.get("d", "identity") is None
+    cache.put(KEY, text, cache.generation)
+    assert cache.get(KEY) == text
+    assert cache.get(KEY._replace(audience="identity")) is None
     time.now += 3.1
-    assert cache.get("d", "audit") is None, "the feed is silent"
+    assert cache.get(KEY) is None, "the feed is silent"
     cache.heard()
-    assert cache.get("d", "audit") == text
+    assert cache.get(KEY) == text
     time.now += 2
     cache.heard()
-    assert cache.get("d", "audit") is None, "older than five seconds"
-    cache.put("d", "audit", text, cache.generation)
+    assert cache.get(KEY) is None, "older than five seconds"
+    cache.put(KEY, text, cache.generation)
     cache.forget(lambda kept: "u" in kept.subjects)
-    assert cache.get("d", "audit") is None
+    assert cache.get(KEY) is None
 
 
 def test_a_revocation_while_asking_keeps_the_answer_out() -> None:
@@ -64,8 +66,8 @@ def test_a_revocation_while_asking_keeps_the_answer_out() -> None:
     cache.heard()
     before = cache.generation
     cache.forget(lambda _: False)
-    cache.put("d", "audit", assertion(sub="u"), before)
-    assert cache.get("d", "audit") is None
+    cache.put(KEY, assertion(sub="u"), before)
+    assert cache.get(KEY) is None
 
 
 def test_no_credential_is_in_a_repr() -> None:

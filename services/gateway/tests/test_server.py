@@ -21,7 +21,8 @@ from cryptography.x509.oid import NameOID
 from libs.errors import Unavailable
 from libs.settings import Listen
 from plexsphere.identity.v1 import relations_pb2 as pb
-from services.gateway.credentials import AssertionCache
+from plexsphere.identity.v1 import sign_in_pb2
+from services.gateway.credentials import AssertionCache, Key
 from services.gateway.revocations import follow_revocations
 from services.gateway.server import follow_certificate, listening, tls_context
 from services.gateway.settings import Certificate
@@ -170,13 +171,13 @@ class FakeFeed:
     ],
 )
 async def test_the_feed_purges_and_its_end_forgets_all(message: pb.WatchRevocationsResponse, kept: bool) -> None:  # noqa: FBT001 — a column of the table
-    cache = AssertionCache()
+    cache, key = AssertionCache(), Key(sign_in_pb2.CREDENTIAL_KIND_OPERATOR_BEARER, "d", "audit")
     cache.heard()
-    cache.put("d", "audit", assertion(sub="u", node_id="n"), cache.generation)
+    cache.put(key, assertion(sub="u", node_id="n"), cache.generation)
     feed = FakeFeed(message)
     following = asyncio.create_task(follow_revocations(cast("Any", feed), cache, None))
     await feed.sent.wait()
-    assert (cache.get("d", "audit") is not None) == kept
+    assert (cache.get(key) is not None) == kept
     await asyncio.sleep(0.2)
     assert not cache.open
     following.cancel()

@@ -1,5 +1,6 @@
 """F-3 over the wire, as far as it goes: flow attacks at the callback, and who may approve what."""
 
+from dataclasses import replace
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import pytest
@@ -88,3 +89,15 @@ async def test_one_credential_is_not_believed_as_another_kind(scene: Scene) -> N
     assert (await scene.edge.as_bearer(scene.token).call("GET", secret)).status == 401
     assert (await browser.call("GET", secret)).status == 401
     assert (await scene.edge.as_bearer(scene.story.bootstrap[0]).call("GET", secret)).status == 401
+
+
+async def test_nor_after_the_edge_has_believed_it_as_its_own_kind(scene: Scene) -> None:
+    browser, node = await scene.outside.sign_in(Login("operator")), scene.story.node_a
+    for value, own in ((scene.token, scene.operator), (node.bearer, scene.edge.as_bearer(node.bearer))):
+        path = f"/v1/nodes/{node.node_id}/state" if value == node.bearer else "/v1/auth/whoami"
+        assert (await own.call("GET", path)).status == 200
+        stolen = replace(browser, cookies=browser.cookies | {"plexsphere_session": value})
+        assert (await stolen.call("GET", "/v1/auth/whoami")).status == 401
+    assert (await browser.call("GET", "/v1/auth/whoami")).status == 200
+    cookie = browser.cookies["plexsphere_session"]
+    assert (await scene.edge.as_bearer(cookie).call("GET", "/v1/auth/whoami")).status == 401
