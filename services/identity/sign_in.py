@@ -136,6 +136,10 @@ class SignIn:
         except PlexError as refusal:
             await self._refused(binding, refusal.code)
             raise
+        except Exception:
+            # A bug on the way refuses too, and no refusal is without its row.
+            await self._refused(binding, "internal")
+            raise
         return await self._open(binding, person, subject, login, pending, previous)
 
     async def _refused(self, binding: Binding, reason: str) -> None:

@@ -29,4 +29,6 @@ class BaoVault:
             data, _ = await self.bao.read_kv(reference.removeprefix("kv/"))
         except BaoRefused as refused:
             raise OpenbaoUnavailable(str(refused)) from refused
-        return Secret(str(data["client_secret"]).encode())
+        if not isinstance(found := data.get("client_secret"), str):
+            raise OpenbaoUnavailable(f"{reference} has no client_secret")
+        return Secret(found.encode())

@@ -149,6 +149,17 @@ async def test_a_token_that_is_not_enough_opens_nothing_and_says_one_thing(name:
     assert (world.store.sessions, world.store.people) == ({}, {})
 
 
+async def test_a_crash_on_the_way_is_a_refusal_with_its_row() -> None:
+    world = SignInWorld()
+    started = await world.sign_in.start(world.domain_id, None, "", "", Wanted())
+    # Nothing answers so; a bug of ours could meet it.
+    world.provider.document = None  # type: ignore[assignment]
+    with pytest.raises(TypeError):
+        await world.sign_in.complete("code", started.state, world.binding.issuer, "", "")
+    assert [row.context for row in world.audit.rows] == [{"id_token": ["internal"]}]
+    assert world.store.sessions == {}
+
+
 async def test_a_class_above_the_binding_s_floor_that_was_asked_for_is_enough() -> None:
     world = SignInWorld(required_acr=("urn:mfa", "urn:phr"))
     world.provider.claims = {"acr": "urn:phr"}
