@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from cli.edge import EXIT_REFUSED, fail, say
+from cli.edge import EXIT_REFUSED, EXIT_USAGE, fail, say
 from cli.output import emit
 from devstack.layout import BACKENDS, ROOT, SERVICES, StackError, State
 
@@ -166,6 +166,25 @@ def env(folder: StateOption = DEFAULT_STATE) -> None:
         fail(f"no stack was ever started in {state.folder}", EXIT_REFUSED)
     for name, value in state.exports().items():
         print(f"export {name}={shlex.quote(value)}")
+
+
+@app.command("idp-secret")
+def idp_secret(
+    domain_id: str,
+    provider: Annotated[str, typer.Option(help="oidc-a or oidc-b.")] = "oidc-b",
+    folder: StateOption = DEFAULT_STATE,
+) -> None:
+    """Put a provider's client secret into OpenBao for a Domain, and print the reference that its binding may name.
+
+    Example: plexctl dev idp-secret "$DOMAIN"
+    """
+    from devstack.openbao import PROVIDERS, lend_client_secret  # noqa: PLC0415 — as in ask
+
+    if provider not in PROVIDERS:
+        fail(f"there is no provider {provider}", EXIT_USAGE)
+    state = State(folder.resolve())
+    _do(ask(state, do="status"))
+    print(_do(lend_client_secret(state, provider, domain_id)))
 
 
 @app.command()

@@ -63,7 +63,9 @@ def bind_idp(
     domain_id: str,
     issuer: Annotated[str, typer.Option(help="Issuer identifier, exactly as the provider states it.")],
     client_id: Annotated[str, typer.Option(help="Client id at the provider.")],
-    client_secret_ref: Annotated[str, typer.Option(help="Where the client secret is in OpenBao, e.g. kv/idp/acme.")],
+    client_secret_ref: Annotated[
+        str, typer.Option(help="Where the client secret is in OpenBao: kv/idp/<Domain's id>/<name>.")
+    ],
     discovery_url: Annotated[str, typer.Option(help="Discovery document; by default the issuer's.")] = "",
     jit: Annotated[bool, typer.Option("--jit/--no-jit", help="Let unknown people of this provider in.")] = False,
     primary: Annotated[bool, typer.Option("--primary", help="First choice at sign-in.")] = False,

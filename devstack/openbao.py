@@ -15,6 +15,7 @@ from libs.settings import OpenBao, Tls
 
 POLICIES = ROOT / "deploy/openbao/policies"
 TRANSIT = ("identity", "access", "mesh", "audit")
+PROVIDERS = ("oidc-a", "oidc-b")
 ROLES = ("identity", "access", "secrets", "mesh", "audit")
 # For attack scripts and tests only; no deployment has it.
 OPERATOR = 'path "*" { capabilities = ["create", "read", "update", "delete", "list", "sudo"] }'
@@ -108,8 +109,8 @@ def spec(state: State) -> Spec:
         bao = client(state, "operator")
         try:
             await bao.ping()
-            for provider in ("oidc-a", "oidc-b"):
-                await _put_once(bao, f"idp/{provider}", {"client_secret": state.secret(f"{provider}.secret")})
+            for provider in PROVIDERS:
+                await _lend(bao, state, provider, "platform")
         except BaoRefused as refused:
             raise OpenbaoUnavailable(str(refused)) from refused
         finally:
@@ -119,8 +120,19 @@ def spec(state: State) -> Spec:
     return Spec("openbao", [str(binary), "server", "-config", str(state / "config/openbao.json")], ready)
 
 
-async def _put_once(bao: Bao, path: str, data: dict[str, str]) -> None:
+async def lend_client_secret(state: State, provider: str, domain_id: str) -> str:
+    """Put a development provider's client secret where the bindings of a Domain may name it; returns the reference."""
+    bao = client(state, "operator")
+    try:
+        return await _lend(bao, state, provider, domain_id)
+    finally:
+        await bao.close()
+
+
+async def _lend(bao: Bao, state: State, provider: str, owner: str) -> str:
+    path = f"idp/{owner}/{provider}"
     try:
         await bao.read_kv(path)
     except BaoRefused:
-        await bao.write_kv(path, data | {"client_id": CLIENT_ID}, cas=0)
+        await bao.write_kv(path, {"client_secret": state.secret(f"{provider}.secret"), "client_id": CLIENT_ID}, cas=0)
+    return f"kv/{path}"

@@ -60,7 +60,7 @@ async def test_identity_wraps_and_unwraps_node_keys(acting: As) -> None:
 
 async def test_identity_reads_the_client_secrets_that_the_first_start_wrote(acting: As, stack: State) -> None:
     for provider in ("oidc-a", "oidc-b"):
-        data, _ = await acting("identity").read_kv(f"idp/{provider}")
+        data, _ = await acting("identity").read_kv(f"idp/platform/{provider}")
         assert data["client_secret"] == stack.secret(f"{provider}.secret")
 
 
@@ -109,13 +109,13 @@ async def test_an_event_key_cannot_be_changed_taken_out_or_put_in(
     ("identity", "POST", "transit-identity/keys/nsk/config"),
     ("identity", "POST", "transit-identity/keys/nsk/rotate"),
     ("identity", "GET", "transit-identity/keys/nsk"),
-    ("identity", "POST", "kv/data/idp/oidc-a"),
+    ("identity", "POST", "kv/data/idp/platform/oidc-a"),
     ("identity", "GET", "kv/data/secrets/any/any"),
     ("secrets", "POST", "transit-identity/decrypt/nsk"),
-    ("secrets", "GET", "kv/data/idp/oidc-a"),
+    ("secrets", "GET", "kv/data/idp/platform/oidc-a"),
     ("secrets", "GET", "kv/data/audit/any/pepper"),
     ("mesh", "POST", "transit-access/sign/sek-any"),
-    ("mesh", "GET", "kv/data/idp/oidc-a"),
+    ("mesh", "GET", "kv/data/idp/platform/oidc-a"),
     ("access", "POST", "transit-mesh/sign/evk-any"),
     ("audit", "POST", "transit-mesh/sign/evk-any"),
     ("audit", "GET", "kv/data/secrets/any/any"),

@@ -183,4 +183,4 @@ async def test_openbao_that_was_killed_in_its_first_start_is_initialised_again(o
     (raft / "vault.db").write_bytes(b"half")
     await up(own)
     async with opened(own, "identity") as bao:
-        assert (await bao.read_kv("idp/oidc-a"))[0]["client_secret"] == own.secret("oidc-a.secret")
+        assert (await bao.read_kv("idp/platform/oidc-a"))[0]["client_secret"] == own.secret("oidc-a.secret")

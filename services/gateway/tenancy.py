@@ -1,4 +1,4 @@
-"""Domains, projects and identity provider bindings."""
+"""Domains and projects."""
 
 from aiohttp import web
 from google.protobuf.duration_pb2 import Duration
@@ -16,7 +16,7 @@ POLICY = ("heartbeat_interval", "stale_after", "unreachable_after")
 
 
 class Tenancy:
-    """Handlers of the operations on Domains, projects and bindings."""
+    """Handlers of the operations on Domains and projects."""
 
     def __init__(self, identity: Peer) -> None:
         self._stub = stubs.DirectoryServiceStub(identity)
@@ -34,11 +34,6 @@ class Tenancy:
             "GetProject": Route(self.get_project),
             "PatchProject": Route(self.update_project),
             "DeleteProject": Route(self.delete_project),
-            "PostAdminIdP": Route(self.create_binding),
-            "PostAdminPlatformIdP": Route(self.create_platform_binding),
-            "GetAdminIdPList": Route(self.list_bindings),
-            "GetAdminPlatformIdPList": Route(self.list_bindings),
-            "GetAdminIdPByID": Route(self.get_binding),
         }
 
     async def create_domain(self, asked: Asked) -> web.Response:
@@ -131,44 +126,6 @@ class Tenancy:
         await self._stub.DeleteProject(pb.DeleteProjectRequest(project_id=asked.path["id"]), metadata=asked.metadata)
         return nothing()
 
-    async def create_binding(self, asked: Asked) -> web.Response:
-        """Bind a Domain to its OpenID provider."""
-        return await self._create_binding(asked, asked.body["domain_id"].lower())
-
-    async def create_platform_binding(self, asked: Asked) -> web.Response:
-        """Bind the platform to an OpenID provider."""
-        return await self._create_binding(asked, "")
-
-    async def _create_binding(self, asked: Asked, domain_id: str) -> web.Response:
-        body = asked.body
-        request = pb.CreateIdpBindingRequest(
-            domain_id=domain_id,
-            issuer=body["issuer"],
-            client_id=body["client_id"],
-            client_secret_ref=body["client_secret_ref"],
-            discovery_url=body["discovery_url"],
-            claim_mappings=body.get("claim_mappings", {}),
-            required_acr=body.get("required_acr", ()),
-            required_amr=body.get("required_amr", ()),
-            jit_policy=body["jit_policy"],
-            alias=body.get("alias", ""),
-            primary=body.get("primary", False),
-        )
-        answer = await self._stub.CreateIdpBinding(request, metadata=asked.metadata)
-        return created(binding(answer.binding), f"/v1/admin/idp/{answer.binding.id}")
-
-    async def list_bindings(self, asked: Asked) -> web.Response:
-        """List a Domain's bindings, or the platform's."""
-        request = pb.ListIdpBindingsRequest(domain_id=asked.query.get("domain_id", ""))
-        answer = await self._stub.ListIdpBindings(request, metadata=asked.metadata)
-        return reply([binding(row) for row in answer.bindings])
-
-    async def get_binding(self, asked: Asked) -> web.Response:
-        """Get a binding."""
-        request = pb.GetIdpBindingRequest(binding_id=asked.path["id"])
-        answer = await self._stub.GetIdpBinding(request, metadata=asked.metadata)
-        return reply(binding(answer.binding))
-
 
 def policy_of(body: JSON) -> enrolment_pb2.ReachabilityPolicy | None:
     """Read a reachability policy; raises InvalidReachabilityPolicy unless all three durations are there."""
@@ -211,25 +168,6 @@ def project(row: pb.Project) -> JSON:
         "name": row.name,
         "slug": row.slug,
         **given(description=row.description, sub_range_cidr=row.sub_range_cidr),
-        "created_at": when(row.created_at),
-        "updated_at": when(row.updated_at),
-    }
-
-
-def binding(row: pb.IdpBinding) -> JSON:
-    """Write a binding."""
-    return {
-        "id": row.id,
-        **given(domain_id=row.domain_id, alias=row.alias, claim_mappings=dict(row.claim_mappings)),
-        "issuer": row.issuer,
-        "client_id": row.client_id,
-        "client_secret_ref": row.client_secret_ref,
-        "discovery_url": row.discovery_url,
-        "required_acr": list(row.required_acr),
-        "required_amr": list(row.required_amr),
-        "jit_policy": row.jit_policy,
-        "status": row.status,
-        "primary": row.primary,
         "created_at": when(row.created_at),
         "updated_at": when(row.updated_at),
     }

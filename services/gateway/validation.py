@@ -20,7 +20,8 @@ UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 TIME_TEXT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9:]{8}(\.[0-9]{1,9})?([Zz]|[+-][0-9]{2}:[0-9]{2})")
 INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 BOUNDS = {"int32": 2**31, "int64": 2**63}
-LONGEST_PARAMETER = 2048
+# No request line is longer.
+LONGEST_PARAMETER = 8190
 # Unknown members are refused on node bodies and patches, ignored elsewhere.
 NODE_BODIES = frozenset(
     {"PostRegister", "PostNodeHeartbeat", "PutNodeEndpoint", "PostKeysRotate", "PostNodeSessionCallback"}

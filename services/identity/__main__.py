@@ -1,6 +1,5 @@
 """The identity process."""
 
-import contextlib
 import functools
 from uuid import UUID
 
@@ -10,7 +9,6 @@ from libs.clock import Clock, SystemClock
 from libs.columns import guard_columns
 from libs.cursor import Cursors
 from libs.custody import read_secret_file
-from libs.errors import BindingConflict
 from libs.ids import uuid7
 from libs.outbox import MeshPublisher, Relay
 from libs.pg import check_durable, create_pool, ping
@@ -21,7 +19,7 @@ from libs.rpc.server import Registration, serve
 from plexsphere.identity.v1 import directory_pb2_grpc, enrolment_pb2_grpc, relations_pb2_grpc, sign_in_pb2_grpc
 from services.identity.authentication import Authentication
 from services.identity.authority import Gate
-from services.identity.bindings import Bindings
+from services.identity.bindings import Bindings, checked
 from services.identity.columns import COLUMNS
 from services.identity.devices import Devices
 from services.identity.endpoints import Endpoints
@@ -56,25 +54,27 @@ PACKAGE = "plexsphere.identity.v1."
 class PlatformAdmins:
     """Makes a person an administrator of the platform."""
 
-    def __init__(self, relations: Relations) -> None:
+    def __init__(self, store: PgSignInStore, relations: Relations) -> None:
+        self._store = store
         self._relations = relations
 
     async def grant_platform_admin(self, person_id: UUID) -> None:
-        """Grant; idempotent."""
-        await self._relations.grant(Tuple(PLATFORM, "admin", f"user:{person_id}"))
+        """Grant, once for good: what was revoked since stays so."""
+        await self._store.make_admin(person_id, Tuple(PLATFORM, "admin", f"user:{person_id}"))
+        await self._relations.deliver()
 
 
-async def ensure_platform_binding(store: PgSignInStore, bootstrap: Bootstrap, clock: Clock) -> None:
-    """Create the platform's own binding when it is not there."""
+def platform_binding(bootstrap: Bootstrap, clock: Clock) -> Binding:
+    """Return the platform's own binding as the file states it."""
     now = clock.now()
-    binding = Binding(
-        id=uuid7(), domain_id=None, issuer=bootstrap.issuer, client_id=bootstrap.client_id,
-        client_secret_ref=bootstrap.client_secret_ref, discovery_url=bootstrap.discovery_url, claim_mappings={},
-        required_acr=(), required_amr=(), jit_policy="allow", status="active", alias="platform", primary=True,
-        created_at=now, updated_at=now,
+    return checked(
+        Binding(
+            id=uuid7(), domain_id=None, issuer=bootstrap.issuer, client_id=bootstrap.client_id,
+            client_secret_ref=bootstrap.client_secret_ref, discovery_url=bootstrap.discovery_url, claim_mappings={},
+            required_acr=(), required_amr=(), jit_policy="allow", status="active", alias="platform", primary=True,
+            created_at=now, updated_at=now,
+        )
     )  # fmt: skip
-    with contextlib.suppress(BindingConflict):
-        await store.add_binding(binding)
 
 
 async def run(settings: IdentitySettings) -> None:
@@ -96,29 +96,30 @@ async def run(settings: IdentitySettings) -> None:
         feed = Feed()
         store, sign_in_store, vault, mesh = PgStore(pool), PgSignInStore(pool), BaoVault(bao), MeshKeys(mesh_peer)
         gate = Gate(relations, audit, store)
-        await ensure_platform_binding(sign_in_store, settings.bootstrap, clock)
+        await sign_in_store.ensure_binding(platform_binding(settings.bootstrap, clock))
         identity = Identity(store, gate, mesh, Cursors(read_secret_file(settings.cursor_key_file)), clock)
         enrolment = Enrolment(PgEnrolmentStore(pool), gate, mesh, vault, clock)
         node_store = PgNodeStore(pool)
         state, endpoints = NodeState(node_store, gate, clock), Endpoints(node_store, gate, clock)
         rotation = KeyRotation(PgRotationStore(pool), gate, clock)
-        provider = HttpProvider(settings.sign_in.provider_ca_file)
+        provider = HttpProvider(settings.sign_in.provider_ca_file, settings.sign_in.provider_networks)
         sign_in = SignIn(
             store=sign_in_store,
             provider=provider,
             secrets=vault,
             audit=audit,
-            admins=PlatformAdmins(relations),
+            admins=PlatformAdmins(sign_in_store, relations),
             clock=clock,
             pkce_key=read_secret_file(settings.sign_in.pkce_key_file),
             csrf_key=read_secret_file(settings.sign_in.csrf_key_file),
             redirect_uri=f"{settings.sign_in.edge_url}/v1/auth/callback",
+            bootstrap_issuer=settings.bootstrap.issuer,
             platform_admins=tuple(settings.bootstrap.platform_admins),
         )
         devices = Devices(sign_in_store, audit, clock, settings.environment)
         signer = AssertionSigner(settings.assertion.certificate_file, settings.assertion.key_file, clock)
         authentication = Authentication(sign_in_store, relations, signer, clock)
-        bindings = Bindings(sign_in_store, gate, clock)
+        bindings = Bindings(sign_in_store, provider, gate, clock)
         servicers = [
             ("AuthenticationService", AuthenticationApi(authentication), sign_in_pb2_grpc, False),
             ("SignInService", SignInApi(sign_in, devices), sign_in_pb2_grpc, False),

@@ -1,19 +1,24 @@
-"""IdP bindings: which OpenID provider a Domain, or the platform, believes."""
+"""IdP bindings: which OpenID provider a Domain, or the platform, believes, and what of it."""
 
+import datetime
 import re
 from dataclasses import dataclass, replace
-from urllib.parse import urlsplit
+from typing import Any
 from uuid import UUID
 
 from libs.clock import Clock
-from libs.errors import InvalidRequest, NotFound
+from libs.errors import BindingConflict, EmptyPatch, InvalidRequest, NotFound
 from libs.ids import uuid7
 from services.identity.authority import Act, Gate
+from services.identity.egress import is_endpoint, is_issuer
 from services.identity.model import Caller
-from services.identity.sign_in_model import Binding
-from services.identity.sign_in_ports import SignInStore
+from services.identity.sign_in_model import ALGORITHMS, SCOPES, Binding
+from services.identity.sign_in_ports import BindingStore, Provider
 
-REFERENCE = re.compile(r"kv/idp/[a-z0-9][a-z0-9-]{0,62}")
+# RFC 6749, 3.3.
+SCOPE = re.compile(r"[!#-\[\]-~]{1,256}")
+TICK = datetime.timedelta(microseconds=1)
+TWINS = frozenset({"EdDSA", "Ed25519"})
 
 
 def resource_of(domain_id: UUID | None) -> str:
@@ -21,44 +26,53 @@ def resource_of(domain_id: UUID | None) -> str:
     return f"domain:{domain_id}" if domain_id else "platform:main"
 
 
-def https(url: str) -> bool:
-    """Whether a URL is absolute and https."""
-    parts = urlsplit(url)
-    return parts.scheme == "https" and bool(parts.hostname) and not parts.username
-
-
-async def offered(store: SignInStore, domain_id: UUID | None) -> list[Binding]:
+async def offered(store: BindingStore, domain_id: UUID | None) -> list[Binding]:
     """Return through which bindings somebody may sign in; an unknown Domain answers as one without any."""
     own = await store.bindings(domain_id) if domain_id else []
     return [one for one in own or await store.bindings(None) if one.status == "active"]
 
 
+def checked(binding: Binding) -> Binding:
+    """Return a binding in full; raises InvalidRequest for one that cannot be believed, or lets nobody in."""
+    owner = str(binding.domain_id or "platform")
+    if not is_issuer(binding.issuer) or not is_endpoint(binding.discovery_url):
+        raise InvalidRequest("issuer and discovery_url must be https URLs, the issuer without query and fragment")
+    # An owner names only its own secrets: identity would hand another one's to the provider that this binding names.
+    if not re.fullmatch(rf"kv/idp/{owner}/[a-z0-9][a-z0-9-]{{0,62}}", binding.client_secret_ref):
+        raise InvalidRequest(f"client_secret_ref must be a reference like kv/idp/{owner}/<name>, never the secret")
+    if not binding.client_id:
+        raise InvalidRequest("client_id is empty")
+    if not all(map(SCOPE.fullmatch, binding.scopes)):
+        raise InvalidRequest("a scope has characters that no scope may have")
+    if not set(binding.algorithms) <= set(ALGORITHMS):
+        raise InvalidRequest(f"id_tokens may be signed with {', '.join(ALGORITHMS)} only")
+    if binding.accepted_amr and not set(binding.required_amr) <= set(binding.accepted_amr):
+        raise InvalidRequest("required_amr asks for a method that accepted_amr refuses")
+    algorithms = dict.fromkeys(binding.algorithms or ALGORITHMS)
+    algorithms |= dict.fromkeys(sorted(TWINS)) if TWINS & algorithms.keys() else {}
+    scopes = dict.fromkeys(("openid", *(binding.scopes or SCOPES)))
+    return replace(binding, scopes=tuple(scopes), algorithms=tuple(algorithms))
+
+
 @dataclass(frozen=True)
 class Bindings:
-    """Creates and shows bindings."""
+    """Creates, shows, changes and takes away bindings."""
 
-    store: SignInStore
+    store: BindingStore
+    provider: Provider
     gate: Gate
     clock: Clock
 
     async def create(self, caller: Caller, binding: Binding) -> Binding:
         """Create a binding; the client secret stays in OpenBao, behind its reference."""
-        if not https(binding.issuer) or not https(binding.discovery_url):
-            raise InvalidRequest("issuer and discovery_url must be https URLs")
-        if not REFERENCE.fullmatch(binding.client_secret_ref):
-            raise InvalidRequest("client_secret_ref must be a reference like kv/idp/<name>, never the secret")
         now = self.clock.now()
-        binding = replace(binding, id=uuid7(), status="active", created_at=now, updated_at=now)
-        owner = str(binding.domain_id or "")
-        act = Act("idp_binding.create", f"idp_binding:{binding.id}", owner)
+        binding = checked(replace(binding, id=uuid7(), status="active", created_at=now, updated_at=now))
+        act = Act("idp_binding.create", f"idp_binding:{binding.id}", str(binding.domain_id or ""))
         await self.gate.write(caller, "manage", resource_of(binding.domain_id), act)
+        # Whoever binds hears at once that nobody could sign in like this.
+        await self.provider.metadata(binding)
         await self.store.add_binding(binding)
         return binding
-
-    async def list(self, caller: Caller, domain_id: UUID | None) -> list[Binding]:
-        """Return a Domain's bindings, or the platform's."""
-        await self.gate.read(caller, "manage", resource_of(domain_id))
-        return await self.store.bindings(domain_id)
 
     async def get(self, caller: Caller, binding_id: UUID) -> Binding:
         """Return a binding; who may not manage its Domain learns nothing of it."""
@@ -67,3 +81,50 @@ class Bindings:
         if binding is None:
             raise NotFound
         return binding
+
+    async def update(
+        self, caller: Caller, binding_id: UUID, changes: dict[str, Any], decided_on: datetime.datetime | None
+    ) -> Binding:
+        """Change a binding; raises BindingConflict when it changed after `decided_on`, or for a second primary."""
+        before = await self._act(caller, binding_id, "update", changed=sorted(changes))
+        if not changes:
+            raise EmptyPatch
+        if decided_on not in {None, before.updated_at}:
+            raise BindingConflict("the binding was changed meanwhile")
+        # Two changes within one tick of the clock are two states.
+        at = max(self.clock.now(), before.updated_at + TICK)
+        after = checked(replace(before, **changes, updated_at=at))
+        if after.discovery_url != before.discovery_url:
+            await self.provider.metadata(after)
+        await self.store.change_binding(before, after)
+        return after
+
+    async def set_status(self, caller: Caller, binding_id: UUID, status: str) -> Binding:
+        """Activate or deactivate; what people hold through a deactivated one is worth nothing when it returns."""
+        await self._act(caller, binding_id, "activate" if status == "active" else "deactivate")
+        binding = await self.store.set_binding_status(binding_id, status, self.clock.now())
+        if binding is None:
+            raise NotFound
+        return binding
+
+    async def delete(self, caller: Caller, binding_id: UUID) -> None:
+        """Delete a binding with its people: what they hold and what they may do is gone when it returns."""
+        await self._act(caller, binding_id, "delete")
+        rows = await self.store.remove_binding(binding_id)
+        if rows is None:
+            raise NotFound
+        await self.gate.authority.revoke(rows)
+
+    async def _act(self, caller: Caller, binding_id: UUID, verb: str, **context: list[str]) -> Binding:
+        binding = await self.store.binding(binding_id)
+        domain_id = binding.domain_id if binding else None
+        act = Act(f"idp_binding.{verb}", f"idp_binding:{binding_id}", str(domain_id or ""), context)
+        await self.gate.write(caller, "manage", resource_of(domain_id), act)
+        if binding is None:
+            raise NotFound
+        return binding
+
+    async def list(self, caller: Caller, domain_id: UUID | None) -> list[Binding]:
+        """Return a Domain's bindings, or the platform's."""
+        await self.gate.read(caller, "manage", resource_of(domain_id))
+        return await self.store.bindings(domain_id)

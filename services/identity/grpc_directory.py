@@ -12,7 +12,7 @@ from services.identity import pack
 from services.identity.bindings import Bindings
 from services.identity.model import Reachability
 from services.identity.service import Identity
-from services.identity.sign_in_model import Binding
+from services.identity.sign_in_model import LEEWAY_S, Binding
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 UNSET = datetime.datetime.min.replace(tzinfo=datetime.UTC)
@@ -150,6 +150,11 @@ class DirectoryApi(directory_pb2_grpc.DirectoryServiceServicer):
             primary=request.primary,
             created_at=UNSET,
             updated_at=UNSET,
+            scopes=tuple(request.scopes),
+            accepted_amr=tuple(request.accepted_amr),
+            max_auth_age_s=request.max_auth_age_s,
+            leeway_s=request.leeway_s if request.HasField("leeway_s") else LEEWAY_S,
+            algorithms=tuple(request.algorithms),
         )
         return pb.CreateIdpBindingResponse(binding=pack.binding(await self._bindings.create(pack.caller(), wanted)))
 
@@ -160,6 +165,26 @@ class DirectoryApi(directory_pb2_grpc.DirectoryServiceServicer):
     async def GetIdpBinding(self, request: pb.GetIdpBindingRequest, context: Context) -> pb.GetIdpBindingResponse:
         row = await self._bindings.get(pack.caller(), UUID(request.binding_id))
         return pb.GetIdpBindingResponse(binding=pack.binding(row))
+
+    async def UpdateIdpBinding(
+        self, request: pb.UpdateIdpBindingRequest, context: Context
+    ) -> pb.UpdateIdpBindingResponse:
+        decided_on = request.decided_on.ToDatetime(datetime.UTC) if request.HasField("decided_on") else None
+        changes = pack.binding_changes(request)
+        row = await self._bindings.update(pack.caller(), UUID(request.binding_id), changes, decided_on)
+        return pb.UpdateIdpBindingResponse(binding=pack.binding(row))
+
+    async def SetIdpBindingStatus(
+        self, request: pb.SetIdpBindingStatusRequest, context: Context
+    ) -> pb.SetIdpBindingStatusResponse:
+        row = await self._bindings.set_status(pack.caller(), UUID(request.binding_id), request.status)
+        return pb.SetIdpBindingStatusResponse(binding=pack.binding(row))
+
+    async def DeleteIdpBinding(
+        self, request: pb.DeleteIdpBindingRequest, context: Context
+    ) -> pb.DeleteIdpBindingResponse:
+        await self._bindings.delete(pack.caller(), UUID(request.binding_id))
+        return pb.DeleteIdpBindingResponse()
 
 
 def _present(request: Any, *names: str) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import aiohttp
 from libs import tls
 from libs.custody import Secret
 from libs.errors import ProviderFailed, SignInRefused
+from services.identity.egress import Network, is_endpoint, only_to
 from services.identity.sign_in_model import Binding
 
 TIMEOUT = aiohttp.ClientTimeout(total=8)
@@ -50,10 +52,11 @@ async def _bounded(answer: aiohttp.ClientResponse) -> bytes:
 
 
 class HttpProvider:
-    """Speaks to providers; trusts one CA file, or the system's store without one."""
+    """Speaks to providers on the internet and in listed networks; trusts one CA file, or the system's store."""
 
-    def __init__(self, ca_file: Path | None) -> None:
+    def __init__(self, ca_file: Path | None, networks: Iterable[Network] = ()) -> None:
         self._ca_file = ca_file
+        self._networks = tuple(networks)
         self._cached: dict[str, Cached] = {}
         self._http: aiohttp.ClientSession | None = None
 
@@ -87,7 +90,7 @@ class HttpProvider:
             if document.get("issuer") != binding.issuer:
                 raise ProviderFailed("the discovery document names another issuer")
             for endpoint in ("authorization_endpoint", "token_endpoint", "jwks_uri"):
-                if not str(document.get(endpoint, "")).startswith("https://"):
+                if not is_endpoint(document.get(endpoint)):
                     raise ProviderFailed(f"the discovery document has no {endpoint}")
             keys = await self._fetch_keys(document)
             now = time.monotonic()
@@ -127,5 +130,6 @@ class HttpProvider:
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
             context = tls.trusting(self._ca_file) if self._ca_file else True
-            self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context))
+            connector = aiohttp.TCPConnector(ssl=context, socket_factory=only_to(self._networks))
+            self._http = aiohttp.ClientSession(connector=connector)
         return self._http

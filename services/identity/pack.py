@@ -1,6 +1,7 @@
 """Between the model and protobuf."""
 
 import datetime
+from typing import Any
 from uuid import UUID
 
 from google.protobuf.duration_pb2 import Duration
@@ -126,5 +127,17 @@ def binding(row: Binding) -> directory_pb2.IdpBinding:
         client_secret_ref=row.client_secret_ref, discovery_url=row.discovery_url, claim_mappings=row.claim_mappings,
         required_acr=row.required_acr, required_amr=row.required_amr, jit_policy=row.jit_policy, status=row.status,
         alias=row.alias, primary=row.primary, created_at=timestamp(row.created_at),
-        updated_at=timestamp(row.updated_at),
+        updated_at=timestamp(row.updated_at), scopes=row.scopes, accepted_amr=row.accepted_amr,
+        max_auth_age_s=row.max_auth_age_s, leeway_s=row.leeway_s, algorithms=row.algorithms,
     )  # fmt: skip
+
+
+def binding_changes(request: Any) -> dict[str, Any]:
+    """Unpack what a patch changes."""
+    plain = ("discovery_url", "jit_policy", "alias", "primary", "max_auth_age_s", "leeway_s")
+    texts = ("required_acr", "required_amr", "scopes", "accepted_amr", "algorithms")
+    changes = {name: getattr(request, name) for name in plain if request.HasField(name)}
+    changes |= {name: tuple(getattr(request, name).values) for name in texts if request.HasField(name)}
+    if request.HasField("claim_mappings"):
+        changes["claim_mappings"] = dict(request.claim_mappings.values)
+    return changes

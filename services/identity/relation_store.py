@@ -75,17 +75,21 @@ async def mark_tuples(lent: asyncpg.Connection, where: str, *arguments: object) 
     RETURNING resource_type, resource_id, relation, subject_type, subject_id
     """
     rows = [row_tuple(row) for row in await lent.fetch(sql, *arguments)]
-    for row in rows:
-        await notify(lent, Revocation("relation", relation=row))
+    await notify(lent, *(Revocation("relation", relation=row) for row in rows))
     return rows
 
 
-async def notify(lent: asyncpg.Connection, revocation: Revocation) -> None:
+async def notify(lent: asyncpg.Connection, *revocations: Revocation) -> None:
     """Tell every replica, when the transaction commits."""
+    await lent.execute(
+        "SELECT pg_notify($1, payload) FROM unnest($2::text[]) payload", CHANNEL, list(map(_payload, revocations))
+    )
+
+
+def _payload(revocation: Revocation) -> str:
     relation = revocation.relation
     parts = [relation.resource, relation.relation, relation.subject] if relation else []
-    payload = json.dumps({"kind": revocation.kind, "value": revocation.value, "relation": parts})
-    await lent.execute("SELECT pg_notify($1, $2)", CHANNEL, payload)
+    return json.dumps({"kind": revocation.kind, "value": revocation.value, "relation": parts})
 
 
 @dataclass(frozen=True)

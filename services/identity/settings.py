@@ -1,5 +1,6 @@
 """Settings of identity."""
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 
 from libs.settings import OpenBao, Peer, Postgres, Runtime, Settings
@@ -32,6 +33,7 @@ class SignInSettings(Settings):
 
     edge_url: str
     provider_ca_file: Path | None = None
+    provider_networks: tuple[IPv4Network | IPv6Network, ...] = ()
     pkce_key_file: Path
     csrf_key_file: Path
 

@@ -24,7 +24,6 @@ from services.identity.sign_in_ports import Admins, ClientSecrets, Provider, Sig
 
 PENDING_FOR = datetime.timedelta(minutes=10)
 SESSION_FOR = datetime.timedelta(hours=12)
-SCOPE = "openid email profile"
 
 log = structlog.get_logger()
 
@@ -67,6 +66,7 @@ class SignIn:
     pkce_key: Secret
     csrf_key: Secret
     redirect_uri: str
+    bootstrap_issuer: str
     platform_admins: tuple[str, ...]
     return_paths: tuple[str, ...] = ("/",)
 
@@ -91,7 +91,7 @@ class SignIn:
             "response_type": "code",
             "client_id": binding.client_id,
             "redirect_uri": self.redirect_uri,
-            "scope": SCOPE,
+            "scope": " ".join(binding.scopes),
             "state": state,
             "nonce": nonce,
             "code_challenge": challenge,
@@ -99,7 +99,8 @@ class SignIn:
         }
         acr_values = wanted.acr_values or binding.required_acr
         query |= {"acr_values": " ".join(acr_values)} if acr_values else {}
-        query |= {"max_age": str(wanted.max_age_s)} if wanted.max_age_s is not None else {}
+        max_age_s = binding.max_age_s(wanted.max_age_s)
+        query |= {"max_age": str(max_age_s)} if max_age_s is not None else {}
         query |= {"prompt": prompt} if prompt else {}
         endpoint = str(document["authorization_endpoint"])
         # It may have a query of its own (RFC 6749, 3.1).
@@ -189,7 +190,8 @@ class SignIn:
             required_acr=binding.required_acr,
             asked_acr=pending.wanted.acr_values,
             required_amr=binding.required_amr,
-            max_age_s=pending.wanted.max_age_s,
+            max_age_s=binding.max_age_s(pending.wanted.max_age_s),
+            leeway_s=binding.leeway_s,
         )
         claims, login = validate(token, keys, expected)
         return claims["sub"], claims, login
@@ -206,14 +208,19 @@ class SignIn:
             email=_text(claims.get(names["email"])),
         )
 
+    def _administers(self, binding: Binding, subject: str) -> bool:
+        # A subject is somebody at one issuer only: at another provider of the platform the name is anybody's.
+        ours = binding.domain_id is None and binding.issuer == self.bootstrap_issuer
+        return ours and subject in self.platform_admins
+
     async def _open(
         self, binding: Binding, person: Person, subject: str, login: Login, pending: Pending, previous: str
     ) -> Opened:
         now = self.clock.now()
-        admin = binding.domain_id is None and subject in self.platform_admins
         # Known before it is recorded: of two first sign-ins at once one id stays, and the row must name that one. It
         # opens nothing by itself.
         person = await self.store.admit(binding, person, subject, now)
+        admin = self._administers(binding, subject) and not await self.store.was_made_admin(person.id)
         await self.audit.record(
             Record(
                 domain_id=str(binding.domain_id or ""),

@@ -7,6 +7,11 @@ import os
 from dataclasses import dataclass, field
 from uuid import UUID
 
+SCOPES = ("openid", "email", "profile")
+LEEWAY_S, MOST_LEEWAY_S = 30, 60
+# Asymmetric ones only. EdDSA and Ed25519 are two names of one (RFC 9864).
+ALGORITHMS = ("RS256", "PS256", "ES256", "EdDSA", "Ed25519")
+
 
 def digest(text: str) -> bytes:
     """Return what is stored of a credential: its SHA-256. Credentials are 256 random bits, so no salt is needed."""
@@ -20,7 +25,11 @@ def random_text() -> str:
 
 @dataclass(frozen=True)
 class Binding:
-    """A Domain's, or the platform's, OpenID provider."""
+    """A Domain's, or the platform's, OpenID provider, and what is believed of it.
+
+    `required_acr` means any one of, `required_amr` all of; a method outside of a non-empty `accepted_amr` is refused.
+    `max_auth_age_s` is 0 for no limit.
+    """
 
     id: UUID
     domain_id: UUID | None
@@ -37,6 +46,16 @@ class Binding:
     primary: bool
     created_at: datetime.datetime
     updated_at: datetime.datetime
+    scopes: tuple[str, ...] = SCOPES
+    accepted_amr: tuple[str, ...] = ()
+    max_auth_age_s: int = 0
+    leeway_s: int = LEEWAY_S
+    algorithms: tuple[str, ...] = ALGORITHMS
+
+    def max_age_s(self, asked: int | None) -> int | None:
+        """Return how old a login may be: what was asked for, and never more than the binding allows."""
+        ages = [age for age in (asked, self.max_auth_age_s or None) if age is not None]
+        return min(ages, default=None)
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from libs.custody import Secret
+from services.identity.model import Tuple
 from services.identity.sign_in_model import Binding, Device, Login, NodeKey, Pending, Person, Session
 
 
-class SignInStore(Protocol):
-    """Bindings, sessions, devices; a method is a transaction."""
+class BindingStore(Protocol):
+    """Bindings; a method is a transaction."""
 
     async def add_binding(self, binding: Binding) -> None:
         """Raise BindingConflict for a second issuer, or a second primary, of a Domain."""
@@ -19,6 +20,19 @@ class SignInStore(Protocol):
 
     async def bindings(self, domain_id: UUID | None) -> list[Binding]:
         """Return a Domain's bindings, or the platform's, the primary one first."""
+
+    async def change_binding(self, before: Binding, after: Binding) -> None:
+        """Put one state of a binding for another; raises BindingConflict when it changed, or for a second primary."""
+
+    async def set_binding_status(self, binding_id: UUID, status: str, at: datetime.datetime) -> Binding | None:
+        """Set a status; whatever the people of a binding that is not active hold is worth nothing once it returns."""
+
+    async def remove_binding(self, binding_id: UUID) -> list[Tuple] | None:
+        """Remove a binding with its people and what they hold, and mark their tuples as removing; returns these."""
+
+
+class SignInStore(BindingStore, Protocol):
+    """Bindings, sessions, devices; a method is a transaction."""
 
     async def start(self, state_digest: bytes, pending: Pending) -> None:
         """Remember a sign-in under way."""
@@ -31,6 +45,9 @@ class SignInStore(Protocol):
 
     async def admit(self, binding: Binding, person: Person, subject: str, at: datetime.datetime) -> Person:
         """Create or refresh a person; two first sign-ins at once make one."""
+
+    async def was_made_admin(self, person_id: UUID) -> bool:
+        """Whether a person was made an administrator of the platform by the settings file, whatever became of it."""
 
     async def open_session(self, session: Session, digest: bytes, at: datetime.datetime, ended: bytes | None) -> None:
         """Store a session, and end the one whose digest is given."""
@@ -104,7 +121,7 @@ class Admins(Protocol):
     """Makes a person an administrator of the platform."""
 
     async def grant_platform_admin(self, person_id: UUID) -> None:
-        """Grant; idempotent."""
+        """Grant, once for good: what was revoked since stays so."""
 
 
-__all__ = ["Admins", "ClientSecrets", "Login", "Provider", "SignInStore"]
+__all__ = ["Admins", "BindingStore", "ClientSecrets", "Login", "Provider", "SignInStore"]

@@ -1,32 +1,20 @@
 """All SQL of signing in; credentials arrive here as digests only."""
 
 import datetime
-import json
-from dataclasses import dataclass
 from uuid import UUID
 
 import asyncpg
 
-from libs.errors import BindingConflict, NotFound, Unauthenticated
+from libs.errors import SignInRefused, Unauthenticated
 from libs.pg import connection, transaction
-from services.identity.relation_store import notify
+from services.identity.binding_store import PgBindingStore
+from services.identity.model import Tuple
+from services.identity.relation_store import add_tuples, notify
 from services.identity.relations import Revocation
 from services.identity.sign_in_model import Binding, Device, Login, NodeKey, Pending, Person, Session, Wanted
 
-BINDING = """id, domain_id, issuer, client_id, client_secret_ref, discovery_url, claim_mappings, required_acr,
-required_amr, jit_policy, status, alias, is_primary, created_at, updated_at"""
 DEVICE = """id, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at, polled_at, identity_id, binding_id,
 acr, amr, auth_time"""
-
-
-def binding_of(row: asyncpg.Record) -> Binding:
-    """Return a row as a binding."""
-    values = dict(row)
-    values["primary"] = values.pop("is_primary")
-    values["claim_mappings"] = json.loads(values["claim_mappings"])
-    for name in ("required_acr", "required_amr"):
-        values[name] = tuple(values[name])
-    return Binding(**values)
 
 
 def login_of(row: asyncpg.Record) -> Login:
@@ -56,45 +44,8 @@ def session_of(row: asyncpg.Record) -> Session:
     return Session(row["id"], person, login_of(row), row["expires_at"])
 
 
-@dataclass(frozen=True)
-class PgSignInStore:
+class PgSignInStore(PgBindingStore):
     """Bindings, people, sessions, devices in PostgreSQL."""
-
-    pool: asyncpg.Pool
-
-    async def add_binding(self, binding: Binding) -> None:
-        """Raise BindingConflict for a second issuer, or a second primary, of a Domain."""
-        sql = f"""
-        INSERT INTO identity.idp_bindings ({BINDING})
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)
-        """
-        try:
-            async with transaction(self.pool, "add_binding") as lent:
-                await lent.execute(
-                    sql, binding.id, binding.domain_id, binding.issuer, binding.client_id, binding.client_secret_ref,
-                    binding.discovery_url, json.dumps(binding.claim_mappings), list(binding.required_acr),
-                    list(binding.required_amr), binding.jit_policy, binding.status, binding.alias, binding.primary,
-                    binding.created_at, binding.updated_at,
-                )  # fmt: skip
-        except asyncpg.UniqueViolationError:
-            raise BindingConflict from None
-        except asyncpg.ForeignKeyViolationError:
-            raise NotFound from None
-
-    async def binding(self, binding_id: UUID) -> Binding | None:
-        """Return a binding."""
-        async with connection(self.pool, "binding") as lent:
-            row = await lent.fetchrow(f"SELECT {BINDING} FROM identity.idp_bindings WHERE id = $1", binding_id)
-        return binding_of(row) if row else None
-
-    async def bindings(self, domain_id: UUID | None) -> list[Binding]:
-        """Return a Domain's bindings, or the platform's, the primary one first."""
-        sql = f"""
-        SELECT {BINDING} FROM identity.idp_bindings
-        WHERE domain_id IS NOT DISTINCT FROM $1 ORDER BY is_primary DESC, id
-        """
-        async with connection(self.pool, "bindings") as lent:
-            return [binding_of(row) for row in await lent.fetch(sql, domain_id)]
 
     async def start(self, state_digest: bytes, pending: Pending) -> None:
         """Remember a sign-in under way, and forget those that were never finished."""
@@ -145,6 +96,22 @@ class PgSignInStore:
             )
         return Person(person_id, person.domain_id, person.display_name, person.email)
 
+    async def was_made_admin(self, person_id: UUID) -> bool:
+        """Whether a person was made an administrator of the platform by the settings file, whatever became of it."""
+        sql = "SELECT admin_granted_at IS NOT NULL FROM identity.identities WHERE id = $1"
+        async with connection(self.pool, "was_made_admin") as lent:
+            return bool(await lent.fetchval(sql, person_id))
+
+    async def make_admin(self, person_id: UUID, row: Tuple) -> None:
+        """Grant a tuple to a person and note it; a second time nothing happens, also when it was revoked since."""
+        sql = """
+        UPDATE identity.identities SET admin_granted_at = now()
+        WHERE id = $1 AND admin_granted_at IS NULL RETURNING true
+        """
+        async with transaction(self.pool, "make_admin") as lent:
+            if await lent.fetchval(sql, person_id):
+                await add_tuples(lent, [row])
+
     async def open_session(self, session: Session, digest: bytes, at: datetime.datetime, ended: bytes | None) -> None:
         """Store a session, and end the one whose digest is given."""
         sql = """
@@ -153,6 +120,7 @@ class PgSignInStore:
         VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8)
         """
         async with transaction(self.pool, "open_session") as lent:
+            await self._require_active(lent, session.person.id)
             if ended is not None:
                 await self._end(lent, "digest = $1", ended)
             await lent.execute("DELETE FROM identity.sessions WHERE expires_at < $1", at)
@@ -161,6 +129,15 @@ class PgSignInStore:
                 sql, session.id, digest, session.person.id, login.acr, list(login.amr), login.auth_time, at,
                 session.expires_at,
             )  # fmt: skip
+
+    async def _require_active(self, lent: asyncpg.Connection, person_id: UUID) -> None:
+        # Whoever deactivates the binding waits for this lock and ends the session, or was first and refuses it.
+        sql = """
+        SELECT b.status FROM identity.identities i JOIN identity.idp_bindings b ON b.id = i.binding_id
+        WHERE i.id = $1 FOR SHARE OF b
+        """
+        if await lent.fetchval(sql, person_id) != "active":
+            raise SignInRefused
 
     async def use_session(self, digest: bytes, at: datetime.datetime, idle_since: datetime.datetime) -> Session | None:
         """Return a live session and move its idle time."""

@@ -60,6 +60,12 @@ class World:
         """Return a process's settings file."""
         return (self.state / f"config/{service}.toml").read_text()
 
+    async def lend_client_secret(self, domain_id: str, provider: str = "oidc-b") -> str:
+        """Put a provider's client secret into OpenBao for a Domain; returns the reference."""
+        return (
+            await run(*PLEXCTL, "dev", "idp-secret", domain_id, "--provider", provider, "--state", self.state)
+        ).strip()
+
     async def restart(self, service: str, config: str = "") -> None:
         """SIGKILL a process and start it again, with another settings file when one is given."""
         await self.kill(service)

@@ -16,6 +16,7 @@ from libs.custody import Secret
 from libs.errors import BindingConflict, PlexError, SignInRefused, Unauthenticated
 from libs.ids import uuid7
 from services.identity.devices import Devices
+from services.identity.model import Tuple
 from services.identity.sign_in import Opened, SignIn
 from services.identity.sign_in_model import Binding, Device, NodeKey, Pending, Person, Session, Wanted
 from services.identity.tests.fakes import NOW, FakeAudit, FakeAuthority
@@ -25,8 +26,9 @@ ISSUER, CLIENT = "https://op.example", "plexsphere"
 
 def a_binding(domain_id: UUID | None = None, issuer: str = ISSUER, **more: Any) -> Binding:
     """Return a binding that asks for nothing special."""
+    reference = f"kv/idp/{domain_id or 'platform'}/op"
     plain = Binding(
-        id=uuid7(), domain_id=domain_id, issuer=issuer, client_id=CLIENT, client_secret_ref="kv/idp/op",
+        id=uuid7(), domain_id=domain_id, issuer=issuer, client_id=CLIENT, client_secret_ref=reference,
         discovery_url=f"{issuer}/.well-known/openid-configuration", claim_mappings={}, required_acr=(),
         required_amr=(), jit_policy="allow", status="active", alias="op", primary=True, created_at=NOW, updated_at=NOW,
     )  # fmt: skip
@@ -48,6 +50,7 @@ class FakeSignInStore:
     approvers: dict[UUID, UUID] = field(default_factory=dict)
     tokens: dict[bytes, Session] = field(default_factory=dict)
     node_keys: list[NodeKey] = field(default_factory=list)
+    made_admins: set[UUID] = field(default_factory=set)
 
     async def add_binding(self, binding: Binding) -> None:
         for row in self.binding_rows.values():
@@ -61,6 +64,36 @@ class FakeSignInStore:
     async def bindings(self, domain_id: UUID | None) -> list[Binding]:
         rows = (row for row in self.binding_rows.values() if row.domain_id == domain_id)
         return sorted(rows, key=lambda row: (not row.primary, row.id))
+
+    async def change_binding(self, before: Binding, after: Binding) -> None:
+        others = [row for row in await self.bindings(after.domain_id) if row.id != after.id]
+        if self.binding_rows.get(before.id) != before or after.primary & any(row.primary for row in others):
+            raise BindingConflict
+        self.binding_rows[after.id] = after
+
+    async def set_binding_status(self, binding_id: UUID, status: str, at: datetime.datetime) -> Binding | None:
+        self.trace.append("status")
+        before = self.binding_rows.get(binding_id)
+        if before is None:
+            return None
+        self.binding_rows[binding_id] = replace(before, status=status, updated_at=at)
+        if status != "active":
+            self._end_people(binding_id)
+        return self.binding_rows[binding_id]
+
+    async def remove_binding(self, binding_id: UUID) -> list[Tuple] | None:
+        self.trace.append("remove")
+        if self.binding_rows.pop(binding_id, None) is None:
+            return None
+        gone = self._end_people(binding_id)
+        self.people = {key: person for key, person in self.people.items() if person.id not in gone}
+        return [Tuple("platform:main", "admin", f"user:{person_id}") for person_id in sorted(gone)]
+
+    def _end_people(self, binding_id: UUID) -> set[UUID]:
+        people = {person.id for (bound, _), person in self.people.items() if bound == binding_id}
+        self._end(lambda _, session: session.person.id in people)
+        self.tokens = {digest: token for digest, token in self.tokens.items() if token.person.id not in people}
+        return people
 
     async def start(self, state_digest: bytes, pending: Pending) -> None:
         self.pending[state_digest] = pending
@@ -77,6 +110,9 @@ class FakeSignInStore:
         known = self.people.get((binding.id, subject))
         self.people[binding.id, subject] = replace(person, id=known.id if known else person.id)
         return self.people[binding.id, subject]
+
+    async def was_made_admin(self, person_id: UUID) -> bool:
+        return person_id in self.made_admins
 
     async def open_session(self, session: Session, digest: bytes, at: datetime.datetime, ended: bytes | None) -> None:
         self.trace.append("open_session")
@@ -242,7 +278,8 @@ class SignInWorld:
         self.sign_in = SignIn(
             store=self.store, provider=self.provider, secrets=self.secrets, audit=self.audit, admins=self.admins,
             clock=self.clock, pkce_key=Secret(b"p" * 32), csrf_key=Secret(b"c" * 32),
-            redirect_uri="https://edge/v1/auth/callback", platform_admins=("operator",), return_paths=("/", "/device"),
+            redirect_uri="https://edge/v1/auth/callback", bootstrap_issuer=self.platform.issuer,
+            platform_admins=("operator",), return_paths=("/", "/device"),
         )  # fmt: skip
         self.devices = Devices(self.store, self.audit, self.clock, "dev")
 

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import contextlib
+import ipaddress
 import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -31,6 +32,7 @@ from services.identity.vault import BaoVault
 
 pytestmark = pytest.mark.integration
 
+NEAR = [ipaddress.ip_network("127.0.0.1/32")]
 MFA, PWD = "urn:plexsphere:acr:mfa", "urn:plexsphere:acr:pwd"
 
 
@@ -62,13 +64,13 @@ class Party:
 async def party(state: State, bao: Bao, name: str, **binding: Any) -> AsyncIterator[Party]:
     """Bind one of the stack's providers; `binding` overrides what the binding says."""
     ca_file, issuer = state / "pki/ca.crt", state.issuer(name)
-    store, audit, provider = FakeSignInStore([]), FakeAudit([]), HttpProvider(ca_file)
-    bound = a_binding(None, issuer, client_id=CLIENT_ID, client_secret_ref=f"kv/idp/{name}", **binding)
+    store, audit, provider = FakeSignInStore([]), FakeAudit([]), HttpProvider(ca_file, NEAR)
+    bound = a_binding(None, issuer, client_id=CLIENT_ID, client_secret_ref=f"kv/idp/platform/{name}", **binding)
     store.binding_rows[bound.id] = bound
     sign_in = SignIn(
         store=store, provider=provider, secrets=BaoVault(bao), audit=audit, admins=FakeAdmins([]), clock=SystemClock(),
         pkce_key=read_secret_file(state / "secrets/pkce.key"), csrf_key=Secret(b"c" * 32),
-        redirect_uri=f"{state.edge_url}/v1/auth/callback", platform_admins=(),
+        redirect_uri=f"{state.edge_url}/v1/auth/callback", bootstrap_issuer=issuer, platform_admins=(),
     )  # fmt: skip
     connector = aiohttp.TCPConnector(ssl=contexts.trusting(ca_file))
     async with aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar()) as http:
@@ -206,7 +208,7 @@ CROOKED: dict[str, tuple[str, Any]] = {
 async def test_a_crooked_answer_is_a_failure_of_the_provider(backends: State, crooked: Crooked, name: str) -> None:
     path, answer = CROOKED[name]
     crooked.answers[path] = answer
-    provider = HttpProvider(backends / "pki/ca.crt")
+    provider = HttpProvider(backends / "pki/ca.crt", NEAR)
     try:
         with pytest.raises(ProviderFailed):
             await provider.metadata(a_binding(None, crooked.issuer))
@@ -218,7 +220,7 @@ async def test_a_crooked_answer_is_a_failure_of_the_provider(backends: State, cr
 async def test_an_endpoint_without_tls_is_refused(backends: State, crooked: Crooked, endpoint: str) -> None:
     document = crooked.answers["/.well-known/openid-configuration"]
     document[endpoint] = document[endpoint].replace("https:", "http:")
-    provider = HttpProvider(backends / "pki/ca.crt")
+    provider = HttpProvider(backends / "pki/ca.crt", NEAR)
     try:
         with pytest.raises(ProviderFailed):
             await provider.metadata(a_binding(None, crooked.issuer))
@@ -238,7 +240,7 @@ async def test_a_provider_with_another_ca_is_refused(backends: State, crooked: C
 
 async def test_client_and_secret_are_encoded_before_they_are_joined(backends: State, crooked: Crooked) -> None:
     crooked.answers["/token"] = {"id_token": "t"}
-    provider, binding = HttpProvider(backends / "pki/ca.crt"), a_binding(None, crooked.issuer)
+    provider, binding = HttpProvider(backends / "pki/ca.crt", NEAR), a_binding(None, crooked.issuer)
     try:
         answer = await provider.exchange(
             replace(binding, client_id="a:b"), Secret("p+ä:%".encode()), {"grant_type": "authorization_code"}
@@ -252,7 +254,7 @@ async def test_client_and_secret_are_encoded_before_they_are_joined(backends: St
 
 
 async def test_keys_are_fetched_once_by_many_at_once(backends: State, crooked: Crooked) -> None:
-    provider, binding = HttpProvider(backends / "pki/ca.crt"), a_binding(None, crooked.issuer)
+    provider, binding = HttpProvider(backends / "pki/ca.crt", NEAR), a_binding(None, crooked.issuer)
     try:
         await provider.metadata(binding)
         await asyncio.gather(*(provider.keys(binding, "unknown") for _ in range(20)))

@@ -17,7 +17,7 @@ from libs.errors import (
 )
 from libs.ids import uuid7
 from services.identity.sign_in_model import Wanted
-from services.identity.tests.sign_in_fakes import SignInWorld, sha256
+from services.identity.tests.sign_in_fakes import SignInWorld, a_binding, sha256
 
 pytestmark = pytest.mark.unit
 
@@ -131,6 +131,9 @@ TOKENS: dict[str, tuple[dict[str, Any], dict[str, Any], Wanted, str]] = {
     "asked for less than the binding demands": (
         {"required_acr": ("urn:mfa",)}, {"acr": "urn:pwd"}, Wanted(("urn:pwd",)), "acr",
     ),
+    "older than the binding allows": ({"max_auth_age_s": 4}, {}, Wanted(), "auth_time"),
+    "older than the binding allows, asked for more": ({"max_auth_age_s": 4}, {}, Wanted((), 60), "auth_time"),
+    "clock off by more than the binding bears": ({"leeway_s": 5}, {"iat": 1_777_636_810}, Wanted(), "iat"),
     "below the binding's methods": ({"required_amr": ("otp",)}, {"amr": ["pwd"]}, Wanted(), "amr"),
     "unknown person where nobody new is let in": ({"jit_policy": "deny"}, {}, Wanted(), "unknown_person"),
 }  # fmt: skip
@@ -202,6 +205,36 @@ async def test_a_named_subject_of_the_platforms_binding_administers() -> None:
     # The grant is a change of relations: the one row of this request says so, before it happens.
     assert [row.context for row in world.audit.rows] == [{"relation": ["platform_admin"]}]
     assert world.trace.index("audit") < world.trace.index("grant")
+
+
+async def test_who_was_made_an_administrator_once_is_not_again() -> None:
+    world = SignInWorld()
+    world.provider.claims = {"sub": "operator"}
+    opened = await world.walk()
+    world.store.made_admins.add(opened.session.person.id)
+    await world.walk()
+    assert world.admins.granted == [opened.session.person.id]
+    assert world.audit.rows[-1].context == {}
+
+
+async def test_the_name_at_another_provider_of_the_platform_is_anybodys() -> None:
+    world = SignInWorld()
+    other = a_binding(None, "https://guests.example", primary=False)
+    world.store.binding_rows[other.id] = other
+    world.provider.claims = {"sub": "operator"}
+    started = await world.sign_in.start(None, other.id, "", "", Wanted())
+    code = world.provider.authorize(started.authorization_url)
+    await world.sign_in.complete(code, started.state, other.issuer, "", "")
+    assert world.admins.granted == []
+
+
+async def test_a_binding_says_which_scopes_and_ages_are_asked_for() -> None:
+    world = SignInWorld(scopes=("openid", "groups"), max_auth_age_s=60)
+    asked = [
+        query_of((await world.sign_in.start(world.domain_id, None, "", "", Wanted((), age))).authorization_url)
+        for age in (None, 30, 300)
+    ]
+    assert [(one["scope"], one["max_age"]) for one in asked] == [("openid groups", age) for age in ("60", "30", "60")]
 
 
 async def test_nobody_else_administers() -> None:

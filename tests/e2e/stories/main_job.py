@@ -86,7 +86,7 @@ async def create(story: Story) -> str:
             "domain_id": story.domain_id,
             "issuer": issuer,
             "client_id": env["PLEX_OIDC_B_CLIENT_ID"],
-            "client_secret_ref": "kv/idp/oidc-b",
+            "client_secret_ref": await story.world.lend_client_secret(story.domain_id),
             "discovery_url": issuer + "/.well-known/openid-configuration",
             "jit_policy": "allow",
             "primary": True,

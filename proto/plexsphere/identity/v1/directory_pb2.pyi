@@ -1371,6 +1371,11 @@ class IdpBinding(_message.Message):
     PRIMARY_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     UPDATED_AT_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    ACCEPTED_AMR_FIELD_NUMBER: _builtins.int
+    MAX_AUTH_AGE_S_FIELD_NUMBER: _builtins.int
+    LEEWAY_S_FIELD_NUMBER: _builtins.int
+    ALGORITHMS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """Its id."""
     domain_id: _builtins.str
@@ -1391,6 +1396,10 @@ class IdpBinding(_message.Message):
     """Its alias."""
     primary: _builtins.bool
     """Whether it is the Domain's first choice."""
+    max_auth_age_s: _builtins.int
+    """How old a login may be in seconds, 0 for any age."""
+    leeway_s: _builtins.int
+    """By how many seconds the provider's clock may be off."""
     @_builtins.property
     def claim_mappings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """From our names to the provider's claims."""
@@ -1411,6 +1420,18 @@ class IdpBinding(_message.Message):
     def updated_at(self) -> _timestamp_pb2.Timestamp:
         """When it was last changed."""
 
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Scopes that are asked for; "openid" is always one."""
+
+    @_builtins.property
+    def accepted_amr(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """When not empty, any `amr` value outside of these is refused."""
+
+    @_builtins.property
+    def algorithms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Algorithms that may sign an id_token."""
+
     def __init__(
         self,
         *,
@@ -1429,10 +1450,15 @@ class IdpBinding(_message.Message):
         primary: _builtins.bool = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         updated_at: _timestamp_pb2.Timestamp | None = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        accepted_amr: _abc.Iterable[_builtins.str] | None = ...,
+        max_auth_age_s: _builtins.int = ...,
+        leeway_s: _builtins.int = ...,
+        algorithms: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "claim_mappings", b"claim_mappings", "client_id", b"client_id", "client_secret_ref", b"client_secret_ref", "created_at", b"created_at", "discovery_url", b"discovery_url", "domain_id", b"domain_id", "id", b"id", "issuer", b"issuer", "jit_policy", b"jit_policy", "primary", b"primary", "required_acr", b"required_acr", "required_amr", b"required_amr", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted_amr", b"accepted_amr", "algorithms", b"algorithms", "alias", b"alias", "claim_mappings", b"claim_mappings", "client_id", b"client_id", "client_secret_ref", b"client_secret_ref", "created_at", b"created_at", "discovery_url", b"discovery_url", "domain_id", b"domain_id", "id", b"id", "issuer", b"issuer", "jit_policy", b"jit_policy", "leeway_s", b"leeway_s", "max_auth_age_s", b"max_auth_age_s", "primary", b"primary", "required_acr", b"required_acr", "required_amr", b"required_amr", "scopes", b"scopes", "status", b"status", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1475,6 +1501,11 @@ class CreateIdpBindingRequest(_message.Message):
     JIT_POLICY_FIELD_NUMBER: _builtins.int
     ALIAS_FIELD_NUMBER: _builtins.int
     PRIMARY_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    ACCEPTED_AMR_FIELD_NUMBER: _builtins.int
+    MAX_AUTH_AGE_S_FIELD_NUMBER: _builtins.int
+    LEEWAY_S_FIELD_NUMBER: _builtins.int
+    ALGORITHMS_FIELD_NUMBER: _builtins.int
     domain_id: _builtins.str
     """Its Domain; empty for the platform's."""
     issuer: _builtins.str
@@ -1491,6 +1522,10 @@ class CreateIdpBindingRequest(_message.Message):
     """Its alias."""
     primary: _builtins.bool
     """Whether it is the Domain's first choice."""
+    max_auth_age_s: _builtins.int
+    """How old a login may be in seconds, 0 for any age."""
+    leeway_s: _builtins.int
+    """By how many seconds the provider's clock may be off; 30 when absent."""
     @_builtins.property
     def claim_mappings(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
         """From our names to the provider's claims."""
@@ -1502,6 +1537,18 @@ class CreateIdpBindingRequest(_message.Message):
     @_builtins.property
     def required_amr(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """All of these `amr` values at sign-in."""
+
+    @_builtins.property
+    def scopes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Scopes that are asked for; empty for "openid email profile"."""
+
+    @_builtins.property
+    def accepted_amr(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """When not empty, any `amr` value outside of these is refused."""
+
+    @_builtins.property
+    def algorithms(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Algorithms that may sign an id_token; empty for all that are known."""
 
     def __init__(
         self,
@@ -1517,12 +1564,19 @@ class CreateIdpBindingRequest(_message.Message):
         jit_policy: _builtins.str = ...,
         alias: _builtins.str = ...,
         primary: _builtins.bool = ...,
+        scopes: _abc.Iterable[_builtins.str] | None = ...,
+        accepted_amr: _abc.Iterable[_builtins.str] | None = ...,
+        max_auth_age_s: _builtins.int = ...,
+        leeway_s: _builtins.int | None = ...,
+        algorithms: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_leeway_s", b"_leeway_s", "leeway_s", b"leeway_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["alias", b"alias", "claim_mappings", b"claim_mappings", "client_id", b"client_id", "client_secret_ref", b"client_secret_ref", "discovery_url", b"discovery_url", "domain_id", b"domain_id", "issuer", b"issuer", "jit_policy", b"jit_policy", "primary", b"primary", "required_acr", b"required_acr", "required_amr", b"required_amr"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_leeway_s", b"_leeway_s", "accepted_amr", b"accepted_amr", "algorithms", b"algorithms", "alias", b"alias", "claim_mappings", b"claim_mappings", "client_id", b"client_id", "client_secret_ref", b"client_secret_ref", "discovery_url", b"discovery_url", "domain_id", b"domain_id", "issuer", b"issuer", "jit_policy", b"jit_policy", "leeway_s", b"leeway_s", "max_auth_age_s", b"max_auth_age_s", "primary", b"primary", "required_acr", b"required_acr", "required_amr", b"required_amr", "scopes", b"scopes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__leeway_s: _TypeAlias = _typing.Literal["leeway_s"]  # noqa: Y015
+    _WhichOneofArgType__leeway_s: _TypeAlias = _typing.Literal["_leeway_s", b"_leeway_s"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__leeway_s) -> _WhichOneofReturnType__leeway_s | None: ...
 
 Global___CreateIdpBindingRequest: _TypeAlias = CreateIdpBindingRequest  # noqa: Y015
 
@@ -1641,3 +1695,295 @@ class GetIdpBindingResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetIdpBindingResponse: _TypeAlias = GetIdpBindingResponse  # noqa: Y015
+
+@_typing.final
+class Texts(_message.Message):
+    """Values that may be put as a whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """The values."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Texts: _TypeAlias = Texts  # noqa: Y015
+
+@_typing.final
+class ClaimMappings(_message.Message):
+    """Claim mappings that may be put as a whole."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ValuesEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    VALUES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def values(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """From our names to the provider's claims."""
+
+    def __init__(
+        self,
+        *,
+        values: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["values", b"values"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimMappings: _TypeAlias = ClaimMappings  # noqa: Y015
+
+@_typing.final
+class UpdateIdpBindingRequest(_message.Message):
+    """What to change of a binding; what is absent stays."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BINDING_ID_FIELD_NUMBER: _builtins.int
+    DECIDED_ON_FIELD_NUMBER: _builtins.int
+    DISCOVERY_URL_FIELD_NUMBER: _builtins.int
+    CLAIM_MAPPINGS_FIELD_NUMBER: _builtins.int
+    REQUIRED_ACR_FIELD_NUMBER: _builtins.int
+    REQUIRED_AMR_FIELD_NUMBER: _builtins.int
+    JIT_POLICY_FIELD_NUMBER: _builtins.int
+    ALIAS_FIELD_NUMBER: _builtins.int
+    PRIMARY_FIELD_NUMBER: _builtins.int
+    SCOPES_FIELD_NUMBER: _builtins.int
+    ACCEPTED_AMR_FIELD_NUMBER: _builtins.int
+    MAX_AUTH_AGE_S_FIELD_NUMBER: _builtins.int
+    LEEWAY_S_FIELD_NUMBER: _builtins.int
+    ALGORITHMS_FIELD_NUMBER: _builtins.int
+    binding_id: _builtins.str
+    """The binding."""
+    discovery_url: _builtins.str
+    """Discovery document."""
+    jit_policy: _builtins.str
+    """"allow" or "deny" unknown people."""
+    alias: _builtins.str
+    """Its alias."""
+    primary: _builtins.bool
+    """Whether it is the Domain's first choice."""
+    max_auth_age_s: _builtins.int
+    """How old a login may be in seconds, 0 for any age."""
+    leeway_s: _builtins.int
+    """By how many seconds the provider's clock may be off."""
+    @_builtins.property
+    def decided_on(self) -> _timestamp_pb2.Timestamp:
+        """The state that the change was decided on, by its `updated_at`; absent for whichever is current."""
+
+    @_builtins.property
+    def claim_mappings(self) -> Global___ClaimMappings:
+        """From our names to the provider's claims."""
+
+    @_builtins.property
+    def required_acr(self) -> Global___Texts:
+        """Any one of these `acr` values at sign-in."""
+
+    @_builtins.property
+    def required_amr(self) -> Global___Texts:
+        """All of these `amr` values at sign-in."""
+
+    @_builtins.property
+    def scopes(self) -> Global___Texts:
+        """Scopes that are asked for."""
+
+    @_builtins.property
+    def accepted_amr(self) -> Global___Texts:
+        """When not empty, any `amr` value outside of these is refused."""
+
+    @_builtins.property
+    def algorithms(self) -> Global___Texts:
+        """Algorithms that may sign an id_token."""
+
+    def __init__(
+        self,
+        *,
+        binding_id: _builtins.str = ...,
+        decided_on: _timestamp_pb2.Timestamp | None = ...,
+        discovery_url: _builtins.str | None = ...,
+        claim_mappings: Global___ClaimMappings | None = ...,
+        required_acr: Global___Texts | None = ...,
+        required_amr: Global___Texts | None = ...,
+        jit_policy: _builtins.str | None = ...,
+        alias: _builtins.str | None = ...,
+        primary: _builtins.bool | None = ...,
+        scopes: Global___Texts | None = ...,
+        accepted_amr: Global___Texts | None = ...,
+        max_auth_age_s: _builtins.int | None = ...,
+        leeway_s: _builtins.int | None = ...,
+        algorithms: Global___Texts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_alias", b"_alias", "_discovery_url", b"_discovery_url", "_jit_policy", b"_jit_policy", "_leeway_s", b"_leeway_s", "_max_auth_age_s", b"_max_auth_age_s", "_primary", b"_primary", "accepted_amr", b"accepted_amr", "algorithms", b"algorithms", "alias", b"alias", "claim_mappings", b"claim_mappings", "decided_on", b"decided_on", "discovery_url", b"discovery_url", "jit_policy", b"jit_policy", "leeway_s", b"leeway_s", "max_auth_age_s", b"max_auth_age_s", "primary", b"primary", "required_acr", b"required_acr", "required_amr", b"required_amr", "scopes", b"scopes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_alias", b"_alias", "_discovery_url", b"_discovery_url", "_jit_policy", b"_jit_policy", "_leeway_s", b"_leeway_s", "_max_auth_age_s", b"_max_auth_age_s", "_primary", b"_primary", "accepted_amr", b"accepted_amr", "algorithms", b"algorithms", "alias", b"alias", "binding_id", b"binding_id", "claim_mappings", b"claim_mappings", "decided_on", b"decided_on", "discovery_url", b"discovery_url", "jit_policy", b"jit_policy", "leeway_s", b"leeway_s", "max_auth_age_s", b"max_auth_age_s", "primary", b"primary", "required_acr", b"required_acr", "required_amr", b"required_amr", "scopes", b"scopes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__alias: _TypeAlias = _typing.Literal["alias"]  # noqa: Y015
+    _WhichOneofArgType__alias: _TypeAlias = _typing.Literal["_alias", b"_alias"]  # noqa: Y015
+    _WhichOneofReturnType__discovery_url: _TypeAlias = _typing.Literal["discovery_url"]  # noqa: Y015
+    _WhichOneofArgType__discovery_url: _TypeAlias = _typing.Literal["_discovery_url", b"_discovery_url"]  # noqa: Y015
+    _WhichOneofReturnType__jit_policy: _TypeAlias = _typing.Literal["jit_policy"]  # noqa: Y015
+    _WhichOneofArgType__jit_policy: _TypeAlias = _typing.Literal["_jit_policy", b"_jit_policy"]  # noqa: Y015
+    _WhichOneofReturnType__leeway_s: _TypeAlias = _typing.Literal["leeway_s"]  # noqa: Y015
+    _WhichOneofArgType__leeway_s: _TypeAlias = _typing.Literal["_leeway_s", b"_leeway_s"]  # noqa: Y015
+    _WhichOneofReturnType__max_auth_age_s: _TypeAlias = _typing.Literal["max_auth_age_s"]  # noqa: Y015
+    _WhichOneofArgType__max_auth_age_s: _TypeAlias = _typing.Literal["_max_auth_age_s", b"_max_auth_age_s"]  # noqa: Y015
+    _WhichOneofReturnType__primary: _TypeAlias = _typing.Literal["primary"]  # noqa: Y015
+    _WhichOneofArgType__primary: _TypeAlias = _typing.Literal["_primary", b"_primary"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__alias) -> _WhichOneofReturnType__alias | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__discovery_url) -> _WhichOneofReturnType__discovery_url | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__jit_policy) -> _WhichOneofReturnType__jit_policy | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__leeway_s) -> _WhichOneofReturnType__leeway_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_auth_age_s) -> _WhichOneofReturnType__max_auth_age_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__primary) -> _WhichOneofReturnType__primary | None: ...
+
+Global___UpdateIdpBindingRequest: _TypeAlias = UpdateIdpBindingRequest  # noqa: Y015
+
+@_typing.final
+class UpdateIdpBindingResponse(_message.Message):
+    """The changed binding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BINDING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def binding(self) -> Global___IdpBinding:
+        """The binding."""
+
+    def __init__(
+        self,
+        *,
+        binding: Global___IdpBinding | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateIdpBindingResponse: _TypeAlias = UpdateIdpBindingResponse  # noqa: Y015
+
+@_typing.final
+class SetIdpBindingStatusRequest(_message.Message):
+    """A binding's new status."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BINDING_ID_FIELD_NUMBER: _builtins.int
+    STATUS_FIELD_NUMBER: _builtins.int
+    binding_id: _builtins.str
+    """The binding."""
+    status: _builtins.str
+    """"active" or "deactivated"."""
+    def __init__(
+        self,
+        *,
+        binding_id: _builtins.str = ...,
+        status: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding_id", b"binding_id", "status", b"status"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetIdpBindingStatusRequest: _TypeAlias = SetIdpBindingStatusRequest  # noqa: Y015
+
+@_typing.final
+class SetIdpBindingStatusResponse(_message.Message):
+    """The changed binding."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BINDING_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def binding(self) -> Global___IdpBinding:
+        """The binding."""
+
+    def __init__(
+        self,
+        *,
+        binding: Global___IdpBinding | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding", b"binding"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetIdpBindingStatusResponse: _TypeAlias = SetIdpBindingStatusResponse  # noqa: Y015
+
+@_typing.final
+class DeleteIdpBindingRequest(_message.Message):
+    """Which binding goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BINDING_ID_FIELD_NUMBER: _builtins.int
+    binding_id: _builtins.str
+    """The binding."""
+    def __init__(
+        self,
+        *,
+        binding_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding_id", b"binding_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteIdpBindingRequest: _TypeAlias = DeleteIdpBindingRequest  # noqa: Y015
+
+@_typing.final
+class DeleteIdpBindingResponse(_message.Message):
+    """The binding is gone."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteIdpBindingResponse: _TypeAlias = DeleteIdpBindingResponse  # noqa: Y015

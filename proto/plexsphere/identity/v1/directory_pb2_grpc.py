@@ -145,6 +145,21 @@ class DirectoryServiceStub:
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.GetIdpBindingRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.GetIdpBindingResponse.FromString,
                 _registered_method=True)
+        self.UpdateIdpBinding = channel.unary_unary(
+                '/plexsphere.identity.v1.DirectoryService/UpdateIdpBinding',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.UpdateIdpBindingRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.UpdateIdpBindingResponse.FromString,
+                _registered_method=True)
+        self.SetIdpBindingStatus = channel.unary_unary(
+                '/plexsphere.identity.v1.DirectoryService/SetIdpBindingStatus',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.SetIdpBindingStatusRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.SetIdpBindingStatusResponse.FromString,
+                _registered_method=True)
+        self.DeleteIdpBinding = channel.unary_unary(
+                '/plexsphere.identity.v1.DirectoryService/DeleteIdpBinding',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.DeleteIdpBindingRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.DeleteIdpBindingResponse.FromString,
+                _registered_method=True)
 
 
 class DirectoryServiceServicer:
@@ -305,6 +320,27 @@ class DirectoryServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def UpdateIdpBinding(self, request, context):
+        """Changes a binding.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetIdpBindingStatus(self, request, context):
+        """Sets a binding's status; whatever the people of one that is not active hold is worth nothing when it answers.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteIdpBinding(self, request, context):
+        """Deletes a binding with its people, what they hold and what they may do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DirectoryServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -417,6 +453,21 @@ def add_DirectoryServiceServicer_to_server(servicer, server):
                     servicer.GetIdpBinding,
                     request_deserializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.GetIdpBindingRequest.FromString,
                     response_serializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.GetIdpBindingResponse.SerializeToString,
+            ),
+            'UpdateIdpBinding': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateIdpBinding,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.UpdateIdpBindingRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.UpdateIdpBindingResponse.SerializeToString,
+            ),
+            'SetIdpBindingStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetIdpBindingStatus,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.SetIdpBindingStatusRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.SetIdpBindingStatusResponse.SerializeToString,
+            ),
+            'DeleteIdpBinding': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteIdpBinding,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.DeleteIdpBindingRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_directory__pb2.DeleteIdpBindingResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1014,6 +1065,87 @@ class DirectoryService:
             '/plexsphere.identity.v1.DirectoryService/GetIdpBinding',
             plexsphere_dot_identity_dot_v1_dot_directory__pb2.GetIdpBindingRequest.SerializeToString,
             plexsphere_dot_identity_dot_v1_dot_directory__pb2.GetIdpBindingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UpdateIdpBinding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.DirectoryService/UpdateIdpBinding',
+            plexsphere_dot_identity_dot_v1_dot_directory__pb2.UpdateIdpBindingRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_directory__pb2.UpdateIdpBindingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetIdpBindingStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.DirectoryService/SetIdpBindingStatus',
+            plexsphere_dot_identity_dot_v1_dot_directory__pb2.SetIdpBindingStatusRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_directory__pb2.SetIdpBindingStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteIdpBinding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.DirectoryService/DeleteIdpBinding',
+            plexsphere_dot_identity_dot_v1_dot_directory__pb2.DeleteIdpBindingRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_directory__pb2.DeleteIdpBindingResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -77,6 +77,12 @@ class DirectoryServiceStub:
     """Lists a Domain's bindings."""
     GetIdpBinding: _grpc.UnaryUnaryMultiCallable[_directory_pb2.GetIdpBindingRequest, _directory_pb2.GetIdpBindingResponse]
     """Gets a binding."""
+    UpdateIdpBinding: _grpc.UnaryUnaryMultiCallable[_directory_pb2.UpdateIdpBindingRequest, _directory_pb2.UpdateIdpBindingResponse]
+    """Changes a binding."""
+    SetIdpBindingStatus: _grpc.UnaryUnaryMultiCallable[_directory_pb2.SetIdpBindingStatusRequest, _directory_pb2.SetIdpBindingStatusResponse]
+    """Sets a binding's status; whatever the people of one that is not active hold is worth nothing when it answers."""
+    DeleteIdpBinding: _grpc.UnaryUnaryMultiCallable[_directory_pb2.DeleteIdpBindingRequest, _directory_pb2.DeleteIdpBindingResponse]
+    """Deletes a binding with its people, what they hold and what they may do."""
 
 @_typing.type_check_only
 class DirectoryServiceAsyncStub(DirectoryServiceStub):
@@ -127,6 +133,12 @@ class DirectoryServiceAsyncStub(DirectoryServiceStub):
     """Lists a Domain's bindings."""
     GetIdpBinding: _aio.UnaryUnaryMultiCallable[_directory_pb2.GetIdpBindingRequest, _directory_pb2.GetIdpBindingResponse]  # type: ignore[assignment]
     """Gets a binding."""
+    UpdateIdpBinding: _aio.UnaryUnaryMultiCallable[_directory_pb2.UpdateIdpBindingRequest, _directory_pb2.UpdateIdpBindingResponse]  # type: ignore[assignment]
+    """Changes a binding."""
+    SetIdpBindingStatus: _aio.UnaryUnaryMultiCallable[_directory_pb2.SetIdpBindingStatusRequest, _directory_pb2.SetIdpBindingStatusResponse]  # type: ignore[assignment]
+    """Sets a binding's status; whatever the people of one that is not active hold is worth nothing when it answers."""
+    DeleteIdpBinding: _aio.UnaryUnaryMultiCallable[_directory_pb2.DeleteIdpBindingRequest, _directory_pb2.DeleteIdpBindingResponse]  # type: ignore[assignment]
+    """Deletes a binding with its people, what they hold and what they may do."""
 
 class DirectoryServiceServicer(metaclass=_abc_1.ABCMeta):
     """Operators' administration of Domains and what is in them."""
@@ -306,5 +318,29 @@ class DirectoryServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_directory_pb2.GetIdpBindingResponse, _abc.Awaitable[_directory_pb2.GetIdpBindingResponse]]:
         """Gets a binding."""
+
+    @_abc_1.abstractmethod
+    def UpdateIdpBinding(
+        self,
+        request: _directory_pb2.UpdateIdpBindingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_directory_pb2.UpdateIdpBindingResponse, _abc.Awaitable[_directory_pb2.UpdateIdpBindingResponse]]:
+        """Changes a binding."""
+
+    @_abc_1.abstractmethod
+    def SetIdpBindingStatus(
+        self,
+        request: _directory_pb2.SetIdpBindingStatusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_directory_pb2.SetIdpBindingStatusResponse, _abc.Awaitable[_directory_pb2.SetIdpBindingStatusResponse]]:
+        """Sets a binding's status; whatever the people of one that is not active hold is worth nothing when it answers."""
+
+    @_abc_1.abstractmethod
+    def DeleteIdpBinding(
+        self,
+        request: _directory_pb2.DeleteIdpBindingRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_directory_pb2.DeleteIdpBindingResponse, _abc.Awaitable[_directory_pb2.DeleteIdpBindingResponse]]:
+        """Deletes a binding with its people, what they hold and what they may do."""
 
 def add_DirectoryServiceServicer_to_server(servicer: DirectoryServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
