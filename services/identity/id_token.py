@@ -16,7 +16,8 @@ from services.identity.signed import ALGORITHMS, DEFAULT_ALGORITHMS, JSON, Token
 LEEWAY_S, LONGEST_LEEWAY_S = 30, 60
 # OpenID Connect Core 1.0, 2.
 LONGEST_SUBJECT = 255
-MOST_METHODS = 32
+# As many as the contract shows of them.
+MOST_METHODS = 16
 # Beyond it a JSON number is no longer exact (RFC 8259, 6).
 LAST_MOMENT = 2**53
 

@@ -192,6 +192,8 @@ class SignIn:
             required_amr=binding.required_amr,
             max_age_s=binding.max_age_s(pending.wanted.max_age_s),
             leeway_s=binding.leeway_s,
+            accepted_amr=binding.accepted_amr,
+            algorithms=binding.algorithms,
         )
         claims, login = validate(token, keys, expected)
         return claims["sub"], claims, login

@@ -134,6 +134,10 @@ TOKENS: dict[str, tuple[dict[str, Any], dict[str, Any], Wanted, str]] = {
     "older than the binding allows": ({"max_auth_age_s": 4}, {}, Wanted(), "auth_time"),
     "older than the binding allows, asked for more": ({"max_auth_age_s": 4}, {}, Wanted((), 60), "auth_time"),
     "clock off by more than the binding bears": ({"leeway_s": 5}, {"iat": 1_777_636_810}, Wanted(), "iat"),
+    "a method that the binding does not accept": (
+        {"accepted_amr": ("pwd", "otp")}, {"amr": ["pwd", "sms"]}, Wanted(), "amr_accepted",
+    ),
+    "signed as the binding does not pin": ({"algorithms": ("RS256",)}, {}, Wanted(), "alg_not_pinned"),
     "below the binding's methods": ({"required_amr": ("otp",)}, {"amr": ["pwd"]}, Wanted(), "amr"),
     "unknown person where nobody new is let in": ({"jit_policy": "deny"}, {}, Wanted(), "unknown_person"),
 }  # fmt: skip
