@@ -49,13 +49,16 @@ async def event_key(acting: As) -> str:
     return name
 
 
-async def test_identity_wraps_and_unwraps_node_keys(acting: As) -> None:
-    identity, key = acting("identity"), secrets.token_bytes(32)
+async def test_identity_wraps_node_keys_and_unwraps_none(acting: As) -> None:
+    identity, operator, key = acting("identity"), acting("operator"), secrets.token_bytes(32)
     wrapped = await identity.wrap("transit-identity", "nsk", b"domain", b"node", Secret(key))
-    assert bytes((await identity.unwrap("transit-identity", "nsk", b"domain", b"node", wrapped)).reveal()) == key
+    assert bytes((await operator.unwrap("transit-identity", "nsk", b"domain", b"node", wrapped)).reveal()) == key
     for context, bound_to in ((b"another", b"node"), (b"domain", b"another")):
         with pytest.raises(BaoRefused):
-            await identity.unwrap("transit-identity", "nsk", context, bound_to, wrapped)
+            await operator.unwrap("transit-identity", "nsk", context, bound_to, wrapped)
+    with pytest.raises(BaoRefused) as refused:
+        await identity.unwrap("transit-identity", "nsk", b"domain", b"node", wrapped)
+    assert refused.value.status == FORBIDDEN
 
 
 async def test_identity_reads_the_client_secrets_that_the_first_start_wrote(acting: As, stack: State) -> None:
@@ -108,6 +111,8 @@ async def test_an_event_key_cannot_be_changed_taken_out_or_put_in(
     ("identity", "GET", "transit-identity/backup/nsk"),
     ("identity", "POST", "transit-identity/keys/nsk/config"),
     ("identity", "POST", "transit-identity/keys/nsk/rotate"),
+    ("identity", "POST", "transit-identity/decrypt/nsk"),
+    ("identity", "POST", "transit-identity/rewrap/nsk"),
     ("identity", "GET", "transit-identity/keys/nsk"),
     ("identity", "POST", "kv/data/idp/platform/oidc-a"),
     ("identity", "GET", "kv/data/secrets/any/any"),

@@ -5,18 +5,21 @@ import hashlib
 import hmac
 import re
 from dataclasses import dataclass
+from uuid import UUID
 
 from libs import nsk
 from libs.clock import Clock
 from libs.errors import NskInvalid, NskRevoked, Unauthenticated
 from libs.principal import AssertionSigner, Principal
 from services.identity.ports import Authority
-from services.identity.sign_in_model import Session, digest
+from services.identity.sign_in_model import NodeKey, Session, digest
 from services.identity.sign_in_ports import SignInStore
 
 IDLE_FOR = datetime.timedelta(minutes=30)
 ACCESS_TOKEN = re.compile(r"pat_(dev|stage|prod)_[A-Za-z0-9_-]{43}")
 COOKIE = re.compile(r"[A-Za-z0-9_-]{43}")
+# Compared where a node is not known, so that it takes as long. No SHA-256 of a key is known to be this.
+NOBODY = NodeKey(UUID(int=0), None, UUID(int=0), "", bytes(32), live=False)
 
 
 def person_principal(session: Session, credential: str) -> Principal:
@@ -79,8 +82,13 @@ class Authentication:
         bearer = nsk.parse(value)
         with bearer.key:
             fingerprint = hashlib.sha256(bearer.key.reveal()).digest()
-        known = await self.store.node_key(bearer.node_id, fingerprint)
-        if known is None or not hmac.compare_digest(known.fingerprint, fingerprint):
+        # By node and not by fingerprint: an index would compare byte by byte, and tell how many were right.
+        keys = await self.store.node_keys(bearer.node_id, self.clock.now())
+        known = None
+        for key in keys or [NOBODY]:
+            if hmac.compare_digest(key.fingerprint, fingerprint):
+                known = key
+        if known is None:
             raise NskInvalid
         if not known.live or known.project_id is None:
             raise NskRevoked(domain_id=str(known.domain_id))

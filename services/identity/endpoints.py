@@ -76,21 +76,21 @@ class Endpoints:
         try:
             await self.store.report_endpoint(UUID(node_id), parse_endpoint(endpoint), nat_type, reported_at, now)
         except TooMany as refused:
-            await self.gate.audit.record(limited(principal.domain_id, refused.code, now))
+            await self.gate.audit.record(limited("endpoint", principal.domain_id, refused.code, now))
             raise
         return now, now + FRESH_FOR
 
 
-def limited(domain_id: str, code: str, at: datetime.datetime) -> Record:
+def limited(what: str, domain_id: str, code: str, at: datetime.datetime) -> Record:
     """Return the row of refused changes: one for all of a Domain's in a minute, which each of them makes the same."""
     minute = at.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")
     return Record(
         domain_id=domain_id,
-        action="node.endpoint_limited",
+        action=f"node.{what}_limited",
         relation="node-agent",
         object_type="domain",
         object_id=domain_id,
         reason="caveat_violation",
-        context={"endpoint": [code], "minute": [minute]},
-        idempotency_key=uuid5(SPACE, f"{domain_id}/{code}/{minute}"),
+        context={what: [code], "minute": [minute]},
+        idempotency_key=uuid5(SPACE, f"{domain_id}/{what}/{code}/{minute}"),
     )

@@ -7,7 +7,6 @@ its key and the event, and only then.
 import datetime
 import hashlib
 import hmac
-import os
 import re
 from dataclasses import dataclass
 from uuid import UUID
@@ -38,13 +37,14 @@ from libs.errors import (
 from libs.ids import parse_uuid, uuid7
 from libs.principal import Principal
 from services.identity.authority import Act, Gate
-from services.identity.model import BootstrapToken, Caller, Candidate, Registered, Resource, SigningKey, WrappedKey
+from services.identity.model import BootstrapToken, Caller, Candidate, Registered, Resource, SigningKey
+from services.identity.node_keys import KEY_BYTES, make_key
 from services.identity.ports import EnrolmentStore, KeyWrapper, SigningKeys
 
-TOKEN = re.compile(r"psb_[a-z]+_([a-z2-7]+)_(node|bridge)_([a-z2-7]{20,})")
+TOKEN = re.compile(r"psb_([a-z]+)_([a-z2-7]+)_(node|bridge)_([a-z2-7]{20,})")
 RETRY_WITHIN = datetime.timedelta(minutes=10)
 SKEW = datetime.timedelta(seconds=60)
-KEY_BYTES = 32
+FIELD = 2**255 - 19
 NODE, BRIDGE = "node", "bridge"
 
 
@@ -70,8 +70,9 @@ class Enrolled:
 
 
 def check_public_key(key: bytes) -> None:
-    """Raise PublicKeyInvalid for a key that is not 32 bytes or of low order (RFC 7748, 6.1)."""
-    if len(key) != KEY_BYTES or not any(key):
+    """Raise PublicKeyInvalid for a key that is not 32 bytes, of low order (RFC 7748, 6.1), or another key rewritten."""
+    # At or above the prime, or with the top bit: X25519 reads such bytes as a smaller number, so as another node's key.
+    if len(key) != KEY_BYTES or int.from_bytes(key, "little") >= FIELD:
         raise PublicKeyInvalid
     try:
         X25519PrivateKey.generate().exchange(X25519PublicKey.from_public_bytes(key))
@@ -109,16 +110,10 @@ class Enrolment:
         except ValueError:
             raise Unprocessable("project_id must be a UUID") from None
         token = await self._token(wish.bootstrap_token)
-        retry, resource = await self._decided(wish, token, project_id, nonce)
-        node_id = token.node_id if retry and token.node_id else uuid7()
-        key = Secret(os.urandom(KEY_BYTES))
+        retry, resource, node_id = await self._decided(wish, token, project_id, nonce)
+        # Wrapped before the transaction, so that none waits for OpenBao and none commits a key that is nowhere.
+        key, wrapped = await make_key(self.wrapper, resource.domain_id, node_id)
         try:
-            # Wrapped before the transaction, so that none waits for OpenBao and none commits a key that is nowhere.
-            wrapped = WrappedKey(
-                kid=f"nsk_{uuid7().hex}",
-                wrapped=await self.wrapper.wrap(resource.domain_id, node_id, key),
-                fingerprint=hashlib.sha256(key.reveal()).digest(),
-            )
             signing_key = await self.keys.ensure(resource.domain_id)
             act = Act("node.register", f"node:{node_id}", str(resource.domain_id), {"token": [str(token.id)]})
             await self.gate.record(Caller(NODE, str(node_id)), "register", act)
@@ -137,15 +132,22 @@ class Enrolment:
 
     async def _token(self, text: str) -> BootstrapToken:
         match = TOKEN.fullmatch(text)
-        token = await self.store.find_token(match[1]) if match else None
-        digest = hashlib.sha256((match[3] if match else "").encode()).digest()
-        if token is None or match is None or not hmac.compare_digest(digest, token.digest):
-            # Unknown tokens are counted at the edge: an attacker must not fill the chain.
+        token = await self.store.find_token(match[2]) if match else None
+        digest = hashlib.sha256((match[4] if match else "").encode()).digest()
+        if (
+            token is None
+            or match is None
+            or not hmac.compare_digest(digest, token.digest)
+            or match[1] != token.env_prefix
+        ):
+            # The edge counts these and writes one row a minute: an attacker must not fill the chain.
             raise TokenUnknown
         return token
 
-    async def _decided(self, wish: Wish, token: BootstrapToken, project_id: UUID, nonce: UUID) -> tuple[bool, Resource]:
-        """Return whether this is a retry, and the resource; every refusal of a real token leaves its row."""
+    async def _decided(
+        self, wish: Wish, token: BootstrapToken, project_id: UUID, nonce: UUID
+    ) -> tuple[bool, Resource, UUID]:
+        """Return whether this is a retry, the resource, its node's id; every refusal of a real token leaves its row."""
         try:
             retry = token.consumed_at is not None and token.nonce == nonce
             if retry:
@@ -155,13 +157,16 @@ class Enrolment:
             if token.project_id != project_id:
                 raise ProjectMismatch
             resource = await self.store.find_resource(project_id, wish.resource_handle)
-            wanted = wish.requested_resource_id
+            wanted = wish.requested_resource_id.lower()
             if resource is None or (wanted and wanted != str(resource.id)):
                 raise ResourceNotFound
-            # The text names the kind so that people can tell tokens apart; it must not be altered either.
             expected = BRIDGE if resource.kind == BRIDGE else NODE
+            # The text names the kind so that people can tell tokens apart; it must not be altered either.
             if token.kind != expected or wish.bootstrap_token.split("_")[3] != expected:
                 raise KindMismatch
+            node_id, keyed = await self.store.node_of(resource.id) or (uuid7(), False)
+            if keyed and not retry:
+                raise ResourceNotFound("the resource is registered already")
         except Unavailable:
             raise
         except PlexError as refusal:
@@ -170,7 +175,7 @@ class Enrolment:
             )
             await self.gate.record(Caller(ANONYMOUS, ""), "register", act, "insufficient_relation")
             raise
-        return retry, resource
+        return retry, resource, token.node_id if retry and token.node_id else node_id
 
     async def _domain(self, token: BootstrapToken) -> str:
         return str(await self.store.domain_of(token.project_id) or "")

@@ -1,7 +1,6 @@
 """Registration in one transaction: token, node, address, key, tuples, event; or nothing."""
 
 import datetime
-import ipaddress
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -14,28 +13,31 @@ from libs.errors import (
     NonceCollision,
     PlexError,
     PoolExhausted,
+    PublicKeyInvalid,
     ResourceNotFound,
     SubrangeExhausted,
     TokenConsumed,
     TokenExpired,
     TokenRevoked,
 )
-from libs.outbox import add_event
+from libs.ids import parse_uuid
 from libs.pg import connection, transaction
 from services.identity.model import BootstrapToken, Candidate, Peer, Registered, Resource, Tuple, WrappedKey
-from services.identity.node_model import peer_object
-from services.identity.node_store import peer_of
-from services.identity.relation_store import add_tuples, notify
-from services.identity.relations import Revocation
+from services.identity.node_key_store import add_key, revoke_keys
+from services.identity.node_store import LOCK_NODE, PEER, announce, peer_of, text_of
+from services.identity.relation_store import add_tuples
 from services.identity.store import BOOTSTRAP, LOCK_RANGES, RESOURCE
 
 CONSUME = """
 UPDATE identity.bootstrap_tokens SET consumed_at = $2, nonce = $3, public_key = $4, node_id = $5
 WHERE id = $1 AND consumed_at IS NULL AND revoked_at IS NULL AND expires_at > $2 RETURNING true
 """
-RANGES = """
-SELECT d.mesh_cidr, p.sub_range_cidr FROM identity.projects p JOIN identity.domains d ON d.id = p.domain_id
-WHERE p.id = $1
+KEYED = "EXISTS (SELECT FROM identity.node_secret_keys k WHERE k.node_id = n.id AND k.revoked_at IS NULL)"
+NODE_OF = f"SELECT n.id, {KEYED} AS keyed FROM identity.nodes n WHERE n.resource_id = $1"
+RANGES = f"""
+SELECT d.mesh_cidr, p.sub_range_cidr, n.id AS node_id, {KEYED} AS keyed
+FROM identity.projects p JOIN identity.domains d ON d.id = p.domain_id
+LEFT JOIN identity.nodes n ON n.resource_id = $2 WHERE p.id = $1
 """
 # The lowest free host address outside other projects' ranges: the first one, or the one after a taken one or range.
 LOWEST_FREE = """
@@ -52,6 +54,14 @@ WHERE candidate BETWEEN low AND high
   AND NOT EXISTS (SELECT FROM identity.nodes n WHERE n.domain_id = $1 AND n.mesh_ip = candidate)
   AND NOT EXISTS (SELECT FROM others WHERE candidate <<= cidr)
 ORDER BY candidate LIMIT 1
+"""
+# A retry is one of the registration that stands: nobody revoked its key, and no later token registered the node again.
+RETRIED = f"""
+SELECT n.id, n.domain_id, n.mesh_ip, d.mesh_cidr,
+    {KEYED} AND NOT EXISTS (
+        SELECT FROM identity.bootstrap_tokens t WHERE t.node_id = n.id AND t.consumed_at > $3
+    ) AS stands
+FROM identity.nodes n JOIN identity.domains d ON d.id = n.domain_id WHERE n.id = $1 AND n.resource_id = $2
 """
 ADD_NODE = """
 INSERT INTO identity.nodes (id, resource_id, project_id, domain_id, mesh_ip, public_key, created_at)
@@ -75,6 +85,14 @@ SET accepted_at = $2, binary_checksum = $3, binary_version = $4, nat_summary = $
     healthy_since = CASE WHEN $2 < h.accepted_at + (SELECT stale_after FROM place) THEN h.healthy_since ELSE $2 END
 RETURNING EXISTS (SELECT FROM identity.key_rotations WHERE node_id = $1 AND completed_at IS NULL)
 """
+
+
+def uuid_or_none(text: str) -> UUID | None:
+    """Return what may be an id, in either case."""
+    try:
+        return parse_uuid(text.lower())
+    except ValueError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -102,11 +120,17 @@ class PgEnrolmentStore:
         """Return a project's resource by id or by its name elsewhere."""
         sql = f"""
         SELECT {RESOURCE} FROM identity.resources
-        WHERE project_id = $1 AND (id::text = $2 OR external_ref = $2) ORDER BY id::text = $2 DESC LIMIT 1
+        WHERE project_id = $1 AND (id = $3 OR external_ref = $2) ORDER BY id = $3 DESC NULLS LAST LIMIT 1
         """
         async with connection(self.pool, "find_resource") as lent:
-            row = await lent.fetchrow(sql, project_id, handle)
+            row = await lent.fetchrow(sql, project_id, handle, uuid_or_none(handle))
         return Resource(**row) if row else None
+
+    async def node_of(self, resource_id: UUID) -> tuple[UUID, bool] | None:
+        """Return the node of a resource, and whether it has a key that counts."""
+        async with connection(self.pool, "node_of") as lent:
+            row = await lent.fetchrow(NODE_OF, resource_id)
+        return (row["id"], row["keyed"]) if row else None
 
     async def register(
         self, token: BootstrapToken, resource: Resource, node: Candidate, at: datetime.datetime
@@ -118,12 +142,8 @@ class PgEnrolmentStore:
                     raise await self._lost(lent, token, node)
                 # One allocation of a Domain at a time; the UNIQUE constraint stays the judge.
                 await lent.execute(LOCK_RANGES, str(resource.domain_id))
-                mesh_ip, mesh_cidr = await self._allocate(lent, resource)
-                await lent.execute(
-                    ADD_NODE, node.node_id, resource.id, resource.project_id, resource.domain_id, mesh_ip,
-                    node.public_key, at,
-                )  # fmt: skip
-                await self._add_key(lent, node.node_id, resource.domain_id, node.key, at)
+                peer, mesh_cidr, told = await self._place(lent, resource, node, at)
+                await add_key(lent, node.node_id, node.key, at)
                 this, project = f"node:{node.node_id}", f"project:{resource.project_id}"
                 await add_tuples(
                     lent,
@@ -134,19 +154,17 @@ class PgEnrolmentStore:
                         Tuple(f"resource:{resource.id}", "agent", this),
                     ],
                 )
-                peer = peer_object(Peer(node.node_id, str(mesh_ip), node.public_key))
-                domain = f"domain:{resource.domain_id}"
-                await add_event(lent, "identity", resource.domain_id, "peer_added", domain, {"peer": peer}, at)
+                await announce(lent, resource.domain_id, told, peer, at)
                 peers = await self._peers(lent, resource.domain_id, node.node_id)
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name == "nonce_once":
                 raise NonceCollision from None
-            if error.constraint_name == "nodes_resource_id_key":
-                raise ResourceNotFound("the resource is registered already") from None
+            if error.constraint_name == "one_node_a_mesh_key":
+                raise PublicKeyInvalid("another node has this key") from None
             raise AllocatorContention from None
         except asyncpg.ForeignKeyViolationError:
             raise ResourceNotFound from None
-        return Registered(node.node_id, str(mesh_ip), peers, str(mesh_cidr))
+        return Registered(node.node_id, peer.mesh_ip, peers, mesh_cidr)
 
     async def _lost(self, lent: asyncpg.Connection, token: BootstrapToken, node: Candidate) -> PlexError:
         """Say why the token could not be consumed a moment after it looked as if it could."""
@@ -160,26 +178,28 @@ class PgEnrolmentStore:
         same = (row["nonce"], row["public_key"]) == (node.nonce, node.public_key)
         return AllocatorContention() if same else TokenConsumed()
 
-    async def _allocate(
-        self, lent: asyncpg.Connection, resource: Resource
-    ) -> tuple[ipaddress.IPv4Address | ipaddress.IPv6Address, ipaddress.IPv4Network | ipaddress.IPv6Network]:
-        ranges = await lent.fetchrow(RANGES, resource.project_id)
+    async def _place(
+        self, lent: asyncpg.Connection, resource: Resource, node: Candidate, at: datetime.datetime
+    ) -> tuple[Peer, str, str]:
+        """Give the node its row; returns it as a peer, the Domain's range, and what its peers are told."""
+        ranges = await lent.fetchrow(RANGES, resource.project_id, resource.id)
         if ranges is None:
             raise ResourceNotFound
+        mesh_cidr = str(ranges["mesh_cidr"])
+        if ranges["node_id"] is not None:
+            if ranges["keyed"] or ranges["node_id"] != node.node_id:
+                raise ResourceNotFound("the resource is registered already")
+            await lent.execute("UPDATE identity.nodes SET public_key = $2 WHERE id = $1", node.node_id, node.public_key)
+            (row,) = await lent.fetch(PEER, node.node_id)
+            return peer_of(row), mesh_cidr, "peer_key_rotated"
         within = ranges["sub_range_cidr"] or ranges["mesh_cidr"]
         address = await lent.fetchval(LOWEST_FREE, resource.domain_id, within, resource.project_id)
         if address is None:
             raise SubrangeExhausted if ranges["sub_range_cidr"] else PoolExhausted
-        return getattr(address, "ip", address), ranges["mesh_cidr"]
-
-    async def _add_key(
-        self, lent: asyncpg.Connection, node_id: UUID, domain_id: UUID, key: WrappedKey, at: datetime.datetime
-    ) -> None:
-        sql = """
-        INSERT INTO identity.node_secret_keys (kid, node_id, domain_id, wrapped, fingerprint, created_at)
-        VALUES ($1, $2, $3, $4, $5, $6)
-        """
-        await lent.execute(sql, key.kid, node_id, domain_id, key.wrapped, key.fingerprint, at)
+        await lent.execute(
+            ADD_NODE, node.node_id, resource.id, resource.project_id, resource.domain_id, address, node.public_key, at
+        )
+        return Peer(node.node_id, text_of(address), node.public_key), mesh_cidr, "peer_added"
 
     async def _peers(self, lent: asyncpg.Connection, domain_id: UUID, node_id: UUID) -> list[Peer]:
         return [peer_of(row) for row in await lent.fetch(PEERS, domain_id, node_id)]
@@ -188,23 +208,18 @@ class PgEnrolmentStore:
         self, token: BootstrapToken, resource: Resource, key: WrappedKey, at: datetime.datetime
     ) -> Registered:
         """Give the token's node a fresh key; the earlier one is revoked in the same transaction."""
-        sql = """
-        SELECT n.id, n.domain_id, n.mesh_ip, d.mesh_cidr FROM identity.nodes n
-        JOIN identity.domains d ON d.id = n.domain_id WHERE n.id = $1 AND n.resource_id = $2 FOR UPDATE OF n
-        """
         async with transaction(self.pool, "replace_key") as lent:
-            node = await lent.fetchrow(sql, token.node_id, resource.id)
+            # A statement of its own: who held the lock may have revoked the keys.
+            await lent.execute(LOCK_NODE, token.node_id)
+            node = await lent.fetchrow(RETRIED, token.node_id, resource.id, token.consumed_at)
             if node is None:
                 raise NonceCollision
-            await lent.execute(
-                "UPDATE identity.node_secret_keys SET revoked_at = $2 WHERE node_id = $1 AND revoked_at IS NULL",
-                node["id"], at,
-            )  # fmt: skip
-            await self._add_key(lent, node["id"], node["domain_id"], key, at)
-            await notify(lent, Revocation("node", str(node["id"])))
+            if not node["stands"]:
+                raise TokenConsumed
+            await revoke_keys(lent, node["id"], at)
+            await add_key(lent, node["id"], key, at)
             peers = await self._peers(lent, node["domain_id"], node["id"])
-        mesh_ip = getattr(node["mesh_ip"], "ip", node["mesh_ip"])
-        return Registered(node["id"], str(mesh_ip), peers, str(node["mesh_cidr"]))
+        return Registered(node["id"], text_of(node["mesh_ip"]), peers, str(node["mesh_cidr"]))
 
     async def heartbeat(
         self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime.datetime

@@ -87,12 +87,13 @@ class NodeSummary:
 
 @dataclass(frozen=True)
 class NodePlace:
-    """Where a node stands."""
+    """Where a node stands; `old_kid` is that of a superseded key which still counts, or empty."""
 
     node_id: UUID
     project_id: UUID
     domain_id: UUID
     kid: str
+    old_kid: str = ""
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import datetime
 from typing import Protocol
 from uuid import UUID
 
-from services.identity.model import NodePlace
+from services.identity.model import NodePlace, WrappedKey
 from services.identity.node_model import Impact, MeshKey, Receipt, SignsOfLife, Surroundings
 
 
@@ -49,3 +49,24 @@ class RotationStore(Protocol):
 
         Raises KeysRotatePeerNotFound, and KeysRotateKeyInvalid when another node of the Domain has the key.
         """
+
+
+class NodeKeyStore(Protocol):
+    """Node keys: of each node one is current, and one that it superseded may count until its time."""
+
+    async def domain_of(self, node_id: UUID) -> UUID | None:
+        """Return the Domain of a node, with keys or without."""
+
+    async def made_since(self, node_id: UUID, since: datetime.datetime) -> int:
+        """Return how many keys of a node were made after a time."""
+
+    async def rotate(
+        self, node_id: UUID, kid: str, key: WrappedKey, at: datetime.datetime, until: datetime.datetime
+    ) -> datetime.datetime | None:
+        """Put a fresh key beside the one with this KID, and end any other; None when the KID counts no longer.
+
+        Returns until when that KID counts: a superseded one keeps its time.
+        """
+
+    async def revoke(self, node_id: UUID, at: datetime.datetime) -> None:
+        """End all keys of a node; every replica and gateway is told."""

@@ -2,6 +2,7 @@
 
 import datetime
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -44,10 +45,14 @@ WHERE e.reported_at <= $4 RETURNING changes_tat
 """
 
 
+def text_of(address: Any) -> str:
+    """Return an address without the prefix that a column of type `inet` may have."""
+    return str(getattr(address, "ip", address))
+
+
 def peer_of(row: asyncpg.Record) -> Peer:
     """Return a row as a peer."""
-    mesh_ip = getattr(row["mesh_ip"], "ip", row["mesh_ip"])
-    return Peer(row["id"], str(mesh_ip), row["public_key"], row["endpoint"] or "")
+    return Peer(row["id"], text_of(row["mesh_ip"]), row["public_key"], row["endpoint"] or "")
 
 
 def signs_of(row: asyncpg.Record) -> SignsOfLife:

@@ -61,8 +61,8 @@ class SigningKeys(Protocol):
 class KeyWrapper(Protocol):
     """Wraps node keys under the Domain's derivation of a key that never leaves OpenBao."""
 
-    async def wrap(self, domain_id: UUID, node_id: UUID, key: Secret) -> str:
-        """Return ciphertext bound to Domain and node."""
+    async def wrap(self, domain_id: UUID, node_id: UUID, kid: str, key: Secret) -> str:
+        """Return ciphertext bound to Domain, node and KID."""
 
 
 class DirectoryStore(Protocol):
@@ -144,12 +144,17 @@ class EnrolmentStore(Protocol):
     async def find_resource(self, project_id: UUID, handle: str) -> Resource | None:
         """Return a project's resource by id or by its name elsewhere."""
 
+    async def node_of(self, resource_id: UUID) -> tuple[UUID, bool] | None:
+        """Return the node of a resource, and whether it has a key that counts."""
+
     async def register(
         self, token: BootstrapToken, resource: Resource, node: Candidate, at: datetime.datetime
     ) -> Registered:
         """Consume the token and create node, address, key, tuples and outbox rows in one transaction, or nothing.
 
-        Raises the contract's refusals when somebody else was first, AllocatorContention when it was the same request.
+        A node that is there without a key keeps its id, address and relations. Raises the contract's refusals when
+        somebody else was first, AllocatorContention when it was the same request, and PublicKeyInvalid when another
+        node of the Domain has the public key.
         """
 
     async def replace_key(
@@ -157,7 +162,7 @@ class EnrolmentStore(Protocol):
     ) -> Registered:
         """Give the token's node a fresh key; the earlier one is revoked in the same transaction.
 
-        Raises NonceCollision when the node is another resource's.
+        Raises NonceCollision when the node is another resource's, and TokenConsumed when its keys were revoked since.
         """
 
     async def heartbeat(

@@ -15,6 +15,7 @@ from services.identity.node_model import AffectedPeer, Impact, MeshKey, Receipt
 from services.identity.node_store import announce, lock_peer
 from services.identity.store import LOCK_RANGES, PgStore
 
+CURRENT = "k.revoked_at IS NULL AND k.valid_until IS NULL"
 PENDING = "SELECT id FROM identity.key_rotations WHERE node_id = $1 AND completed_at IS NULL"
 # The receipt belongs to the key in force: of the newest rotation that brought it, where one did.
 MESH_KEY = f"""
@@ -30,17 +31,17 @@ SELECT ({PENDING}) IS NOT NULL AS pending, d.heartbeat_interval_s, n.id, k.kid,
     substring(k.wrapped from '^vault:v([0-9]+):')::int AS version
 FROM identity.nodes self
 JOIN identity.domains d ON d.id = self.domain_id
-LEFT JOIN (identity.nodes n JOIN identity.node_secret_keys k ON k.node_id = n.id AND k.revoked_at IS NULL)
+LEFT JOIN (identity.nodes n JOIN identity.node_secret_keys k ON k.node_id = n.id AND {CURRENT})
     ON n.domain_id = self.domain_id AND n.id <> self.id
 WHERE self.id = $1 ORDER BY n.id
 """
 IN_USE = "SELECT EXISTS (SELECT FROM identity.nodes WHERE domain_id = $1 AND id <> $2 AND public_key = $3)"
-COMPLETE = """
+COMPLETE = f"""
 UPDATE identity.key_rotations r
 SET completed_at = $3, public_key = $4, kid = k.kid,
     wrap_key_version = substring(k.wrapped from '^vault:v([0-9]+):')::int
 FROM identity.node_secret_keys k
-WHERE r.id = $2 AND r.node_id = $1 AND r.completed_at IS NULL AND k.node_id = $1 AND k.revoked_at IS NULL
+WHERE r.id = $2 AND r.node_id = $1 AND r.completed_at IS NULL AND k.node_id = $1 AND {CURRENT}
 RETURNING r.kid, r.wrap_key_version
 """
 

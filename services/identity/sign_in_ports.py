@@ -87,8 +87,8 @@ class SignInStore(BindingStore, Protocol):
     async def end_token(self, token_id: UUID) -> None:
         """End an access token."""
 
-    async def node_key(self, node_id: UUID, fingerprint: bytes) -> NodeKey | None:
-        """Return the key of a node with this fingerprint, live or revoked."""
+    async def node_keys(self, node_id: UUID, at: datetime.datetime) -> list[NodeKey]:
+        """Return the keys of a node, those that count and the newest of those that did."""
 
     async def provider_of(self, person_id: UUID) -> UUID | None:
         """Return the binding at which a person signs in."""

@@ -16,6 +16,9 @@ from services.identity.sign_in_model import Binding, Device, Login, NodeKey, Pen
 DEVICE = """id, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at, polled_at, identity_id, binding_id,
 acr, amr, auth_time"""
 
+# A bearer of a key that was revoked so many keys ago is told that it is unknown, not that it was revoked.
+MOST_NODE_KEYS = 32
+
 
 def login_of(row: asyncpg.Record) -> Login:
     """Return how somebody proved who they are."""
@@ -258,16 +261,16 @@ class PgSignInStore(PgBindingStore):
             if digest:
                 await notify(lent, Revocation("credential", digest.hex()))
 
-    async def node_key(self, node_id: UUID, fingerprint: bytes) -> NodeKey | None:
-        """Return the key of a node with this fingerprint, live or revoked."""
+    async def node_keys(self, node_id: UUID, at: datetime.datetime) -> list[NodeKey]:
+        """Return the keys of a node, those that count and the newest of those that did."""
         sql = """
-        SELECT k.node_id, n.project_id, k.domain_id, k.kid, k.fingerprint, k.revoked_at IS NULL AS live
+        SELECT k.node_id, n.project_id, k.domain_id, k.kid, k.fingerprint,
+            k.revoked_at IS NULL AND coalesce(k.valid_until > $2, true) AS live
         FROM identity.node_secret_keys k LEFT JOIN identity.nodes n ON n.id = k.node_id
-        WHERE k.node_id = $1 AND k.fingerprint = $2
+        WHERE k.node_id = $1 ORDER BY live DESC, k.created_at DESC LIMIT $3
         """
-        async with connection(self.pool, "node_key") as lent:
-            row = await lent.fetchrow(sql, node_id, fingerprint)
-        return NodeKey(**row) if row else None
+        async with connection(self.pool, "node_keys") as lent:
+            return [NodeKey(**row) for row in await lent.fetch(sql, node_id, at, MOST_NODE_KEYS)]
 
     async def provider_of(self, person_id: UUID) -> UUID | None:
         """Return the binding at which a person signs in."""

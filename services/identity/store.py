@@ -315,8 +315,12 @@ class PgStore:
     async def places(self, node_ids: list[UUID]) -> list[NodePlace]:
         """Return where nodes stand that have a live key, in no order."""
         sql = """
-        SELECT n.id AS node_id, n.project_id, n.domain_id, k.kid FROM identity.nodes n
-        JOIN identity.node_secret_keys k ON k.node_id = n.id AND k.revoked_at IS NULL WHERE n.id = ANY ($1)
+        SELECT n.id AS node_id, n.project_id, n.domain_id, k.kid, coalesce(o.kid, '') AS old_kid
+        FROM identity.nodes n
+        JOIN identity.node_secret_keys k ON k.node_id = n.id AND k.revoked_at IS NULL AND k.valid_until IS NULL
+        LEFT JOIN identity.node_secret_keys o
+            ON o.node_id = n.id AND o.revoked_at IS NULL AND o.valid_until IS NOT NULL
+        WHERE n.id = ANY ($1)
         """
         async with connection(self.pool, "places") as lent:
             return [NodePlace(**row) for row in await lent.fetch(sql, node_ids)]

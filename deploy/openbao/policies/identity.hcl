@@ -1,5 +1,4 @@
-# identity wraps and unwraps node keys and reads the client secrets of OpenID providers.
+# identity wraps node keys, unwraps none, and reads the client secrets of OpenID providers.
 path "transit-identity/encrypt/nsk" { capabilities = ["update"] }
-path "transit-identity/decrypt/nsk" { capabilities = ["update"] }
 path "kv/data/idp/*" { capabilities = ["read"] }
 path "auth/token/lookup-self" { capabilities = ["read"] }

@@ -11,10 +11,12 @@ from libs.bao import Bao, open_bao
 from libs.ids import uuid7
 from libs.pg import create_pool
 from libs.settings import OpenBao, Postgres, Tls
-from services.identity.model import Tuple
+from services.identity.model import Caller, Tuple
 from services.identity.relation_store import PgTupleStore
 from services.identity.relations import Relations
+from services.identity.service import PLATFORM
 from services.identity.spicedb import SENTINEL, SpiceDb
+from services.identity.tests.replicas import Replica, replica
 
 Pools = tuple[asyncpg.Pool, asyncpg.Pool]
 
@@ -62,3 +64,11 @@ async def spicedb(backends: State, tls: Tls, sentinel: Tuple) -> SpiceDb:
 @pytest.fixture
 async def relations(pools: Pools, spicedb: SpiceDb, sentinel: Tuple) -> Relations:
     return Relations(spicedb, PgTupleStore(pools[0]), sentinel)
+
+
+@pytest.fixture
+async def replicas(pools: Pools, relations: Relations, bao: Bao) -> tuple[Replica, Replica]:
+    admin = Caller("user", str(uuid7()))
+    await relations.grant(Tuple(PLATFORM, "admin", admin.reference))
+    one, other = (replica(pool, relations, bao, admin) for pool in pools)
+    return one, other

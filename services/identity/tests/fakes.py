@@ -100,11 +100,11 @@ class FakeWrapper:
     keys: dict[str, bytes] = field(default_factory=dict)
     refusal: PlexError | None = None
 
-    async def wrap(self, domain_id: UUID, node_id: UUID, key: Secret) -> str:
+    async def wrap(self, domain_id: UUID, node_id: UUID, kid: str, key: Secret) -> str:
         self.trace.append("wrap")
         if self.refusal:
             raise self.refusal
-        text = f"vault:v1:{domain_id}/{node_id}"
+        text = f"vault:v1:{domain_id}/{node_id}/{kid}"
         self.keys[text] = bytes(key.reveal())
         return text
 
@@ -227,6 +227,7 @@ class FakeEnrolmentStore:
     keys: list[WrappedKey] = field(default_factory=list)
     heartbeats: list[tuple[Any, ...]] = field(default_factory=list)
     pending: set[UUID] = field(default_factory=set)
+    of_resources: dict[UUID, tuple[UUID, bool]] = field(default_factory=dict)
 
     async def find_token(self, selector: str) -> BootstrapToken | None:
         return next((row for row in self.directory.token_rows.values() if row.selector == selector), None)
@@ -239,6 +240,9 @@ class FakeEnrolmentStore:
         rows = (row for row in self.directory.resource_rows.values() if row.project_id == project_id)
         return next((row for row in rows if handle in {str(row.id), row.external_ref}), None)
 
+    async def node_of(self, resource_id: UUID) -> tuple[UUID, bool] | None:
+        return self.of_resources.get(resource_id)
+
     async def register(self, token: BootstrapToken, resource: Resource, node: Candidate, at: datetime) -> Registered:
         self.trace.append("register")
         if self.refusal:
@@ -250,6 +254,7 @@ class FakeEnrolmentStore:
             current, consumed_at=at, nonce=node.nonce, public_key=node.public_key, node_id=node.node_id
         )
         self.nodes[node.node_id] = node
+        self.of_resources[resource.id] = (node.node_id, True)
         self.keys.append(node.key)
         return Registered(node.node_id, MESH_IP, [], MESH_CIDR)
 

@@ -49,7 +49,7 @@ class FakeSignInStore:
     codes: dict[bytes, UUID] = field(default_factory=dict)
     approvers: dict[UUID, UUID] = field(default_factory=dict)
     tokens: dict[bytes, Session] = field(default_factory=dict)
-    node_keys: list[NodeKey] = field(default_factory=list)
+    node_key_rows: list[NodeKey] = field(default_factory=list)
     made_admins: set[UUID] = field(default_factory=set)
 
     async def add_binding(self, binding: Binding) -> None:
@@ -184,9 +184,8 @@ class FakeSignInStore:
     async def end_token(self, token_id: UUID) -> None:
         self.tokens = {digest: token for digest, token in self.tokens.items() if token.id != token_id}
 
-    async def node_key(self, node_id: UUID, fingerprint: bytes) -> NodeKey | None:
-        found = (key for key in self.node_keys if (key.node_id, key.fingerprint) == (node_id, fingerprint))
-        return next(found, None)
+    async def node_keys(self, node_id: UUID, at: datetime.datetime) -> list[NodeKey]:
+        return [key for key in self.node_key_rows if key.node_id == node_id]
 
     async def email(self, person_id: UUID) -> str:
         return next((person.email for person in self.people.values() if person.id == person_id), "")

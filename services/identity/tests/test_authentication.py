@@ -111,7 +111,7 @@ async def test_a_node_bearer_says_which_node_and_which_key(scene: Scene) -> None
     digest.update(KEY)
     fingerprint = digest.finalize()
     known = NodeKey(node_id, project_id, domain_id, "nsk_1", fingerprint, live=True)
-    scene.world.store.node_keys = [known]
+    scene.world.store.node_key_rows = [known]
     bearer = format_bearer("dev", node_id, Secret(KEY))
     who = await scene.who("node_bearer", bearer)
     assert (who.kind, who.node_id, who.project_id, who.domain_id) == (
@@ -124,11 +124,11 @@ async def test_a_node_bearer_says_which_node_and_which_key(scene: Scene) -> None
         NodeUnauthorized: ([known], bearer[:-1]),
     }
     for refusal, (keys, text) in refused.items():
-        scene.world.store.node_keys = keys
+        scene.world.store.node_key_rows = keys
         with pytest.raises(refusal):
             await scene.authentication.node_bearer(text, "secrets")
     # A key whose node was deregistered.
-    scene.world.store.node_keys = [NodeKey(node_id, None, domain_id, "nsk_1", fingerprint, live=True)]
+    scene.world.store.node_key_rows = [NodeKey(node_id, None, domain_id, "nsk_1", fingerprint, live=True)]
     with pytest.raises(NskRevoked):
         await scene.authentication.node_bearer(bearer, "secrets")
     with pytest.raises(NskInvalid):
@@ -138,7 +138,7 @@ async def test_a_node_bearer_says_which_node_and_which_key(scene: Scene) -> None
 async def test_where_a_node_stands_comes_with_its_bearer_and_a_doubt_is_no_denial(scene: Scene) -> None:
     node_id, project_id, domain_id = uuid7(), uuid7(), uuid7()
     fingerprint = hashlib.sha256(KEY).digest()
-    scene.world.store.node_keys = [NodeKey(node_id, project_id, domain_id, "nsk_1", fingerprint, live=True)]
+    scene.world.store.node_key_rows = [NodeKey(node_id, project_id, domain_id, "nsk_1", fingerprint, live=True)]
     bearer, this = format_bearer("dev", node_id, Secret(KEY)), f"node:{node_id}"
     _, node, agent = await scene.authentication.node_with_standing(bearer, "identity")
     assert (node.node_id, node.project_id, node.domain_id, agent) == (

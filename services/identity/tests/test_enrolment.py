@@ -47,13 +47,35 @@ async def test_a_node_gets_its_address_keys_and_row_in_this_order() -> None:
     assert len(enrolled.key) == 32
     stored = world.enrolled.nodes[enrolled.node.node_id].key
     assert world.wrapper.keys[stored.wrapped] == bytes(enrolled.key.reveal())
-    assert stored.wrapped.endswith(f"{world.domain.id}/{enrolled.node.node_id}")
+    assert stored.wrapped.endswith(f"{world.domain.id}/{enrolled.node.node_id}/{stored.kid}")
     assert re.fullmatch("nsk_[0-9a-f]{32}", stored.kid)
     assert wanted.bootstrap_token not in repr(world.audit.rows)
 
 
-LOW_ORDER = bytes.fromhex("e0eb7a7c3b41b8ae1656e3faf19fc46ada098deb9c32b1fd866205165f49b800")
-BAD_KEYS = {"empty": b"", "short": KEY[:31], "long": KEY + b"\0", "all zero": bytes(32), "low order": LOW_ORDER}
+P = 2**255 - 19
+# The points of low order of Curve25519 and its twist (Bernstein, "Curve25519: new Diffie-Hellman speed records"), and
+# those of their other encodings that fit into 255 bits.
+LOW_ORDER = {
+    "0": 0,
+    "1": 1,
+    "of order 8": 325606250916557431795983626356110631294008115727848805560023387167927233504,
+    "of order 8 too": 39382357235489614581723060781553021112529911719440698176882885853963445705823,
+    "p - 1": P - 1,
+    "p": P,
+    "p + 1": P + 1,
+}
+TOP_BIT = 2**255
+REWRITTEN = {
+    "u at the end of 255 bits": 2**255 - 1,
+    "u + p": P + 9,
+    "another key with its top bit set": int.from_bytes(KEY, "little") | TOP_BIT,
+}
+BAD_KEYS = (
+    {"empty": b"", "short": KEY[:31], "long": KEY + b"\0"}
+    | {f"low order {name}": u.to_bytes(32, "little") for name, u in LOW_ORDER.items()}
+    | {f"low order {name}, top bit": (u | TOP_BIT).to_bytes(32, "little") for name, u in LOW_ORDER.items()}
+    | {name: u.to_bytes(32, "little") for name, u in REWRITTEN.items()}
+)
 
 
 @pytest.mark.parametrize("key", BAD_KEYS.values(), ids=BAD_KEYS.keys())
@@ -118,13 +140,14 @@ async def test_a_bridge_token_registers_a_bridge_and_nothing_else() -> None:
 
 async def test_the_resource_is_found_by_id_too_and_must_be_the_one_asked_for() -> None:
     world = World()
-    named = {"resource_handle": str(world.resource.id), "requested_resource_id": str(world.resource.id)}
+    named = {"resource_handle": str(world.resource.id), "requested_resource_id": str(world.resource.id).upper()}
     assert (await world.enrolment.register(await wish(world, **named))).node.mesh_ip
     assert await refusal(world, await wish(world, requested_resource_id=str(uuid7()))) == "resource_not_found"
 
 
 UNKNOWN = {
     "not a token": "hello",
+    "other environment": "psb_prod_{selector}_node_{secret}",
     "other secret": "psb_dev_{selector}_node_" + "a" * 32,
     "other selector": "psb_dev_aaaaaaaaaaaaaaaa_node_" + "a" * 32,
     "upper case": "PSB_DEV_{selector}_NODE_" + "A" * 32,
@@ -134,8 +157,9 @@ UNKNOWN = {
 @pytest.mark.parametrize("text", UNKNOWN.values(), ids=UNKNOWN.keys())
 async def test_an_unknown_token_is_refused_without_a_row(text: str) -> None:
     world = World()
-    selector = (await world.token()).split("_")[2]
-    assert await refusal(world, await wish(world, token=text.format(selector=selector))) == "token_unknown"
+    _, _, selector, _, secret = (await world.token()).split("_")
+    attempt = await wish(world, token=text.format(selector=selector, secret=secret))
+    assert await refusal(world, attempt) == "token_unknown"
     # An attacker must not fill the chain: the edge counts these.
     assert world.audit.rows == []
 

@@ -12,13 +12,13 @@ from services.identity.enrolment_store import PgEnrolmentStore
 from services.identity.node_store import PgNodeStore
 from services.identity.rotation_store import PgRotationStore
 from services.identity.store import PgStore
+from services.identity.tests.conftest import Pools
+from services.identity.tests.replicas import Replica, code, count
 from services.identity.tests.test_node_ports import key
-from services.identity.tests.test_store import Pools, Replica, code, count, replicas
 
 pytestmark = pytest.mark.integration
 
 # The fixture of the directory's tests, which makes Domains and registers nodes.
-__all__ = ["replicas"]
 Replicas = tuple[Replica, Replica]
 
 

@@ -3,104 +3,27 @@
 import asyncio
 import hashlib
 import ipaddress
-import itertools
-import secrets
 from collections import Counter
 from dataclasses import dataclass, replace
 from uuid import uuid4
 
 import asyncpg
 import pytest
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from devstack.layout import State
-from libs.bao import Bao
 from libs.clock import SystemClock
 from libs.columns import guard_columns
-from libs.cursor import Cursors
-from libs.custody import Secret
 from libs.errors import PlexError
 from libs.ids import uuid7
 from libs.migrations import Migrate, migrate
 from libs.settings import load
-from services.identity.authority import Gate
 from services.identity.columns import COLUMNS
-from services.identity.enrolment import Enrolled, Enrolment, Wish
 from services.identity.enrolment_store import PgEnrolmentStore
-from services.identity.model import Caller, Domain, Project, Reachability, Resource, Tuple
-from services.identity.relation_store import PgTupleStore
-from services.identity.relations import Relations
-from services.identity.service import PLATFORM, Identity
-from services.identity.store import PgStore
-from services.identity.tests.fakes import FakeAudit, FakeSigningKeys
-from services.identity.vault import BaoVault
+from services.identity.model import Peer, Reachability, Tuple
+from services.identity.tests.conftest import Pools
+from services.identity.tests.replicas import Replica, code, count, fresh_cidr
 
 pytestmark = pytest.mark.integration
-
-Pools = tuple[asyncpg.Pool, asyncpg.Pool]
-KEY = X25519PrivateKey.generate().public_key().public_bytes_raw()
-BITS = itertools.count(secrets.randbelow(2**20) << 4)
-
-
-def fresh_cidr(prefix: int = 64) -> str:
-    """Return a range that no other test has."""
-    return str(ipaddress.ip_network((0xFD00 << 112 | next(BITS) << 64, prefix)))
-
-
-@dataclass(frozen=True)
-class Replica:
-    """One process's rules; all share the backends."""
-
-    identity: Identity
-    enrolment: Enrolment
-    relations: Relations
-    admin: Caller
-
-    async def domain(self, cidr: str = "") -> Domain:
-        slug = f"d-{uuid4().hex}"
-        return await self.identity.create_domain(self.admin, "D", slug, "", "", cidr or fresh_cidr(), Reachability())
-
-    async def project(self, domain: Domain, sub_range: str = "") -> Project:
-        return await self.identity.create_project(self.admin, domain.id, "P", f"p-{uuid4().hex}", "", sub_range)
-
-    async def resource(self, project: Project, name: str = "") -> Resource:
-        return await self.identity.create_resource(self.admin, project.id, "adopted", "server", name)
-
-    async def wish(self, project: Project, handle: str) -> Wish:
-        _, token = await self.identity.issue_token(self.admin, project.id, "node", "dev", 300)
-        return Wish(str(project.id), handle, token, str(uuid4()), KEY)
-
-    async def node(self, project: Project) -> tuple[Resource, Enrolled]:
-        resource = await self.resource(project)
-        return resource, await self.enrolment.register(await self.wish(project, str(resource.id)))
-
-
-def replica(pool: asyncpg.Pool, relations: Relations, bao: Bao, admin: Caller) -> Replica:
-    relations = replace(relations, tuples=PgTupleStore(pool))
-    store, keys, clock = PgStore(pool), FakeSigningKeys([]), SystemClock()
-    gate = Gate(relations, FakeAudit([]), store)
-    identity = Identity(store, gate, keys, Cursors(Secret(b"k" * 32)), clock)
-    return Replica(identity, Enrolment(PgEnrolmentStore(pool), gate, keys, BaoVault(bao), clock), relations, admin)
-
-
-@pytest.fixture
-async def replicas(pools: Pools, relations: Relations, bao: Bao) -> tuple[Replica, Replica]:
-    admin = Caller("user", str(uuid7()))
-    await relations.grant(Tuple(PLATFORM, "admin", admin.reference))
-    one, other = (replica(pool, relations, bao, admin) for pool in pools)
-    return one, other
-
-
-async def code(attempt: object) -> str:
-    try:
-        await attempt  # type: ignore[misc]  # coroutines of many kinds
-    except PlexError as error:
-        return error.code
-    return "ok"
-
-
-async def count(pool: asyncpg.Pool, table: str, where: str, *arguments: object) -> int:
-    return int(await pool.fetchval(f"SELECT count(*) FROM identity.{table} WHERE {where}", *arguments))
 
 
 async def test_the_schema_is_the_declared_one(pools: Pools) -> None:
@@ -155,25 +78,11 @@ async def test_a_hundred_registrations_at_once_get_distinct_addresses(
     assert all(decision.granted for decision in await one.relations.decide_all(allowed))
 
 
-async def test_the_key_at_rest_is_ciphertext_bound_to_domain_and_node(
-    replicas: tuple[Replica, Replica], pools: Pools, bao: Bao
-) -> None:
-    one, _ = replicas
-    _, enrolled = await one.node(await one.project(await one.domain()))
-    node_id = enrolled.node.node_id
-    row = await pools[0].fetchrow(
-        "SELECT wrapped, domain_id FROM identity.node_secret_keys WHERE node_id = $1", node_id
-    )
-    assert row is not None
-    opened = await bao.unwrap("transit-identity", "nsk", row["domain_id"].bytes, node_id.bytes, row["wrapped"])
-    assert opened.matches(enrolled.key)
-
-
 @dataclass(frozen=True)
 class Crashing(PgEnrolmentStore):
     """PostgreSQL, and a process that dies in the middle of a transaction."""
 
-    async def _add_key(self, *_: object) -> None:
+    async def _peers(self, *_: object) -> list[Peer]:
         raise RuntimeError("killed")
 
 
@@ -360,19 +269,6 @@ async def test_a_text_that_postgresql_cannot_hold_is_the_callers_mistake(replica
         one.enrolment.register(replace(await one.wish(project, "x"), resource_handle="\0")),
     ]
     assert [await code(attempt) for attempt in attempts] == ["invalid_body"] * 3
-
-
-async def test_plaintext_keys_and_their_deletion_are_refused_by_the_database(pools: Pools) -> None:
-    insert = """
-    INSERT INTO identity.node_secret_keys (kid, node_id, domain_id, wrapped, fingerprint, created_at)
-    VALUES ($1, $2, $3, $4, $5, now())
-    """
-    valid = [f"nsk_{uuid7().hex}", uuid7(), uuid7(), "vault:v1:" + "A" * 80, secrets.token_bytes(32)]
-    for column, wrong in {0: "nsk_1", 3: secrets.token_urlsafe(32), 4: b"short"}.items():
-        with pytest.raises(asyncpg.CheckViolationError):
-            await pools[0].execute(insert, *(wrong if n == column else value for n, value in enumerate(valid)))
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await pools[0].execute("DELETE FROM identity.node_secret_keys")
 
 
 async def test_a_downgrade_that_would_lose_keys_is_refused_and_changes_nothing(backends: State, pools: Pools) -> None:
