@@ -32,6 +32,13 @@ class NatType(enum.StrEnum):
     unknown = enum.auto()
 
 
+class TokenKind(enum.StrEnum):
+    """What a bootstrap token registers."""
+
+    node = enum.auto()
+    bridge = enum.auto()
+
+
 KeyFile = Annotated[Path, typer.Option("--key-file", help="File of mode 0600 with the node's id and keys.")]
 
 
@@ -66,6 +73,7 @@ def remove(resource_id: str) -> None:
 def token(
     project_id: str,
     out: Annotated[Path, typer.Option(help="File of mode 0600 that takes the token.")],
+    kind: Annotated[TokenKind, typer.Option(help="What may register with it.")] = TokenKind.node,
     ttl: Annotated[int, typer.Option(min=300, max=86400, help="Lifetime in seconds.")] = 3600,
     environment: Annotated[str, typer.Option("--env", help="Environment in its prefix.")] = "dev",
     as_json: Json = False,
@@ -74,10 +82,23 @@ def token(
 
     Example: plexctl node token 0190… --out bootstrap.token
     """
-    body = {"kind": "node", "env_prefix": environment, "ttl_seconds": ttl}
+    body = {"kind": kind.value, "env_prefix": environment, "ttl_seconds": ttl}
     issued = edge().call("POST", f"/v1/projects/{project_id}/bootstrap-tokens", body).json
     write_private(out, issued.pop("token").encode())
     emit(issued | {"token_file": str(out)}, as_json=as_json)
+
+
+@node_app.command("tokens")
+def tokens(project_id: str, cursor: Cursor = "", limit: Limit = 50, as_json: Json = False) -> None:
+    """List a project's bootstrap tokens, newest first; their texts are not kept anywhere."""
+    reply = edge().call("GET", f"/v1/projects/{project_id}/bootstrap-tokens", params=page(cursor, limit))
+    emit(reply.json, as_json=as_json, columns=("id", "kind", "expires_at", "consumed_at", "revoked_at"))
+
+
+@node_app.command("revoke-token")
+def revoke_token(project_id: str, token_id: str) -> None:
+    """Revoke a bootstrap token that was not used yet."""
+    edge().call("DELETE", f"/v1/projects/{project_id}/bootstrap-tokens/{token_id}")
 
 
 @node_app.command("list")
@@ -111,6 +132,12 @@ def rotate_key(
     path = f"/v1/nodes/{node_id}/keys/rotate"
     reply = edge().call("GET", path + "/preview") if preview else edge().call("POST", path)
     emit(reply.json, as_json=as_json)
+
+
+@node_app.command("revoke-key")
+def revoke_key(node_id: str) -> None:
+    """End all node keys of a node at once; its resource may then be registered again, as the same node."""
+    edge().call("POST", f"/v1/nodes/{node_id}/secret-key/revoke")
 
 
 @node_app.command("register")
@@ -216,6 +243,16 @@ def new_mesh_key(key_file: KeyFile, as_json: Json = False) -> None:
     keep(key_file, mesh_private_key=fresh, next_mesh_private_key="")
     say(f"the new key is in {key_file}")
     emit(receipt, as_json=as_json)
+
+
+@node_app.command("renew-key")
+def renew_key(key_file: KeyFile, as_json: Json = False) -> None:
+    """Get a fresh node key; the one in the file counts for ten minutes more. Safe to repeat."""
+    node_id, _, client, _ = as_node(key_file)
+    answer = client.call("POST", f"/v1/nodes/{node_id}/secret-key/rotate").json
+    keep(key_file, nsk=answer.pop("nsk"))
+    say(f"the new key is in {key_file}")
+    emit(answer, as_json=as_json)
 
 
 def now() -> str:

@@ -35,6 +35,7 @@ class Fleet:
             "GetNodeReachability": Route(self.get_reachability),
             "PostNodeKeysRotate": Route(self.request_key_rotation),
             "GetNodeKeysRotatePreview": Route(self.preview_key_rotation),
+            "RevokeNodeSecretKey": Route(self.revoke_secret_key),
         }
 
     async def create_resource(self, asked: Asked) -> web.Response:
@@ -163,6 +164,12 @@ class Fleet:
             "estimated_duration_seconds": math.ceil(seconds),
         }
         return reply(preview)
+
+    async def revoke_secret_key(self, asked: Asked) -> web.Response:
+        """End a node's keys."""
+        request = enrolment_pb2.RevokeSecretKeyRequest(node_id=asked.path["id"])
+        await self._nodes.RevokeSecretKey(request, metadata=asked.metadata)
+        return nothing()
 
 
 def resource(row: pb.Resource) -> JSON:

@@ -126,8 +126,8 @@ class RelationChecker(Protocol):
     async def agent(self, node_id: UUID) -> bool:
         """Whether a node holds `node-agent` on itself; as fresh as the assertion that it came with."""
 
-    async def agents(self, node_ids: Collection[UUID]) -> Mapping[UUID, str]:
-        """Return those that hold `node-agent` on themselves, and the KID of the one key that each has now.
+    async def agents(self, node_ids: Collection[UUID]) -> Mapping[UUID, frozenset[str]]:
+        """Return those that hold `node-agent` on themselves, and the KIDs of the keys of each that count now.
 
         Fully consistent, never kept.
         """

@@ -320,7 +320,7 @@ class Hub:
         """Ask anew about streams, and end those whose node may receive no longer, or not with that key."""
         kids = await self.gate.relation_checker.agents({stream.node_id for stream in streams}) if streams else {}
         for stream in streams:
-            if kids.get(stream.node_id) != stream.kid:
+            if stream.kid not in kids.get(stream.node_id, ()):
                 stream.end("revoked")
 
     def feed_lost(self) -> None:

@@ -40,6 +40,7 @@ class Nodes:
             "GetNodeState": Route(self.state),
             "PutNodeEndpoint": Route(self.endpoint),
             "PostKeysRotate": Route(self.rotate_keys),
+            "RotateNodeSecretKey": Route(self.rotate_secret_key),
         }
 
     async def register(self, asked: Asked) -> web.Response:
@@ -130,6 +131,18 @@ class Nodes:
         answer = await self._nodes.CompleteKeyRotation(request, metadata=asked.metadata)
         return reply(
             {"rotation_id": answer.rotation_id, "kid": answer.kid, "wrap_key_version": answer.wrap_key_version}
+        )
+
+    async def rotate_secret_key(self, asked: Asked) -> web.Response:
+        """Give the node a fresh node key."""
+        request = pb.RotateSecretKeyRequest(node_id=asked.path["id"])
+        answer = await self._nodes.RotateSecretKey(request, metadata=asked.metadata)
+        return reply(
+            {
+                "nsk": base64.b64encode(answer.nsk).decode(),
+                "kid": answer.kid,
+                "previous_valid_until": when(answer.previous_valid_until),
+            }
         )
 
 

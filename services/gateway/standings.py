@@ -26,9 +26,13 @@ class IdentityStandings:
             return kept.agent
         return bool(await self.agents([node_id]))
 
-    async def agents(self, node_ids: Collection[UUID]) -> Mapping[UUID, str]:
-        """Return those that hold `node-agent` on themselves with their key's KID, asking identity each time."""
-        return {UUID(row.node_id): row.nsk_kid for row in await self._ask(node_ids) if row.agent}
+    async def agents(self, node_ids: Collection[UUID]) -> Mapping[UUID, frozenset[str]]:
+        """Return those that hold `node-agent` on themselves with the KIDs that count, asking identity each time."""
+        return {
+            UUID(row.node_id): frozenset({row.nsk_kid, row.old_nsk_kid} - {""})
+            for row in await self._ask(node_ids)
+            if row.agent
+        }
 
     async def place(self, node_id: UUID) -> Place | None:
         """Return where a node stands; None when there is no such node."""

@@ -32,6 +32,8 @@ from services.identity.grpc_sign_in import AuthenticationApi, SessionApi, SignIn
 from services.identity.key_rotation import KeyRotation
 from services.identity.mesh import MeshKeys
 from services.identity.model import Tuple
+from services.identity.node_key_store import PgNodeKeyStore, retire_keys
+from services.identity.node_keys import NodeKeys
 from services.identity.node_state import NodeState
 from services.identity.node_store import PgNodeStore
 from services.identity.oidc import HttpProvider
@@ -102,6 +104,8 @@ async def run(settings: IdentitySettings) -> None:
         node_store = PgNodeStore(pool)
         state, endpoints = NodeState(node_store, gate, clock), Endpoints(node_store, gate, clock)
         rotation = KeyRotation(PgRotationStore(pool), gate, clock)
+        key_store = PgNodeKeyStore(pool)
+        node_keys = NodeKeys(key_store, gate, vault, clock)
         provider = HttpProvider(settings.sign_in.provider_ca_file, settings.sign_in.provider_networks)
         sign_in = SignIn(
             store=sign_in_store,
@@ -126,8 +130,8 @@ async def run(settings: IdentitySettings) -> None:
             ("SessionService", SessionApi(sign_in, devices), sign_in_pb2_grpc, True),
             ("DirectoryService", DirectoryApi(identity, bindings), directory_pb2_grpc, True),
             ("EnrolmentService", EnrolmentApi(enrolment), enrolment_pb2_grpc, False),
-            ("NodeService", NodeApi(enrolment, state, endpoints, rotation), enrolment_pb2_grpc, True),
-            ("NodeAdminService", NodeAdminApi(state, rotation), enrolment_pb2_grpc, True),
+            ("NodeService", NodeApi(enrolment, state, endpoints, rotation, node_keys), enrolment_pb2_grpc, True),
+            ("NodeAdminService", NodeAdminApi(state, rotation, node_keys), enrolment_pb2_grpc, True),
             ("RelationsService", RelationsApi(relations, feed, clock), relations_pb2_grpc, False),
             ("FleetService", FleetApi(store, relations), relations_pb2_grpc, False),
         ]
@@ -147,6 +151,7 @@ async def run(settings: IdentitySettings) -> None:
                 background=[
                     relations.run(),
                     follow(pool, feed),
+                    retire_keys(key_store, clock),
                     Relay(pool, "identity", MeshPublisher(mesh_peer)).run(),
                 ],
             )

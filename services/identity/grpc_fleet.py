@@ -122,7 +122,7 @@ class FleetApi(relations_pb2_grpc.FleetServiceServicer):
             standings=[
                 rel.Standing(
                     node_id=str(place.node_id), domain_id=str(place.domain_id), project_id=str(place.project_id),
-                    agent=decision.granted, nsk_kid=place.kid,
+                    agent=decision.granted, nsk_kid=place.kid, old_nsk_kid=place.old_kid,
                 )
                 for place, decision in zip(places, decisions, strict=True)
             ]

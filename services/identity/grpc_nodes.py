@@ -13,6 +13,7 @@ from services.identity import pack
 from services.identity.endpoints import Endpoints
 from services.identity.enrolment import Enrolment
 from services.identity.key_rotation import KeyRotation
+from services.identity.node_keys import NodeKeys
 from services.identity.node_state import NodeState
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -21,11 +22,14 @@ Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 class NodeApi(enrolment_pb2_grpc.NodeServiceServicer):
     """What registered nodes tell and ask."""
 
-    def __init__(self, enrolment: Enrolment, state: NodeState, endpoints: Endpoints, rotation: KeyRotation) -> None:
+    def __init__(
+        self, enrolment: Enrolment, state: NodeState, endpoints: Endpoints, rotation: KeyRotation, keys: NodeKeys
+    ) -> None:
         self._enrolment = enrolment
         self._state = state
         self._endpoints = endpoints
         self._rotation = rotation
+        self._keys = keys
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatResponse:
         accepted_at, rotate_keys = await self._enrolment.heartbeat(
@@ -60,13 +64,23 @@ class NodeApi(enrolment_pb2_grpc.NodeServiceServicer):
             rotation_id=str(receipt.rotation_id), kid=receipt.kid, wrap_key_version=receipt.wrap_key_version
         )
 
+    async def RotateSecretKey(self, request: pb.RotateSecretKeyRequest, context: Context) -> pb.RotateSecretKeyResponse:
+        renewed = await self._keys.rotate(current_principal(), request.node_id)
+        with renewed.key as key:
+            return pb.RotateSecretKeyResponse(
+                nsk=bytes(key.reveal()),
+                kid=renewed.kid,
+                previous_valid_until=pack.timestamp(renewed.previous_valid_until),
+            )
+
 
 class NodeAdminApi(enrolment_pb2_grpc.NodeAdminServiceServicer):
     """What operators do with nodes."""
 
-    def __init__(self, state: NodeState, rotation: KeyRotation) -> None:
+    def __init__(self, state: NodeState, rotation: KeyRotation, keys: NodeKeys) -> None:
         self._state = state
         self._rotation = rotation
+        self._keys = keys
 
     async def RequestKeyRotation(
         self, request: pb.RequestKeyRotationRequest, context: Context
@@ -90,3 +104,7 @@ class NodeAdminApi(enrolment_pb2_grpc.NodeAdminServiceServicer):
     async def GetReachability(self, request: pb.GetReachabilityRequest, context: Context) -> pb.GetReachabilityResponse:
         found = await self._state.get_reachability(pack.caller(), UUID(request.node_id))
         return pb.GetReachabilityResponse(reachability=pack.health(found))
+
+    async def RevokeSecretKey(self, request: pb.RevokeSecretKeyRequest, context: Context) -> pb.RevokeSecretKeyResponse:
+        await self._keys.revoke(pack.caller(), UUID(request.node_id))
+        return pb.RevokeSecretKeyResponse()

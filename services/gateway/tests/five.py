@@ -150,10 +150,12 @@ class FakeFleet:
     async def agent(self, node_id: UUID) -> bool:
         return bool(await self.agents([node_id]))
 
-    async def agents(self, node_ids: Collection[UUID]) -> Mapping[UUID, str]:
+    async def agents(self, node_ids: Collection[UUID]) -> Mapping[UUID, frozenset[str]]:
         if self.down:
             raise EventStreamUnavailable
-        return {node_id: self.kids.get(node_id, KID) for node_id in node_ids if node_id not in self.refused}
+        return {
+            node_id: frozenset({self.kids.get(node_id, KID)}) for node_id in node_ids if node_id not in self.refused
+        }
 
     async def place(self, node_id: UUID) -> Place | None:
         if self.down:

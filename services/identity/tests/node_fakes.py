@@ -7,7 +7,7 @@ from uuid import UUID
 
 from libs.errors import EndpointPeerGone, EndpointPeerNotFound, KeysRotateKeyInvalid, KeysRotatePeerNotFound
 from libs.ids import uuid7
-from services.identity.model import NodePlace, Peer, Reachability
+from services.identity.model import NodePlace, Peer, Reachability, WrappedKey
 from services.identity.node_model import (
     AffectedPeer,
     Impact,
@@ -140,3 +140,46 @@ class FakeNodes:
         node.receipts.append((public_key, receipt))
         self._announce("peer_key_rotated", node)
         return receipt
+
+
+@dataclass
+class FakeKey:
+    """A node key at rest."""
+
+    key: WrappedKey
+    made_at: datetime
+    valid_until: datetime | None = None
+
+
+@dataclass
+class FakeNodeKeys:
+    """NodeKeyStore: the keys of each node that count, and when each was made that ever did."""
+
+    trace: list[str] = field(default_factory=list)
+    domains: dict[UUID, UUID] = field(default_factory=dict)
+    live: dict[UUID, dict[str, FakeKey]] = field(default_factory=dict)
+    made: dict[UUID, list[datetime]] = field(default_factory=dict)
+
+    def add(self, node_id: UUID, kid: str, at: datetime) -> None:
+        self.live.setdefault(node_id, {})[kid] = FakeKey(WrappedKey(kid, "", kid.encode()), at)
+        self.made.setdefault(node_id, []).append(at)
+
+    async def domain_of(self, node_id: UUID) -> UUID | None:
+        return self.domains.get(node_id)
+
+    async def made_since(self, node_id: UUID, since: datetime) -> int:
+        return sum(at > since for at in self.made.get(node_id, ()))
+
+    async def rotate(self, node_id: UUID, kid: str, key: WrappedKey, at: datetime, until: datetime) -> datetime | None:
+        self.trace.append("rotate")
+        old = self.live.get(node_id, {}).get(kid)
+        if old is None or (old.valid_until or until) <= at:
+            return None
+        old.valid_until = old.valid_until or until
+        self.live[node_id] = {kid: old}
+        self.add(node_id, key.kid, at)
+        return old.valid_until
+
+    async def revoke(self, node_id: UUID, at: datetime) -> None:
+        self.trace.append("revoke")
+        self.live[node_id] = {}

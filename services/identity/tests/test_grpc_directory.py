@@ -145,7 +145,7 @@ async def test_a_registration_and_its_heartbeat(world: World) -> None:
     beat = enrolment_pb2.HeartbeatRequest(node_id=answer.node_id, binary_checksum=CHECKSUM, binary_version="1")
     beat.client_now.FromDatetime(NOW)
     node_id = next(iter(world.enrolled.nodes))
-    nodes = NodeApi(world.enrolment, UNUSED, UNUSED, UNUSED)
+    nodes = NodeApi(world.enrolment, UNUSED, UNUSED, UNUSED, UNUSED)
     with context.bind(context.Call(principal=node_principal(node_id, world.domain.id))):
         taken = await nodes.Heartbeat(beat, NO_CONTEXT)
         world.enrolled.pending.add(node_id)

@@ -19,6 +19,7 @@ from services.identity.tests.test_key_rotation import fresh_key
 pytestmark = pytest.mark.unit
 
 NO_CONTEXT: Any = None
+UNUSED: Any = None
 
 
 class Wire:
@@ -33,8 +34,8 @@ class Wire:
         }  # fmt: skip
         gate, clock = self.world.identity.gate, self.world.clock
         state, rotation = NodeState(self.nodes, gate, clock), KeyRotation(self.nodes, gate, clock)
-        self.api = NodeApi(self.world.enrolment, state, Endpoints(self.nodes, gate, clock), rotation)
-        self.admin = NodeAdminApi(state, rotation)
+        self.api = NodeApi(self.world.enrolment, state, Endpoints(self.nodes, gate, clock), rotation, UNUSED)
+        self.admin = NodeAdminApi(state, rotation, UNUSED)
 
     def as_node(self) -> Any:
         return context.bind(context.Call(principal=node_principal(self.node_id, self.world.domain.id)))

@@ -131,6 +131,11 @@ class NodeServiceStub:
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.CompleteKeyRotationRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.CompleteKeyRotationResponse.FromString,
                 _registered_method=True)
+        self.RotateSecretKey = channel.unary_unary(
+                '/plexsphere.identity.v1.NodeService/RotateSecretKey',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RotateSecretKeyRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RotateSecretKeyResponse.FromString,
+                _registered_method=True)
 
 
 class NodeServiceServicer:
@@ -165,6 +170,13 @@ class NodeServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RotateSecretKey(self, request, context):
+        """Gives a node a fresh node key; the one that it called with counts for a while yet.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -187,6 +199,11 @@ def add_NodeServiceServicer_to_server(servicer, server):
                     servicer.CompleteKeyRotation,
                     request_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.CompleteKeyRotationRequest.FromString,
                     response_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.CompleteKeyRotationResponse.SerializeToString,
+            ),
+            'RotateSecretKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateSecretKey,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RotateSecretKeyRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RotateSecretKeyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -308,6 +325,33 @@ class NodeService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def RotateSecretKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.NodeService/RotateSecretKey',
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RotateSecretKeyRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RotateSecretKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class NodeAdminServiceStub:
     """What operators do with nodes.
@@ -333,6 +377,11 @@ class NodeAdminServiceStub:
                 '/plexsphere.identity.v1.NodeAdminService/GetReachability',
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityResponse.FromString,
+                _registered_method=True)
+        self.RevokeSecretKey = channel.unary_unary(
+                '/plexsphere.identity.v1.NodeAdminService/RevokeSecretKey',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RevokeSecretKeyRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RevokeSecretKeyResponse.FromString,
                 _registered_method=True)
 
 
@@ -361,6 +410,13 @@ class NodeAdminServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RevokeSecretKey(self, request, context):
+        """Ends all node keys of a node at once; its resource may then be registered again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_NodeAdminServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -378,6 +434,11 @@ def add_NodeAdminServiceServicer_to_server(servicer, server):
                     servicer.GetReachability,
                     request_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityRequest.FromString,
                     response_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityResponse.SerializeToString,
+            ),
+            'RevokeSecretKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeSecretKey,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RevokeSecretKeyRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RevokeSecretKeyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -462,6 +523,33 @@ class NodeAdminService:
             '/plexsphere.identity.v1.NodeAdminService/GetReachability',
             plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityRequest.SerializeToString,
             plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.GetReachabilityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeSecretKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.NodeAdminService/RevokeSecretKey',
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RevokeSecretKeyRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_enrolment__pb2.RevokeSecretKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -72,6 +72,8 @@ class NodeServiceStub:
     """Takes where a node can be reached from outside; its peers are told when that is new."""
     CompleteKeyRotation: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.CompleteKeyRotationRequest, _enrolment_pb2.CompleteKeyRotationResponse]
     """Puts a node's new mesh key in force, when an operator asked for one; the same key again gets the same receipt."""
+    RotateSecretKey: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.RotateSecretKeyRequest, _enrolment_pb2.RotateSecretKeyResponse]
+    """Gives a node a fresh node key; the one that it called with counts for a while yet."""
 
 @_typing.type_check_only
 class NodeServiceAsyncStub(NodeServiceStub):
@@ -86,6 +88,8 @@ class NodeServiceAsyncStub(NodeServiceStub):
     """Takes where a node can be reached from outside; its peers are told when that is new."""
     CompleteKeyRotation: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.CompleteKeyRotationRequest, _enrolment_pb2.CompleteKeyRotationResponse]  # type: ignore[assignment]
     """Puts a node's new mesh key in force, when an operator asked for one; the same key again gets the same receipt."""
+    RotateSecretKey: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.RotateSecretKeyRequest, _enrolment_pb2.RotateSecretKeyResponse]  # type: ignore[assignment]
+    """Gives a node a fresh node key; the one that it called with counts for a while yet."""
 
 class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     """What registered nodes tell and ask."""
@@ -122,6 +126,14 @@ class NodeServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_enrolment_pb2.CompleteKeyRotationResponse, _abc.Awaitable[_enrolment_pb2.CompleteKeyRotationResponse]]:
         """Puts a node's new mesh key in force, when an operator asked for one; the same key again gets the same receipt."""
 
+    @_abc_1.abstractmethod
+    def RotateSecretKey(
+        self,
+        request: _enrolment_pb2.RotateSecretKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.RotateSecretKeyResponse, _abc.Awaitable[_enrolment_pb2.RotateSecretKeyResponse]]:
+        """Gives a node a fresh node key; the one that it called with counts for a while yet."""
+
 def add_NodeServiceServicer_to_server(servicer: NodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class NodeAdminServiceStub:
@@ -137,6 +149,8 @@ class NodeAdminServiceStub:
     """Says whom a new mesh key would affect."""
     GetReachability: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.GetReachabilityRequest, _enrolment_pb2.GetReachabilityResponse]
     """Says whether a node is heard of."""
+    RevokeSecretKey: _grpc.UnaryUnaryMultiCallable[_enrolment_pb2.RevokeSecretKeyRequest, _enrolment_pb2.RevokeSecretKeyResponse]
+    """Ends all node keys of a node at once; its resource may then be registered again."""
 
 @_typing.type_check_only
 class NodeAdminServiceAsyncStub(NodeAdminServiceStub):
@@ -149,6 +163,8 @@ class NodeAdminServiceAsyncStub(NodeAdminServiceStub):
     """Says whom a new mesh key would affect."""
     GetReachability: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.GetReachabilityRequest, _enrolment_pb2.GetReachabilityResponse]  # type: ignore[assignment]
     """Says whether a node is heard of."""
+    RevokeSecretKey: _aio.UnaryUnaryMultiCallable[_enrolment_pb2.RevokeSecretKeyRequest, _enrolment_pb2.RevokeSecretKeyResponse]  # type: ignore[assignment]
+    """Ends all node keys of a node at once; its resource may then be registered again."""
 
 class NodeAdminServiceServicer(metaclass=_abc_1.ABCMeta):
     """What operators do with nodes."""
@@ -176,5 +192,13 @@ class NodeAdminServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_enrolment_pb2.GetReachabilityResponse, _abc.Awaitable[_enrolment_pb2.GetReachabilityResponse]]:
         """Says whether a node is heard of."""
+
+    @_abc_1.abstractmethod
+    def RevokeSecretKey(
+        self,
+        request: _enrolment_pb2.RevokeSecretKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_enrolment_pb2.RevokeSecretKeyResponse, _abc.Awaitable[_enrolment_pb2.RevokeSecretKeyResponse]]:
+        """Ends all node keys of a node at once; its resource may then be registered again."""
 
 def add_NodeAdminServiceServicer_to_server(servicer: NodeAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -531,6 +531,7 @@ class Standing(_message.Message):
     PROJECT_ID_FIELD_NUMBER: _builtins.int
     AGENT_FIELD_NUMBER: _builtins.int
     NSK_KID_FIELD_NUMBER: _builtins.int
+    OLD_NSK_KID_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node."""
     domain_id: _builtins.str
@@ -540,7 +541,9 @@ class Standing(_message.Message):
     agent: _builtins.bool
     """Whether it holds `node-agent` on itself; fully consistent."""
     nsk_kid: _builtins.str
-    """KID of the one node key that is not revoked."""
+    """KID of its current node key."""
+    old_nsk_kid: _builtins.str
+    """KID of the key that this one superseded, while that still counts, or empty."""
     def __init__(
         self,
         *,
@@ -549,10 +552,11 @@ class Standing(_message.Message):
         project_id: _builtins.str = ...,
         agent: _builtins.bool = ...,
         nsk_kid: _builtins.str = ...,
+        old_nsk_kid: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "domain_id", b"domain_id", "node_id", b"node_id", "nsk_kid", b"nsk_kid", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent", b"agent", "domain_id", b"domain_id", "node_id", b"node_id", "nsk_kid", b"nsk_kid", "old_nsk_kid", b"old_nsk_kid", "project_id", b"project_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

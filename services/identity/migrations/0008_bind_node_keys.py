@@ -2,8 +2,8 @@
 
 from libs.migrations import refuse, run
 
-revision = "0007"
-down_revision = "0006"
+revision = "0008"
+down_revision = "0007"
 
 UPGRADE = """
 -- 32 bytes with nonce and tag are 60, which are 80 characters: what is shorter or longer is no wrapped key.
