@@ -166,6 +166,8 @@ class Enrolment:
                 raise KindMismatch
             node_id, keyed = await self.store.node_of(resource.id) or (uuid7(), False)
             if keyed and not retry:
+                # With this very token, where somebody was faster by a moment.
+                self._check(await self._token(wish.bootstrap_token))
                 raise ResourceNotFound("the resource is registered already")
         except Unavailable:
             raise

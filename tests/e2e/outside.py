@@ -83,15 +83,16 @@ class Edge:
 
 @dataclass
 class Outside:
-    """Opens the network for an outside client that trusts the given CA file only."""
+    """Opens the network for an outside client that trusts the given CA file only; `local` is its own address."""
 
     url: str
     ca_file: str
+    local: str = ""
 
     async def __aenter__(self) -> Self:
         trust = ssl.create_default_context(cafile=self.ca_file)
         self.http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=trust),
+            connector=aiohttp.TCPConnector(ssl=trust, local_addr=(self.local, 0) if self.local else None),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=30),
         )
