@@ -1,13 +1,15 @@
 """Migrations: alembic revisions that hold SQL text, run by one role that owns the schemas.
 
-`python -m libs.migrations --config migrate.toml identity audit …` brings each schema to its newest revision; services
-cannot alter schemas themselves.
+`python -m libs.migrations --config migrate.toml identity audit …` brings each schema to its newest revision, all in one
+transaction, which the column guard sees before it commits; services cannot alter schemas themselves.
 """
 
 import argparse
 import asyncio
 import importlib.util
+import pkgutil
 import sys
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from alembic import op
 from alembic.migration import MigrationContext
 from alembic.operations import Operations
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.util import await_only
 
 from libs import tls
-from libs.settings import Postgres, Settings, Tls, load
+from libs.columns import Declared, guard_database
+from libs.settings import Postgres, Settings, StartRefused, Tls, load
 
 ZERO_A000 = "DO $$ BEGIN RAISE EXCEPTION '{reason}' USING ERRCODE = '0A000'; END $$"
 
@@ -35,9 +38,13 @@ class Migrate(Settings):
 
 def run(sql: str) -> None:
     """Run SQL text, many statements at once, in the migration's transaction."""
-    connection = op.get_bind().connection.driver_connection
-    assert isinstance(connection, asyncpg.Connection)
-    await_only(connection.execute(sql))
+    await_only(_driver(op.get_bind()).execute(sql))
+
+
+def _driver(connection: Connection) -> asyncpg.Connection:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, asyncpg.Connection)
+    return driver
 
 
 def refuse(reason: str) -> None:
@@ -54,8 +61,18 @@ def scripts(service: str) -> ScriptDirectory:
     return ScriptDirectory(str(folder.parent), version_locations=[str(folder)])
 
 
-async def migrate(settings: Migrate, service: str, target: str) -> None:
-    """Bring one service's schema to a revision: "heads", or an older one by its id, "base" for none."""
+def declared() -> dict[str, Declared]:
+    """Return what each service of this installation declares of its schema."""
+    found = {}
+    for module in pkgutil.iter_modules(importlib.import_module("services").__path__):
+        name = f"services.{module.name}.columns"
+        if importlib.util.find_spec(name):
+            found[module.name] = importlib.import_module(name).COLUMNS
+    return found
+
+
+async def migrate(settings: Migrate, services: list[str], target: str) -> None:
+    """Bring schemas to a revision: "heads", or for one service an older one by its id, "base" for none."""
     postgres = settings.postgres
 
     async def connect() -> asyncpg.Connection:
@@ -65,20 +82,27 @@ async def migrate(settings: Migrate, service: str, target: str) -> None:
             database=postgres.database,
             user=postgres.user,
             ssl=tls.client(settings.tls),
-            server_settings={"search_path": service},
         )
 
+    await migrate_over(connect, {service: scripts(service) for service in services}, target)
+
+
+async def migrate_over(
+    connect: Callable[[], Awaitable[asyncpg.Connection]], services: Mapping[str, ScriptDirectory], target: str
+) -> None:
+    """Do so over a connection of the caller's, with the caller's revisions."""
     engine = create_async_engine("postgresql+asyncpg://", async_creator=connect)
     try:
-        async with engine.connect() as connection:
-            await connection.run_sync(_migrate, service, target)
+        # All schemas or none: the guard sees them as they would be, and what it refuses is never committed.
+        async with engine.begin() as connection:
+            for service, directory in services.items():
+                await connection.run_sync(_migrate, service, directory, target)
+            await connection.run_sync(_guard, services, target)
     finally:
         await engine.dispose()
 
 
-def _migrate(connection: Connection, service: str, target: str) -> None:
-    directory = scripts(service)
-
+def _migrate(connection: Connection, service: str, directory: ScriptDirectory, target: str) -> None:
     def steps(revision: Any, _: Any) -> Any:
         current = revision or ()
         known = [script.revision for script in directory.walk_revisions()]
@@ -86,11 +110,16 @@ def _migrate(connection: Connection, service: str, target: str) -> None:
             return directory._downgrade_revs(target, current)  # noqa: SLF001 — alembic's own commands call it so
         return directory._upgrade_revs(target, current)  # type: ignore[arg-type]  # noqa: SLF001 — as above
 
+    connection.execute(text("SELECT set_config('search_path', :service, true)"), {"service": service})
     options = {"fn": steps, "version_table": "alembic_version", "version_table_schema": service}
     context = MigrationContext.configure(connection, opts=options)
     with context.begin_transaction(), Operations.context(context):
         context.run_migrations()
-    connection.commit()
+
+
+def _guard(connection: Connection, services: Mapping[str, ScriptDirectory], target: str) -> None:
+    complete = [name for name, directory in services.items() if target in {"heads", directory.get_current_head()}]
+    await_only(guard_database(_driver(connection), declared(), complete))
 
 
 def main() -> None:
@@ -100,14 +129,12 @@ def main() -> None:
     parser.add_argument("--to", default="heads", help="revision to go to")
     parser.add_argument("services", nargs="+")
     arguments = parser.parse_args()
-    settings = load(arguments.config, Migrate)
-
-    async def all_of_them() -> None:
-        for service in arguments.services:
-            await migrate(settings, service, arguments.to)
-            sys.stdout.write(f"{service}: {arguments.to}\n")
-
-    asyncio.run(all_of_them())
+    try:
+        asyncio.run(migrate(load(arguments.config, Migrate), arguments.services, arguments.to))
+    except StartRefused as error:
+        raise SystemExit(f"nothing was migrated: {error}") from None
+    for service in arguments.services:
+        sys.stdout.write(f"{service}: {arguments.to}\n")
 
 
 if __name__ == "__main__":

@@ -332,10 +332,26 @@ MUTANTS = (
     ),
     Mutant(
         "S-1 form of a wrapped key",
-        "services/identity/migrations/0001_create_directory.py",
-        "    wrapped text NOT NULL CHECK (wrapped ~ '^vault:v[0-9]+:[A-Za-z0-9+/]{60,}=*$'),\n",
-        "    wrapped text NOT NULL CHECK (wrapped <> ''),\n",
+        "services/identity/migrations/0007_fix_wrapped_length.py",
+        "CHECK (wrapped ~ '^vault:v[0-9]+:[A-Za-z0-9+/]{80}$')",
+        "CHECK (wrapped <> '')",
         THREATS + "test_database.py::test_plaintext_is_refused_by_the_database",
+        # The guard would not let the stack start.
+        (("libs/columns.py", "    if complete and kind and kind in FORMS and not", "    if False and not"),),
+    ),
+    Mutant(
+        "S-1 names that speak of a secret",
+        "libs/columns.py",
+        "    if _speaks(column) and kind not in GUARDED and",
+        "    if False and",
+        "libs/tests/test_migrations.py::test_the_job_commits_no_bad_migration",
+    ),
+    Mutant(
+        "S-1 the migration job is guarded",
+        "libs/migrations.py",
+        "            await connection.run_sync(_guard, services, target)\n",
+        "",
+        "libs/tests/test_migrations.py::test_the_job_commits_no_bad_migration",
     ),
     Mutant(
         "A-2 no core files",

@@ -21,7 +21,7 @@ COLUMNS: Declared = {
     "personal": {
         "chain": ColumnClass.IDENTIFIER,
         "pseudonym": ColumnClass.HASH,
-        "salt": ColumnClass.HASH,
+        "salt": ColumnClass.PERSONAL,
         "subject_id": ColumnClass.PERSONAL,
         "subject_kind": ColumnClass.METADATA,
         "client_ip": ColumnClass.PERSONAL,

@@ -7,7 +7,7 @@ COLUMNS = {
         "name": ColumnClass.IDENTIFIER,
         "reference": ColumnClass.REFERENCE,
     },
-    "untold": {"reason": ColumnClass.METADATA},
+    "untold": {"node_ids": ColumnClass.IDENTIFIER, "reason": ColumnClass.METADATA},
     "event_outbox": {
         "type": ColumnClass.METADATA,
         "scope": ColumnClass.IDENTIFIER,

@@ -1,6 +1,6 @@
 """IdP bindings, identities, sign-ins under way, sessions, device codes, access tokens."""
 
-from libs.migrations import run
+from libs.migrations import refuse, run
 
 revision = "0002"
 down_revision = "0001"
@@ -88,15 +88,10 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON identity.idp_bindings, identity.identiti
     identity.sessions, identity.device_codes, identity.access_tokens TO identity;
 """
 
-DOWNGRADE = """
-DROP TABLE identity.access_tokens, identity.device_codes, identity.sessions, identity.pending_sign_ins,
-    identity.identities, identity.idp_bindings;
-"""
-
 
 def upgrade() -> None:
     run(UPGRADE)
 
 
 def downgrade() -> None:
-    run(DOWNGRADE)
+    refuse("going below this revision would delete bindings, sessions and tokens")

@@ -273,5 +273,5 @@ async def test_a_text_that_postgresql_cannot_hold_is_the_callers_mistake(replica
 
 async def test_a_downgrade_that_would_lose_keys_is_refused_and_changes_nothing(backends: State, pools: Pools) -> None:
     with pytest.raises(asyncpg.FeatureNotSupportedError):
-        await migrate(load(backends / "config/migrate.toml", Migrate), "identity", "base")
+        await migrate(load(backends / "config/migrate.toml", Migrate), ["identity"], "base")
     await guard_columns(pools[0], "identity", COLUMNS)

@@ -118,5 +118,5 @@ async def test_appends_go_on_while_the_log_is_kept_up_beside_a_long_one(pools: P
 
 async def test_a_downgrade_is_refused_and_changes_nothing(backends: State, log: PgLog) -> None:
     with pytest.raises(asyncpg.FeatureNotSupportedError):
-        await migrate(load(backends / "config/migrate.toml", Migrate), "mesh", "0003")
+        await migrate(load(backends / "config/migrate.toml", Migrate), ["mesh"], "0003")
     await log.roll()

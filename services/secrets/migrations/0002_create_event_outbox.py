@@ -1,6 +1,6 @@
 """Events that tell nodes of secrets that they may read."""
 
-from libs.migrations import run
+from libs.migrations import refuse, run
 
 revision = "0002"
 down_revision = "0001"
@@ -25,4 +25,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    run("DROP TABLE secrets.event_outbox")
+    refuse("going below this revision would delete events that nobody was told of yet")

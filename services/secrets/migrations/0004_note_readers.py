@@ -1,6 +1,6 @@
 """Whom a change concerns, noted before it is made and until they are told of it."""
 
-from libs.migrations import run
+from libs.migrations import refuse, run
 
 revision = "0004"
 down_revision = "0003"
@@ -22,4 +22,4 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    run("DROP TABLE secrets.untold")
+    refuse("going below this revision would forget who is still to be told of a change")
