@@ -39,9 +39,14 @@ STREAMS_ENDED = Counter("plexsphere_event_streams_ended_total", "Event streams t
 OUTBOX = Gauge("plexsphere_outbox_oldest_seconds", "Age of the oldest event that waits to be published.", ["schema"])
 READY = Gauge("plexsphere_ready", "1 when a dependency is reachable.", ["dependency"])
 
-SENSITIVE = re.compile(r"(?i)(secret|token|password|authorization|cookie|nsk|assertion|verifier|pepper|private)")
+SENSITIVE = re.compile(
+    r"(?i)(secret|token|passw|authorization|bearer|credential|cookie|csrf|plexsphere_session|nsk|assertion|verifier"
+    r"|pepper|private|user_code|device_code)"
+)
+# Whatever tag stands between the underscores: a node chooses its own (libs.nsk). A key's id has no second underscore.
 CREDENTIAL = re.compile(
-    r"\b(?:psk|psb|nsk|pat)_[a-z]+_[A-Za-z0-9_-]{8,}|\beyJ[A-Za-z0-9_-]{10,}[A-Za-z0-9_.-]*|\b(?:hvs|s)\.[\w-]{20,}"
+    r"(?:psk|psb|nsk|pat)_[!-^`-~]+_[A-Za-z0-9_-]{8,}|eyJ[A-Za-z0-9_-]{10,}[A-Za-z0-9_.-]*"
+    r"|(?<![A-Za-z0-9])(?:hv[sbr]|[sbr])\.[\w-]{20,}|(?<=plexsphere_session=)[^\s;]+|(?<=plexsphere_csrf=)[^\s;]+"
 )
 Event = MutableMapping[str, Any]
 NOTHING = nullcontext()
@@ -65,7 +70,7 @@ def _redacted(name: str, value: Any) -> Any:
         # Its message may quote what it was given.
         return type(value).__name__
     if isinstance(value, Mapping):
-        return {str(key): _redacted(str(key), inner) for key, inner in value.items()}
+        return {CREDENTIAL.sub("***", str(key)): _redacted(str(key), inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_redacted("", inner) for inner in value]
     return value

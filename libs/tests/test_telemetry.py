@@ -23,10 +23,14 @@ CREDENTIALS = {
     "an API token": "psk_prod_0123456789abcdef",
     "a bootstrap token": "psb_dev_abcdefgh_node_abcdefghijklmnopqrst",
     "a node bearer": "nsk_stage_AZkAAAAAcACAAAAAAAAAAAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f",
+    "one with a tag of the node's own": "nsk_Prod1_AZkAAAAAcACAAAAAAAAAAAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhsc",
+    "one with a stranger tag": "nsk_eu-w.1:x(2)_AZkAAAAAcACAAAAAAAAAAAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhsc",
+    "an API token in base62": "psk_dev_7hQ2ZKq9XvB3nT5wY8aCdEfGhJkLmNpQrStUvWx012",
     "an access token": "pat_dev_0123456789abcdefghijklmnopqrstuvwxyzABCDEFG",
     "a JWT": "eyJhbGciOiJFZDI1NTE5In0.eyJzdWIiOiJ4In0.c2lnbmF0dXJl",
     "half a JWT": "eyJhbGciOiJFZDI1NTE5In0",
     "a token of the vault": "s.0123456789abcdefghijklmn",
+    "a batch token of the vault": "hvb.AAAAAQJ0123456789abcdefghijklmn",
     "another token of the vault": "hvs.CAESIJ0123456789abcdefghijklmn",
 }
 
@@ -43,15 +47,35 @@ def test_a_credential_is_cut_from_any_text(kind: str) -> None:
         {"reason": f"x={value}"},
         {"detail": [f"({value})"]},
         {"headers": {"x": {"y": (value,)}}},
+        {"seen": {value: 1}},
+        {"seen": f"x_{value}"},
     ):
         line = logged(**event)
         assert value not in line
         assert "***" in line
 
 
+def test_a_cookie_is_cut_by_its_name() -> None:
+    line = logged(event="plexsphere_session=q1w2e3r4t5; plexsphere_csrf=z9x8c7v6 x", plexsphere_session="q1w2e3r4t5")
+    assert "q1w2" not in line
+    assert "z9x8" not in line
+
+
 @pytest.mark.parametrize(
     "name",
-    ["client_secret", "api_token", "Authorization", "set_cookie", "nsk", "pkce_verifier", "private_key", "pepper"],
+    [
+        "bearer",
+        "csrf",
+        "user_code",
+        "client_secret",
+        "api_token",
+        "Authorization",
+        "set_cookie",
+        "nsk",
+        "pkce_verifier",
+        "private_key",
+        "pepper",
+    ],
 )
 def test_what_a_key_calls_secret_is_not_shown_however_deep(name: str) -> None:
     for event in ({name: PLANTED}, {"outer": {name: PLANTED}}, {"outer": [{name: [PLANTED]}]}, {name: {"x": PLANTED}}):
