@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import audit, conformance, dev, events, nodes, secrets, sign_in, tenancy
+from cli import audit, conformance, dev, events, nodes, relations, secrets, sign_in, tenancy
 from cli.edge import EXIT_CODES
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ app.add_typer(tenancy.project_app, name="project")
 app.add_typer(nodes.node_app, name="node")
 app.add_typer(events.events_app, name="events")
 app.add_typer(secrets.secret_app, name="secret")
+app.add_typer(relations.relation_app, name="relation")
 app.add_typer(audit.audit_app, name="audit")
 app.add_typer(conformance.app, name="conformance")
 app.add_typer(dev.app, name="dev")

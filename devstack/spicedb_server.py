@@ -8,6 +8,7 @@ import asyncio
 import ctypes
 import hmac
 import json
+import re
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from ctypes import POINTER, byref, c_char, c_char_p, c_int, c_ulonglong, c_void_p
@@ -32,13 +33,20 @@ STREAMS = {
     f"/{PERMISSIONS}/LookupSubjects",
     "/authzed.api.v1.WatchService/Watch",
 }
-
+CODE = re.compile(r"rpc error: code = (\w+)")
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 class LibraryError(Exception):
     """The library refused a call."""
+
+
+def code_of(message: str) -> grpc.StatusCode:
+    """Return the code that SpiceDB refused with; the library keeps it in its message alone."""
+    found = CODE.search(message)
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", found[1]).upper() if found else ""
+    return grpc.StatusCode[name] if name in grpc.StatusCode.__members__ else grpc.StatusCode.UNKNOWN
 
 
 class Library:
@@ -96,7 +104,7 @@ class Handlers(grpc.GenericRpcHandler):
                 try:
                     return await loop.run_in_executor(self._threads, self._library.call, UNARY[method], request)
                 except LibraryError as error:
-                    await rpc.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+                    await rpc.abort(code_of(str(error)), str(error))
                     raise
 
             return grpc.unary_unary_rpc_method_handler(unary)

@@ -97,3 +97,18 @@ async def test_a_call_that_the_library_lacks_is_unimplemented(stack: State) -> N
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call(b"")
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
+@pytest.mark.parametrize(
+    ("resource", "code"),
+    [
+        (ObjectReference(object_type="nosuchtype", object_id="a"), grpc.StatusCode.FAILED_PRECONDITION),
+        (ObjectReference(object_type="platform", object_id="a b"), grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+)
+async def test_a_refusal_keeps_its_code(spicedb: AsyncClient, resource: ObjectReference, code: grpc.StatusCode) -> None:
+    tuple_ = Relationship(resource=resource, relation="auditor", subject=USER)
+    touch = RelationshipUpdate(operation=RelationshipUpdate.OPERATION_TOUCH, relationship=tuple_)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await spicedb.WriteRelationships(WriteRelationshipsRequest(updates=[touch]))
+    assert refused.value.code() is code

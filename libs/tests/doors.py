@@ -57,7 +57,7 @@ class Relations:
         finally:
             self.ended.set()
 
-    BulkCheck = WriteRelation = DeleteRelation = ListSubjects = Check
+    BulkCheck = Check
 
 
 def runtime(identity: Tls, callers: dict[str, list[str]] | None = None, port: int = 1) -> Runtime:

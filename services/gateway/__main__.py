@@ -12,6 +12,7 @@ from libs.rpc.channel import Peer, connect
 from libs.rpc.server import until_told
 from services.gateway import platform
 from services.gateway.audit import Audit
+from services.gateway.authorization import Authorization
 from services.gateway.bindings import Bindings
 from services.gateway.bus import JetStreamEvents
 from services.gateway.credentials import AssertionCache, Authenticator
@@ -59,6 +60,7 @@ def application(
         **SignIn(identity, settings.public_url).routes(),
         **Tenancy(identity).routes(),
         **Bindings(identity).routes(),
+        **Authorization(identity).routes(),
         **Fleet(identity).routes(),
         **Nodes(identity).routes(),
         **Events(ports, hub, cache, Reconciler(peers["mesh"]), denials).routes(),

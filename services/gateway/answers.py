@@ -29,9 +29,9 @@ def nothing() -> web.Response:
     return web.Response(status=NO_CONTENT)
 
 
-def page(items: list[JSON], next_cursor: str) -> web.Response:
+def page(items: list[JSON], next_cursor: str, empty_reason: str = "") -> web.Response:
     """Return a page of a list."""
-    return reply({"items": items, **given(next_cursor=next_cursor)})
+    return reply({"items": items, **given(next_cursor=next_cursor, empty_reason=empty_reason)})
 
 
 def given(**members: Any) -> JSON:

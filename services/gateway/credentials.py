@@ -24,7 +24,8 @@ SESSION_COOKIE = "plexsphere_session"
 CSRF_COOKIE = "plexsphere_csrf"
 TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]{1,4096}")
 KEPT_S = 5.0
-FEED_SILENT_S = 3.0
+# Beats come every quarter of a second; what was revoked unheard is believed for no longer than this.
+FEED_SILENT_S = 0.8
 MOST_KEPT = 20_000
 # The published contract has no security of their own for these two, but their caller is the node.
 NODE_OPERATIONS = frozenset({"GetNodeEvents", "GetNodeState"})

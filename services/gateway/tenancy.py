@@ -54,7 +54,7 @@ class Tenancy:
         """List Domains."""
         request = pb.ListDomainsRequest(cursor=asked.query.get("cursor", ""), limit=asked.query["limit"])
         answer = await self._stub.ListDomains(request, metadata=asked.metadata)
-        return page([domain(row) for row in answer.domains], answer.next_cursor)
+        return page([domain(row) for row in answer.domains], answer.next_cursor, answer.empty_reason)
 
     async def get_domain(self, asked: Asked) -> web.Response:
         """Get a Domain."""
@@ -100,7 +100,7 @@ class Tenancy:
             domain_id=query.get("domain_id", ""), cursor=query.get("cursor", ""), limit=query["limit"]
         )
         answer = await self._stub.ListProjects(request, metadata=asked.metadata)
-        return page([project(row) for row in answer.projects], answer.next_cursor)
+        return page([project(row) for row in answer.projects], answer.next_cursor, answer.empty_reason)
 
     async def get_project(self, asked: Asked) -> web.Response:
         """Get a project."""

@@ -16,17 +16,27 @@ from libs.principal import AssertionSigner
 from libs.process import main
 from libs.rpc.channel import connect
 from libs.rpc.server import Registration, serve
-from plexsphere.identity.v1 import directory_pb2_grpc, enrolment_pb2_grpc, relations_pb2_grpc, sign_in_pb2_grpc
+from plexsphere.identity.v1 import (
+    authorization_pb2_grpc,
+    directory_pb2_grpc,
+    enrolment_pb2_grpc,
+    relations_pb2_grpc,
+    sign_in_pb2_grpc,
+)
 from services.identity.authentication import Authentication
 from services.identity.authority import Gate
+from services.identity.authorization import Authorization
+from services.identity.authorization_store import PgTupleDirectory
 from services.identity.bindings import Bindings, checked
 from services.identity.columns import COLUMNS
 from services.identity.devices import Devices
+from services.identity.drift_store import PgDriftStore
 from services.identity.endpoints import Endpoints
 from services.identity.enrolment import Enrolment
 from services.identity.enrolment_store import PgEnrolmentStore
+from services.identity.grpc_authorization import AuthorizationApi
 from services.identity.grpc_directory import DirectoryApi
-from services.identity.grpc_fleet import EnrolmentApi, FleetApi, RelationsApi
+from services.identity.grpc_fleet import EnrolmentApi, FleetApi, RelationsAdminApi, RelationsApi
 from services.identity.grpc_nodes import NodeAdminApi, NodeApi
 from services.identity.grpc_sign_in import AuthenticationApi, SessionApi, SignInApi
 from services.identity.key_rotation import KeyRotation
@@ -37,11 +47,13 @@ from services.identity.node_keys import NodeKeys
 from services.identity.node_state import NodeState
 from services.identity.node_store import PgNodeStore
 from services.identity.oidc import HttpProvider
+from services.identity.reconcile import Reconcile
 from services.identity.relation_store import PgTupleStore
 from services.identity.relations import Feed, Relations
 from services.identity.revocation_feed import follow
 from services.identity.rotation_store import PgRotationStore
-from services.identity.service import PLATFORM, Identity
+from services.identity.schema import PLATFORM
+from services.identity.service import Identity
 from services.identity.settings import Bootstrap, IdentitySettings
 from services.identity.sign_in import SignIn
 from services.identity.sign_in_model import Binding
@@ -99,7 +111,10 @@ async def run(settings: IdentitySettings) -> None:
         store, sign_in_store, vault, mesh = PgStore(pool), PgSignInStore(pool), BaoVault(bao), MeshKeys(mesh_peer)
         gate = Gate(relations, audit, store)
         await sign_in_store.ensure_binding(platform_binding(settings.bootstrap, clock))
-        identity = Identity(store, gate, mesh, Cursors(read_secret_file(settings.cursor_key_file)), clock)
+        cursors = Cursors(read_secret_file(settings.cursor_key_file))
+        identity = Identity(store, gate, mesh, cursors, clock)
+        authorization = Authorization(relations, PgTupleDirectory(pool), gate, cursors)
+        reconcile = Reconcile(relations, PgDriftStore(pool), gate)
         enrolment = Enrolment(PgEnrolmentStore(pool), gate, mesh, vault, clock)
         node_store = PgNodeStore(pool)
         state, endpoints = NodeState(node_store, gate, clock), Endpoints(node_store, gate, clock)
@@ -133,6 +148,8 @@ async def run(settings: IdentitySettings) -> None:
             ("NodeService", NodeApi(enrolment, state, endpoints, rotation, node_keys), enrolment_pb2_grpc, True),
             ("NodeAdminService", NodeAdminApi(state, rotation, node_keys), enrolment_pb2_grpc, True),
             ("RelationsService", RelationsApi(relations, feed, clock), relations_pb2_grpc, False),
+            ("AuthorizationService", AuthorizationApi(authorization, reconcile), authorization_pb2_grpc, True),
+            ("RelationsAdminService", RelationsAdminApi(relations), relations_pb2_grpc, False),
             ("FleetService", FleetApi(store, relations), relations_pb2_grpc, False),
         ]
         registrations = [
@@ -150,6 +167,7 @@ async def run(settings: IdentitySettings) -> None:
                 },
                 background=[
                     relations.run(),
+                    reconcile.watch(),
                     follow(pool, feed),
                     retire_keys(key_store, clock),
                     Relay(pool, "identity", MeshPublisher(mesh_peer)).run(),

@@ -25,7 +25,12 @@ class Gate:
 
     async def write(self, caller: Caller, permission: str, resource: str, act: "Act") -> None:
         """Record the decision, granted or not, and raise Forbidden unless the caller has the permission."""
-        decision = await self.authority.decide(caller.reference, permission, resource)
+        await self.write_all(caller, permission, [resource], act)
+
+    async def write_all(self, caller: Caller, permission: str, resources: list[str], act: "Act") -> None:
+        """Record one decision for several objects, and raise Forbidden unless the caller has the permission on each."""
+        decisions = await self.authority.decide_all([(caller.reference, permission, one) for one in resources])
+        decision = next((one for one in decisions if not one.granted), decisions[0])
         if not decision.granted and act.domain_id and not await self.domains.exists(UUID(act.domain_id)):
             # A made-up Domain must not get a chain: whoever is refused could fill the audit service with them.
             act = replace(act, domain_id="")

@@ -24,6 +24,9 @@ COLUMNS: Declared = {
         "subject_type": Is.METADATA,
         "subject_id": Is.IDENTIFIER,
         "state": Is.METADATA,
+        "caveat_name": Is.METADATA,
+        "caveat_context": Is.METADATA,
+        "refused_code": Is.METADATA,
     },
     "event_outbox": {
         "type": Is.METADATA,

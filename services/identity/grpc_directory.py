@@ -6,6 +6,7 @@ from uuid import UUID
 
 import grpc
 
+from libs.errors import InvalidRequest
 from plexsphere.identity.v1 import directory_pb2 as pb
 from plexsphere.identity.v1 import directory_pb2_grpc
 from services.identity import pack
@@ -15,6 +16,7 @@ from services.identity.service import Identity
 from services.identity.sign_in_model import LEEWAY_S, Binding
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
+NO_MEMBERSHIP = "no_rebac_membership"
 UNSET = datetime.datetime.min.replace(tzinfo=datetime.UTC)
 
 
@@ -33,8 +35,10 @@ class DirectoryApi(directory_pb2_grpc.DirectoryServiceServicer):
         return pb.CreateDomainResponse(domain=pack.domain(row))
 
     async def ListDomains(self, request: pb.ListDomainsRequest, context: Context) -> pb.ListDomainsResponse:
-        rows, cursor = await self._identity.list_domains(pack.caller(), request.cursor, request.limit)
-        return pb.ListDomainsResponse(domains=map(pack.domain, rows), next_cursor=cursor)
+        rows, cursor, member = await self._identity.list_domains(pack.caller(), request.cursor, request.limit)
+        return pb.ListDomainsResponse(
+            domains=map(pack.domain, rows), next_cursor=cursor, empty_reason="" if member else NO_MEMBERSHIP
+        )
 
     async def GetDomain(self, request: pb.GetDomainRequest, context: Context) -> pb.GetDomainResponse:
         row = await self._identity.get_domain(pack.caller(), UUID(request.domain_id))
@@ -60,8 +64,12 @@ class DirectoryApi(directory_pb2_grpc.DirectoryServiceServicer):
 
     async def ListProjects(self, request: pb.ListProjectsRequest, context: Context) -> pb.ListProjectsResponse:
         domain_id = pack.optional_id(request.domain_id)
-        rows, cursor = await self._identity.list_projects(pack.caller(), domain_id, request.cursor, request.limit)
-        return pb.ListProjectsResponse(projects=map(pack.project, rows), next_cursor=cursor)
+        rows, cursor, member = await self._identity.list_projects(
+            pack.caller(), domain_id, request.cursor, request.limit
+        )
+        return pb.ListProjectsResponse(
+            projects=map(pack.project, rows), next_cursor=cursor, empty_reason="" if member else NO_MEMBERSHIP
+        )
 
     async def GetProject(self, request: pb.GetProjectRequest, context: Context) -> pb.GetProjectResponse:
         row = await self._identity.get_project(pack.caller(), UUID(request.project_id))
@@ -70,6 +78,8 @@ class DirectoryApi(directory_pb2_grpc.DirectoryServiceServicer):
     async def UpdateProject(self, request: pb.UpdateProjectRequest, context: Context) -> pb.UpdateProjectResponse:
         changes = _present(request, "name", "description", "sub_range_cidr")
         if request.release_sub_range:
+            if "sub_range_cidr" in changes:
+                raise InvalidRequest("sub_range_cidr and release_sub_range contradict each other")
             changes["sub_range_cidr"] = ""
         row = await self._identity.update_project(pack.caller(), UUID(request.project_id), changes)
         return pb.UpdateProjectResponse(project=pack.project(row))

@@ -1,4 +1,4 @@
-"""identity.EnrolmentService, RelationsService and FleetService: unpack, call the rule, pack."""
+"""identity.EnrolmentService, RelationsService, RelationsAdminService and FleetService: unpack, call the rule, pack."""
 
 from collections.abc import AsyncIterator
 from typing import Any, TypeAlias
@@ -22,6 +22,7 @@ VERDICTS = {
     "granted": rel.VERDICT_GRANTED,
     "out_of_scope": rel.VERDICT_OUT_OF_SCOPE,
     "insufficient_relation": rel.VERDICT_INSUFFICIENT_RELATION,
+    "caveat_violation": rel.VERDICT_CAVEAT_VIOLATION,
 }
 
 
@@ -74,17 +75,6 @@ class RelationsApi(relations_pb2_grpc.RelationsServiceServicer):
             results=[rel.CheckResponse(verdict=VERDICTS[decision.reason]) for decision in decisions]
         )
 
-    async def WriteRelation(self, request: rel.WriteRelationRequest, context: Context) -> rel.WriteRelationResponse:
-        await self._relations.grant(Tuple(request.resource, request.relation, request.subject))
-        return rel.WriteRelationResponse()
-
-    async def DeleteRelation(self, request: rel.DeleteRelationRequest, context: Context) -> rel.DeleteRelationResponse:
-        removed = await self._relations.remove(request.resource, request.relation, request.subject)
-        return rel.DeleteRelationResponse(removed=removed)
-
-    async def ListSubjects(self, request: rel.ListSubjectsRequest, context: Context) -> rel.ListSubjectsResponse:
-        return rel.ListSubjectsResponse(subjects=await self._relations.subjects(request.resource, request.relation))
-
     async def WatchRevocations(
         self, request: rel.WatchRevocationsRequest, context: Context
     ) -> AsyncIterator[rel.WatchRevocationsResponse]:
@@ -105,6 +95,24 @@ class RelationsApi(relations_pb2_grpc.RelationsServiceServicer):
             case Revocation(kind="identity"):
                 answer.identity_id = revocation.value
         return answer
+
+
+class RelationsAdminApi(relations_pb2_grpc.RelationsAdminServiceServicer):
+    """Changes who reads a secret."""
+
+    def __init__(self, relations: Relations) -> None:
+        self._relations = relations
+
+    async def WriteRelation(self, request: rel.WriteRelationRequest, context: Context) -> rel.WriteRelationResponse:
+        await self._relations.grant(Tuple(request.resource, request.relation, request.subject))
+        return rel.WriteRelationResponse()
+
+    async def DeleteRelation(self, request: rel.DeleteRelationRequest, context: Context) -> rel.DeleteRelationResponse:
+        removed = await self._relations.remove(request.resource, request.relation, request.subject)
+        return rel.DeleteRelationResponse(removed=removed)
+
+    async def ListSubjects(self, request: rel.ListSubjectsRequest, context: Context) -> rel.ListSubjectsResponse:
+        return rel.ListSubjectsResponse(subjects=await self._relations.subjects(request.resource, request.relation))
 
 
 class FleetApi(relations_pb2_grpc.FleetServiceServicer):

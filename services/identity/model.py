@@ -1,7 +1,9 @@
 """What identity knows of Domains and what is in them; keys and tokens only as hashes and ciphertext."""
 
 import datetime
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 
@@ -136,12 +138,48 @@ class WrappedKey:
 
 
 @dataclass(frozen=True)
+class Caveat:
+    """What a relation depends on: a condition of the schema, and the part of its context that is fixed."""
+
+    name: str
+    context: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Tuple:
-    """A relation: `resource#relation@subject`, each as `<type>:<id>`."""
+    """A relation: `resource#relation@subject`, each as `<type>:<id>`; its caveat does not make it another one."""
 
     resource: str
     relation: str
     subject: str
+    caveat: Caveat | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.resource}#{self.relation}@{self.subject}"
+
+
+@dataclass(frozen=True)
+class TupleRow:
+    """A tuple as it is stored."""
+
+    id: UUID
+    row: Tuple
+    created_at: datetime.datetime
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where an object stands; a Domain is in no project, and the platform in no Domain."""
+
+    project_id: UUID | None
+    domain_id: UUID | None
+
+
+@dataclass(frozen=True)
+class Home:
+    """Whose somebody is; without a Domain, the platform's."""
+
+    domain_id: UUID | None
 
 
 @dataclass(frozen=True)

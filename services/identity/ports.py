@@ -1,6 +1,7 @@
 """What identity's directory rules need from outside; each docstring is the promise."""
 
 import datetime
+from collections.abc import Mapping
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -10,13 +11,16 @@ from services.identity.model import (
     BootstrapToken,
     Candidate,
     Domain,
+    Home,
     NodePlace,
     NodeSummary,
+    Place,
     Project,
     Registered,
     Resource,
     SigningKey,
     Tuple,
+    TupleRow,
     WrappedKey,
 )
 
@@ -27,14 +31,66 @@ class Authority(Protocol):
     async def decide(self, subject: str, permission: str, resource: str) -> Decision:
         """Answer one check; raises AuthzUnavailable for anything but an answer."""
 
-    async def readable(self, subject: str, permission: str, resources: list[str]) -> list[bool]:
-        """Answer the same permission on many objects, in their order."""
+    async def decide_all(self, questions: list[tuple[str, str, str]]) -> list[Decision]:
+        """Answer several `(subject, permission, resource)` checks from one snapshot."""
+
+    async def visible(self, subject: str, permission: str, kind: str, scope: str) -> list[str] | None:
+        """Return the ids of a type on which a subject has a permission; None for everything below `scope`."""
 
     async def deliver(self) -> None:
         """Bring what was committed to SpiceDB now; what fails is brought later."""
 
     async def revoke(self, rows: list[Tuple]) -> None:
         """Remove tuples that are marked as removing; no check finds them once it has returned."""
+
+
+class Oracle(Authority, Protocol):
+    """Answers people's questions as well; raises LookupTooLarge above `most`."""
+
+    async def decide(
+        self, subject: str, permission: str, resource: str, context: Mapping[str, Any] | None = None
+    ) -> Decision:
+        """Answer one check; `context` is what caveats are asked with beyond the time and the address."""
+
+    async def resources(
+        self, subject: str, permission: str, kind: str, context: Mapping[str, Any], most: int
+    ) -> list[str]:
+        """Return the ids of objects of a type on which a subject has a permission."""
+
+    async def subjects_with(
+        self, kind: str, permission: str, resource: str, context: Mapping[str, Any], most: int
+    ) -> list[str]:
+        """Return the ids of subjects of a type that have a permission on an object."""
+
+
+class TupleDirectory(Protocol):
+    """Roles, and where objects and people are at home; a method is a transaction."""
+
+    async def place(self, resource: str) -> Place | None:
+        """Return where an object stands."""
+
+    async def home(self, subject: str) -> Home | None:
+        """Return whose a person, service or node is."""
+
+    async def tuple(self, tuple_id: UUID) -> TupleRow | None:
+        """Return a role, one that is on its way out among them."""
+
+    async def tuples(
+        self, project_id: UUID, after: UUID, limit: int, *, domain: bool, platform: bool
+    ) -> list[TupleRow]:
+        """Return a project's roles by id, beyond `after`; its Domain's and the platform's when asked for."""
+
+    async def add_tuple(self, wanted: Tuple) -> TupleRow:
+        """Add a role; the same one stays, and with another caveat raises RelationTupleConflict."""
+
+    async def replace_tuple(self, tuple_id: UUID, wanted: Tuple) -> TupleRow | None:
+        """Put a role in another one's place and under its id; None when that one is gone.
+
+        Raises LastAdministrator, and RelationTupleConflict when the new one is there already.
+        """
+
+    async def remove_tuple(self, tuple_id: UUID) -> bool:
+        """Mark a role as removing; False when it is gone. Raises LastAdministrator."""
 
 
 class Domains(Protocol):
@@ -74,8 +130,8 @@ class DirectoryStore(Protocol):
     async def domain(self, domain_id: UUID) -> Domain | None:
         """Return a Domain."""
 
-    async def domains(self, after: UUID, limit: int) -> list[Domain]:
-        """Return Domains by id, beyond `after`."""
+    async def domains(self, after: UUID, limit: int, among: list[UUID] | None) -> list[Domain]:
+        """Return Domains by id, beyond `after`; `among` these, or all."""
 
     async def update_domain(self, domain_id: UUID, changes: dict[str, Any], at: datetime.datetime) -> Domain | None:
         """Change a Domain; raises MeshCidrOverlap, and SubRangeInvalidatesAllocation for what would be left outside."""
@@ -89,8 +145,10 @@ class DirectoryStore(Protocol):
     async def project(self, project_id: UUID) -> Project | None:
         """Return a project."""
 
-    async def projects(self, domain_id: UUID | None, after: UUID, limit: int) -> list[Project]:
-        """Return projects by id, beyond `after`."""
+    async def projects(
+        self, domain_id: UUID | None, after: UUID, limit: int, among: list[UUID] | None
+    ) -> list[Project]:
+        """Return projects by id, beyond `after`; `among` these, or all."""
 
     async def update_project(self, project_id: UUID, changes: dict[str, Any], at: datetime.datetime) -> Project | None:
         """Change a project; raises SubRangeOverlap, SubRangeInvalidatesAllocation."""
@@ -110,8 +168,10 @@ class DirectoryStore(Protocol):
     async def delete_resource(self, resource_id: UUID, at: datetime.datetime) -> list[Tuple]:
         """Delete a resource with its node and its keys, and mark all their tuples as removing; returns these."""
 
-    async def nodes(self, domain_id: UUID | None, after: UUID, limit: int) -> list[NodeSummary]:
-        """Return nodes by id, beyond `after`."""
+    async def nodes(
+        self, domain_id: UUID | None, after: UUID, limit: int, among: list[UUID] | None
+    ) -> list[NodeSummary]:
+        """Return nodes by id, beyond `after`; `among` these, or all."""
 
     async def place(self, node_id: UUID) -> NodePlace | None:
         """Return where a node stands."""

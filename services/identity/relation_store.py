@@ -1,50 +1,63 @@
 """The tuple table: the truth about relations, and how it reaches SpiceDB."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from typing import TypeAlias
+from uuid import UUID
 
 import asyncpg
+import structlog
 
 from libs.ids import uuid7
 from libs.pg import connection, transaction
-from services.identity.model import Tuple
-from services.identity.relations import Checker, Revocation
+from libs.telemetry import REFUSALS
+from services.identity.model import Caveat, Tuple
+from services.identity.relations import Checker, Revocation, TupleRefused
+from services.identity.schema import require_storable
 
+KEY = "resource_type, resource_id, relation, subject_type, subject_id"
+TUPLE = f"{KEY}, caveat_name, caveat_context"
 SUBJECTS = """
 SELECT subject_type || ':' || subject_id AS subject FROM identity.relation_tuples
 WHERE resource_type = $1 AND resource_id = $2 AND relation = $3 AND state <> 'removing' ORDER BY 1
 """
 CHANNEL = "revocations"
 BATCH = 500
-ADD = """
-INSERT INTO identity.relation_tuples (id, resource_type, resource_id, relation, subject_type, subject_id, state)
-SELECT *, 'pending' FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[])
-ON CONFLICT (resource_type, resource_id, relation, subject_type, subject_id)
-DO UPDATE SET state = 'pending' WHERE relation_tuples.state = 'removing'
+# What is there keeps its caveat; what is going, or was refused, becomes what is added now.
+ADD = f"""
+INSERT INTO identity.relation_tuples (id, {TUPLE}, state)
+SELECT *, 'pending' FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[], $7::text[],
+                                $8::jsonb[])
+ON CONFLICT ({KEY})
+DO UPDATE SET id = excluded.id, state = 'pending', refused_code = '', caveat_name = excluded.caveat_name,
+    caveat_context = excluded.caveat_context
+    WHERE relation_tuples.state = 'removing' OR relation_tuples.refused_code <> ''
 """
-UNDELIVERED = """
-SELECT id, resource_type, resource_id, relation, subject_type, subject_id, state FROM identity.relation_tuples
-WHERE state <> 'live' ORDER BY id LIMIT $1 FOR UPDATE
+UNDELIVERED = f"""
+SELECT id, {TUPLE}, state FROM identity.relation_tuples
+WHERE state <> 'live' AND refused_code = '' ORDER BY id LIMIT $1 FOR UPDATE
 """
-THESE = """
-SELECT id, resource_type, resource_id, relation, subject_type, subject_id, state FROM identity.relation_tuples
-WHERE (resource_type, resource_id, relation, subject_type, subject_id)
-    IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]))
+THESE = f"""
+SELECT id, {TUPLE}, state FROM identity.relation_tuples
+WHERE ({KEY}) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]))
 ORDER BY id FOR UPDATE
 """
-HOLDS = """
+HOLDS = f"""
 SELECT EXISTS (
     SELECT FROM identity.relation_tuples
-    WHERE (resource_type, resource_id, relation, subject_type, subject_id)
-        IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]))
-      AND state <> 'removing'
+    WHERE ({KEY}) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]))
+      AND state <> 'removing' AND refused_code = ''
 )
 """
-KEPT = """
-SELECT resource_type, resource_id, relation, subject_type, subject_id FROM identity.relation_tuples
-WHERE state <> 'removing' ORDER BY id FOR SHARE
+KEPT = f"""
+SELECT id, {TUPLE}, state FROM identity.relation_tuples
+WHERE state <> 'removing' AND refused_code = '' ORDER BY id FOR SHARE
 """
+RETRY = "UPDATE identity.relation_tuples SET refused_code = '' WHERE refused_code <> ''"
+Write: TypeAlias = Callable[[list[Tuple]], Awaitable[None]]
+
+log = structlog.get_logger()
 
 
 def split(text: str) -> tuple[str, str]:
@@ -56,12 +69,29 @@ def split(text: str) -> tuple[str, str]:
 def row_tuple(row: asyncpg.Record) -> Tuple:
     """Return a row as a tuple."""
     resource = f"{row['resource_type']}:{row['resource_id']}"
-    return Tuple(resource, row["relation"], f"{row['subject_type']}:{row['subject_id']}")
+    name = row["caveat_name"]
+    caveat = Caveat(name, json.loads(row["caveat_context"])) if name else None
+    return Tuple(resource, row["relation"], f"{row['subject_type']}:{row['subject_id']}", caveat)
+
+
+def key_of(row: Tuple) -> tuple[str, ...]:
+    """Return what makes a tuple the same one, as its columns."""
+    return (*split(row.resource), row.relation, *split(row.subject))
+
+
+def columns_of(rows: list[Tuple]) -> list[tuple[str, ...]]:
+    """Return tuples by column."""
+    return list(zip(*map(key_of, rows), strict=True))
 
 
 async def add_tuples(lent: asyncpg.Connection, rows: Iterable[Tuple]) -> None:
-    """Add tuples as pending, in the transaction of what they are about."""
-    values = ((uuid7(), *split(row.resource), row.relation, *split(row.subject)) for row in rows)
+    """Add tuples as pending, in the transaction of what they are about; raises RelationNotAllowed."""
+    values = []
+    for row in rows:
+        # What SpiceDB will never take must not stand before what it takes.
+        require_storable(row)
+        caveat = row.caveat or Caveat("", {})
+        values.append((uuid7(), *key_of(row), caveat.name, json.dumps(dict(caveat.context))))
     if columns := list(zip(*values, strict=True)):
         await lent.execute(ADD, *columns)
 
@@ -71,8 +101,8 @@ async def mark_tuples(lent: asyncpg.Connection, where: str, *arguments: object) 
     # Everybody locks tuples in the order of their ids, so that nobody waits in a circle.
     sql = f"""
     WITH found AS (SELECT id FROM identity.relation_tuples WHERE {where} ORDER BY id FOR UPDATE)
-    UPDATE identity.relation_tuples t SET state = 'removing' FROM found WHERE t.id = found.id
-    RETURNING resource_type, resource_id, relation, subject_type, subject_id
+    UPDATE identity.relation_tuples t SET state = 'removing', refused_code = '' FROM found WHERE t.id = found.id
+    RETURNING {TUPLE}
     """
     rows = [row_tuple(row) for row in await lent.fetch(sql, *arguments)]
     await notify(lent, *(Revocation("relation", relation=row) for row in rows))
@@ -119,7 +149,12 @@ class PgTupleStore:
     async def holds(self, rows: list[Tuple]) -> bool:
         """Whether any of these tuples is there and not being removed, delivered or not."""
         async with connection(self.pool, "holds_tuples") as lent:
-            return bool(await lent.fetchval(HOLDS, *_columns(rows)))
+            return bool(await lent.fetchval(HOLDS, *columns_of(rows)))
+
+    async def retry_refused(self) -> None:
+        """Try what SpiceDB refused once more: a new schema may have a place for it."""
+        async with connection(self.pool, "retry_refused") as lent:
+            await lent.execute(RETRY)
 
     async def deliver(self, checker: Checker) -> int:
         """Bring pending tuples to SpiceDB and finish removals, waiting for whoever is at it; returns how many."""
@@ -136,19 +171,15 @@ class PgTupleStore:
         """Bring these tuples to SpiceDB as the table has them now; those that are gone are gone there too."""
         if rows:
             async with transaction(self.pool, "finish_tuples") as lent:
-                await _bring(lent, checker, await lent.fetch(THESE, *_columns(rows)))
+                await _bring(lent, checker, await lent.fetch(THESE, *columns_of(rows)))
 
     async def refill(self, checker: Checker) -> int:
         """Bring every tuple that is not being removed to SpiceDB, and return how many there are."""
         async with transaction(self.pool, "refill_tuples") as lent:
             # A removal waits for the lock: a tuple that was revoked meanwhile must not be written after its removal.
             rows = await lent.fetch(KEPT)
-            await checker.touch([row_tuple(row) for row in rows])
+            await _quarantine(lent, await _refused(checker, checker.touch, rows, emptied=True))
         return len(rows)
-
-
-def _columns(rows: list[Tuple]) -> list[tuple[str, ...]]:
-    return list(zip(*((*split(row.resource), row.relation, *split(row.subject)) for row in rows), strict=True))
 
 
 async def _bring(lent: asyncpg.Connection, checker: Checker, rows: list[asyncpg.Record]) -> None:
@@ -156,13 +187,40 @@ async def _bring(lent: asyncpg.Connection, checker: Checker, rows: list[asyncpg.
     pending = [row for row in rows if row["state"] == "pending"]
     removing = [row for row in rows if row["state"] == "removing"]
     if pending:
-        await checker.touch([row_tuple(row) for row in pending])
-        ids = [row["id"] for row in pending]
+        refused = await _refused(checker, checker.touch, pending)
+        await _quarantine(lent, refused)
+        ids = [row["id"] for row in pending if row["id"] not in refused]
         await lent.execute("UPDATE identity.relation_tuples SET state = 'live' WHERE id = ANY ($1)", ids)
     if removing:
-        await checker.delete([row_tuple(row) for row in removing])
+        # What the schema has no place for is not in SpiceDB either: no schema is taken away from under a tuple.
+        await _refused(checker, checker.delete, removing)
         ids = [row["id"] for row in removing]
         await lent.execute("DELETE FROM identity.relation_tuples WHERE id = ANY ($1)", ids)
         # Told once more: who asked between the first time and now was still granted.
         for row in removing:
             await notify(lent, Revocation("relation", relation=row_tuple(row)))
+
+
+async def _refused(
+    checker: Checker, write: Write, rows: list[asyncpg.Record], *, emptied: bool = False
+) -> dict[UUID, str]:
+    """Write rows to SpiceDB and return which of them it will never take, and why; halving finds them."""
+    try:
+        await write([row_tuple(row) for row in rows])
+    except TupleRefused as error:
+        if len(rows) > 1:
+            half = len(rows) // 2
+            found = await _refused(checker, write, rows[:half], emptied=emptied)
+            return found | await _refused(checker, write, rows[half:], emptied=emptied)
+        if not emptied:
+            # A SpiceDB that lost its schema refuses everything, which says nothing about this row.
+            await checker.check([])
+        return {rows[0]["id"]: str(error)}
+    return {}
+
+
+async def _quarantine(lent: asyncpg.Connection, refused: dict[UUID, str]) -> None:
+    for identifier, code in refused.items():
+        log.error("relations.refused", id=str(identifier), code=code)
+        REFUSALS.labels("relations", code).inc()
+        await lent.execute("UPDATE identity.relation_tuples SET refused_code = $2 WHERE id = $1", identifier, code)

@@ -1,17 +1,22 @@
 """Relations: identity's own tuple table is the truth, SpiceDB answers from it, and a doubt is never a denial."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
 
 import structlog
 
+from libs.clock import Clock, SystemClock, rfc3339
 from libs.decision import Decision
 from libs.errors import AuthzUnavailable, PlexError, Unavailable
+from libs.rpc.context import current_call
 from services.identity.model import Tuple
+from services.identity.schema import HIDDEN, require_askable
 
 EVERY_S = 1.0
+# Far more than a caller who does not read the whole platform can see at once.
+MOST_VISIBLE = 50_000
 LONGEST_FEED = 1000
 # Permissions of nodes, and the one relation that grants each. A node that is denied gives up for good.
 GRANTING = {("node", "node-agent"): "agent", ("secret", "read"): "reader"}
@@ -23,17 +28,39 @@ class SentinelMissing(AuthzUnavailable):
     """SpiceDB answers, but was emptied: what it does not find says nothing."""
 
 
-class Checker(Protocol):
-    """SpiceDB. Raises AuthzUnavailable."""
+class TupleRefused(AuthzUnavailable):
+    """SpiceDB will never take one of these tuples: its schema has no place for it."""
 
-    async def check(self, questions: list[tuple[str, str, str]]) -> list[bool]:
-        """Answer `(subject, permission, resource)` questions from one consistent snapshot; raises SentinelMissing."""
+
+class Question(NamedTuple):
+    """Whether a subject has a permission on an object; without a context, what a caveat allows is left open."""
+
+    subject: str
+    permission: str
+    resource: str
+    context: Mapping[str, Any] = {}
+
+
+class Checker(Protocol):
+    """SpiceDB: its answers are fully consistent, and given while the sentinel is there. Raises AuthzUnavailable."""
+
+    async def check(self, questions: list[Question]) -> list[bool | None]:
+        """Answer from one snapshot, None where a caveat's context decides; raises SentinelMissing."""
+
+    async def resources(self, question: Question, most: int) -> list[str]:
+        """Return the ids of objects, of the type that is the resource; raises LookupTooLarge above `most`."""
+
+    async def subjects(self, question: Question, most: int) -> list[str]:
+        """Return the ids of subjects, of the type that is the subject; raises LookupTooLarge above `most`."""
+
+    async def read_all(self) -> list[Tuple]:
+        """Return every tuple but sentinels."""
 
     async def touch(self, rows: list[Tuple]) -> None:
-        """Write tuples; idempotent."""
+        """Write tuples, or raise TupleRefused and write none; idempotent."""
 
     async def delete(self, rows: list[Tuple]) -> None:
-        """Remove tuples; no check finds them once it has returned. Idempotent."""
+        """Remove tuples; no check finds them once it has returned. Idempotent; raises TupleRefused as above."""
 
     async def write_schema(self) -> None:
         """Write the schema."""
@@ -53,6 +80,9 @@ class TupleStore(Protocol):
 
     async def holds(self, rows: list[Tuple]) -> bool:
         """Whether any of these tuples is there and not being removed, delivered or not."""
+
+    async def retry_refused(self) -> None:
+        """Try what SpiceDB refused once more: a new schema may have a place for it."""
 
     async def deliver(self, checker: Checker) -> int:
         """Bring pending tuples to SpiceDB and finish removals, waiting for whoever is at it; returns how many."""
@@ -108,21 +138,18 @@ class Feed:
             queue.get_nowait()
         queue.put_nowait(None)
 
-    async def listen(self, beat_s: float = EVERY_S) -> AsyncIterator[Revocation]:
-        """Yield revocations, and a beat when there was none for a while; raises Unavailable when the feed is closed."""
+    def beat(self) -> None:
+        """Say that nothing was missed; to be called when that has just been seen."""
+        self.publish(Revocation())
+
+    async def listen(self) -> AsyncIterator[Revocation]:
+        """Yield revocations and beats; raises Unavailable when the feed is closed."""
         if not self._open:
             raise Unavailable("the feed is closed")
         queue: asyncio.Queue[Revocation | None] = asyncio.Queue(LONGEST_FEED)
         self._queues.add(queue)
         try:
-            yield Revocation()
-            while True:
-                try:
-                    revocation = await asyncio.wait_for(queue.get(), beat_s)
-                except TimeoutError:
-                    revocation = Revocation()
-                if revocation is None:
-                    return
+            while (revocation := await queue.get()) is not None:
                 yield revocation
         finally:
             self._queues.discard(queue)
@@ -135,34 +162,67 @@ class Relations:
     checker: Checker
     tuples: TupleStore
     sentinel: Tuple
+    clock: Clock = field(default_factory=SystemClock)
 
-    async def decide(self, subject: str, permission: str, resource: str) -> Decision:
-        """Answer one check, and why not: no binding at all is out_of_scope, else insufficient_relation."""
-        (decision,) = await self.decide_all([(subject, permission, resource)])
+    async def decide(
+        self, subject: str, permission: str, resource: str, context: Mapping[str, Any] | None = None
+    ) -> Decision:
+        """Answer one check, and why not; `context` is what a caveat is asked with beyond the time and the address."""
+        (decision,) = await self.decide_all([(subject, permission, resource)], context)
         return decision
 
-    async def decide_all(self, questions: list[tuple[str, str, str]]) -> list[Decision]:
-        """Answer `(subject, permission, resource)` questions in one round trip."""
-        asked = [
-            (subject, name, resource)
-            for subject, permission, resource in questions
-            for name in (permission.replace("-", "_"), "any")
-        ]
+    async def decide_all(
+        self, questions: list[tuple[str, str, str]], context: Mapping[str, Any] | None = None
+    ) -> list[Decision]:
+        """Answer `(subject, permission, resource)` questions in one round trip; raises UnknownPermission."""
+        known, asked = self.context(context), []
+        for subject, permission, resource in questions:
+            require_askable(permission, resource.partition(":")[0])
+            # A binding counts whatever its caveat says, so that is left open.
+            asked += [
+                Question(subject, permission.replace("-", "_"), resource, known),
+                Question(subject, HIDDEN, resource),
+            ]
         answers = await self.checker.check(asked)
         denied = [question for question, granted in zip(questions, answers[::2], strict=True) if not granted]
         if (rows := _granting(denied)) and await self.tuples.holds(rows):
             # It was granted, and SpiceDB has not heard of it yet.
             raise AuthzUnavailable("a grant is on its way")
+        why = {True: "insufficient_relation", None: "caveat_violation", False: "out_of_scope"}
         return [
-            Decision("granted" if granted else "insufficient_relation" if bound else "out_of_scope")
+            Decision("granted" if granted else why[bound])
             for granted, bound in zip(answers[::2], answers[1::2], strict=True)
         ]
 
-    async def readable(self, subject: str, permission: str, resources: list[str]) -> list[bool]:
-        """Answer the same permission on many objects, in their order."""
-        if not resources:
-            return []
-        return await self.checker.check([(subject, permission.replace("-", "_"), one) for one in resources])
+    def context(self, given: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
+        """Return what caveats are asked with: the time and the caller's address, unless something else is given."""
+        known = {"now": rfc3339(self.clock.now())}
+        if address := current_call().client_ip:
+            known["client_ip"] = address
+        return {**known, **(given or {})}
+
+    async def visible(self, subject: str, permission: str, kind: str, scope: str) -> list[str] | None:
+        """Return the ids of a type on which a subject has a permission; None for everything below `scope`.
+
+        What it costs grows with what the subject may see, never with what there is.
+        """
+        asked = Question(subject, permission.replace("-", "_"), scope, self.context())
+        (all_of_it,) = await self.checker.check([asked])
+        return None if all_of_it else await self.resources(subject, permission, kind, {}, MOST_VISIBLE)
+
+    async def resources(
+        self, subject: str, permission: str, kind: str, context: Mapping[str, Any], most: int
+    ) -> list[str]:
+        """Return the ids of objects of a type on which a subject has a permission; raises LookupTooLarge."""
+        known = self.context(context)
+        return await self.checker.resources(Question(subject, permission.replace("-", "_"), kind, known), most)
+
+    async def subjects_with(
+        self, kind: str, permission: str, resource: str, context: Mapping[str, Any], most: int
+    ) -> list[str]:
+        """Return the ids of subjects of a type that have a permission on an object; raises LookupTooLarge."""
+        known = self.context(context)
+        return await self.checker.subjects(Question(kind, permission.replace("-", "_"), resource, known), most)
 
     async def subjects(self, resource: str, relation: str) -> list[str]:
         """Return the subjects of a relation as the tuple table, which is the truth, has them."""
@@ -204,6 +264,7 @@ class Relations:
             try:
                 if not current:
                     await self.checker.write_schema()
+                    await self.tuples.retry_refused()
                     current = True
                 await self._keep_up()
             except PlexError as error:

@@ -37,10 +37,9 @@ from services.identity.model import (
     Tuple,
 )
 from services.identity.ports import DirectoryStore, SigningKeys
+from services.identity.schema import PLATFORM
 
-PLATFORM = "platform:main"
 NIL = UUID(int=0)
-CHUNK = 200
 Row = TypeVar("Row", Domain, Project, Resource, NodeSummary, BootstrapToken)
 
 
@@ -91,9 +90,14 @@ class Identity:
         await self.gate.read(caller, "read", f"domain:{domain_id}")
         return found(await self.store.domain(domain_id))
 
-    async def list_domains(self, caller: Caller, cursor: str, limit: int) -> tuple[list[Domain], str]:
-        """Return a page of the Domains that the caller may read."""
-        return await self._page("domains", caller, cursor, limit, self.store.domains, lambda row: f"domain:{row.id}")
+    async def list_domains(self, caller: Caller, cursor: str, limit: int) -> tuple[list[Domain], str, bool]:
+        """Return a page of the Domains that the caller may read, and whether there can be any."""
+        visible = await self._visible(caller, "read", "domain", None)
+
+        async def fetch(after: UUID, most: int) -> list[Domain]:
+            return await self.store.domains(after, most, visible)
+
+        return (*await self._page("domains", caller, cursor, limit, fetch), visible != [])
 
     async def update_domain(self, caller: Caller, domain_id: UUID, changes: dict[str, Any]) -> Domain:
         """Change a Domain."""
@@ -139,14 +143,14 @@ class Identity:
 
     async def list_projects(
         self, caller: Caller, domain_id: UUID | None, cursor: str, limit: int
-    ) -> tuple[list[Project], str]:
-        """Return a page of the projects that the caller may read."""
+    ) -> tuple[list[Project], str, bool]:
+        """Return a page of the projects that the caller may read, and whether there can be any."""
+        visible = await self._visible(caller, "read", "project", domain_id)
 
         async def fetch(after: UUID, most: int) -> list[Project]:
-            return await self.store.projects(domain_id, after, most)
+            return await self.store.projects(domain_id, after, most, visible)
 
-        name = f"projects:{domain_id or ''}"
-        return await self._page(name, caller, cursor, limit, fetch, lambda row: f"project:{row.id}")
+        return (*await self._page(f"projects:{domain_id or ''}", caller, cursor, limit, fetch), visible != [])
 
     async def update_project(self, caller: Caller, project_id: UUID, changes: dict[str, Any]) -> Project:
         """Change a project; `sub_range_cidr` empty gives the range back."""
@@ -206,7 +210,7 @@ class Identity:
         async def fetch(after: UUID, most: int) -> list[Resource]:
             return await self.store.resources(project_id, after, most)
 
-        return await self._page(f"resources:{project_id}", caller, cursor, limit, fetch, None)
+        return await self._page(f"resources:{project_id}", caller, cursor, limit, fetch)
 
     async def delete_resource(self, caller: Caller, resource_id: UUID) -> None:
         """Delete a resource and deregister its node: keys, relations and address are gone when it returns."""
@@ -221,12 +225,12 @@ class Identity:
         self, caller: Caller, domain_id: UUID | None, cursor: str, limit: int
     ) -> tuple[list[NodeSummary], str]:
         """Return a page of the nodes that the caller may observe."""
+        visible = await self._visible(caller, "observe", "node", domain_id)
 
         async def fetch(after: UUID, most: int) -> list[NodeSummary]:
-            return await self.store.nodes(domain_id, after, most)
+            return await self.store.nodes(domain_id, after, most, visible)
 
-        name = f"nodes:{domain_id or ''}"
-        return await self._page(name, caller, cursor, limit, fetch, lambda row: f"node:{row.id}", "observe")
+        return await self._page(f"nodes:{domain_id or ''}", caller, cursor, limit, fetch)
 
     # Bootstrap tokens -------------------------------------------------------------------------------------------------
 
@@ -269,7 +273,7 @@ class Identity:
         async def fetch(after: UUID, most: int) -> list[BootstrapToken]:
             return await self.store.tokens(project_id, after, most)
 
-        return await self._page(f"tokens:{project_id}", caller, cursor, limit, fetch, None)
+        return await self._page(f"tokens:{project_id}", caller, cursor, limit, fetch)
 
     async def revoke_token(self, caller: Caller, project_id: UUID, token_id: UUID) -> None:
         """Revoke an unused token."""
@@ -283,32 +287,18 @@ class Identity:
 
     # Lists ------------------------------------------------------------------------------------------------------------
 
+    async def _visible(self, caller: Caller, permission: str, kind: str, domain_id: UUID | None) -> list[UUID] | None:
+        """Return the ids that the caller may see in a Domain, or anywhere; None for all of them."""
+        scope = f"domain:{domain_id}" if domain_id else PLATFORM
+        found = await self.gate.authority.visible(caller.reference, permission, kind, scope)
+        return None if found is None else [UUID(identifier) for identifier in found]
+
     async def _page(
-        self,
-        name: str,
-        caller: Caller,
-        cursor: str,
-        limit: int,
-        fetch: Callable[[UUID, int], Awaitable[list[Row]]],
-        resource_of: Callable[[Row], str] | None,
-        permission: str = "read",
+        self, name: str, caller: Caller, cursor: str, limit: int, fetch: Callable[[UUID, int], Awaitable[list[Row]]]
     ) -> tuple[list[Row], str]:
-        """Fill a page with rows that the caller may see; a short page is the last one."""
+        """Return a page; a short one is the last."""
         after = UUID(self.cursors.open(name, caller.reference, cursor)["after"]) if cursor else NIL
-        kept: list[Row] = []
-        while len(kept) < limit:
-            rows = await fetch(after, CHUNK)
-            if not rows:
-                break
-            allowed = [True] * len(rows)
-            if resource_of is not None:
-                names = [resource_of(row) for row in rows]
-                allowed = await self.gate.authority.readable(caller.reference, permission, names)
-            kept += [row for row, visible in zip(rows, allowed, strict=True) if visible]
-            after = rows[-1].id
-            if len(rows) < CHUNK:
-                break
-        page = kept[:limit]
+        page = await fetch(after, limit)
         if len(page) < limit:
             return page, ""
         return page, self.cursors.seal(name, caller.reference, {"after": str(page[-1].id)})

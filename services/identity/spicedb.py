@@ -1,6 +1,8 @@
-"""SpiceDB: checks that are always fully consistent, tuples that arrive before their answer."""
+"""SpiceDB: answers that are always fully consistent, tuples that arrive before their answer."""
 
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import grpc
 from authzed.api.v1 import (
@@ -10,25 +12,42 @@ from authzed.api.v1 import (
     CheckBulkPermissionsRequestItem,
     CheckPermissionResponse,
     Consistency,
+    ContextualizedCaveat,
+    LookupResourcesRequest,
+    LookupSubjectsRequest,
     ObjectReference,
+    ReadRelationshipsRequest,
     Relationship,
+    RelationshipFilter,
     RelationshipUpdate,
     SubjectReference,
     WriteRelationshipsRequest,
     WriteSchemaRequest,
 )
+from authzed.api.v1.permission_service_pb2 import LOOKUP_PERMISSIONSHIP_HAS_PERMISSION as HAS
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.struct_pb2 import Struct
 from opentelemetry import trace
 
 from libs.custody import read_secret_file
-from libs.errors import AuthzUnavailable
-from services.identity.model import Tuple
-from services.identity.relations import SentinelMissing
+from libs.errors import AuthzUnavailable, LookupTooLarge
+from services.identity import schema
+from services.identity.model import Caveat, Tuple
+from services.identity.relations import Question, SentinelMissing, TupleRefused
 
-SCHEMA = Path(__file__).with_name("schema.zed")
 SENTINEL = Tuple("platform:sentinel", "auditor", "user:sentinel")
 DEADLINE_S = 3.0
+# Reading everything is nobody's request; it is an operator who waits.
+READ_ALL_S = 30.0
 BATCH = 500
-HAS = CheckPermissionResponse.PERMISSIONSHIP_HAS_PERMISSION
+ANSWERS = {
+    CheckPermissionResponse.PERMISSIONSHIP_HAS_PERMISSION: True,
+    CheckPermissionResponse.PERMISSIONSHIP_CONDITIONAL_PERMISSION: None,
+    CheckPermissionResponse.PERMISSIONSHIP_NO_PERMISSION: False,
+}
+# These speak of the tuples, every other code of the moment.
+OF_TUPLES = frozenset({grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.FAILED_PRECONDITION})
+CONSISTENT = Consistency(fully_consistent=True)
 
 tracer = trace.get_tracer("services.identity.spicedb")
 
@@ -39,12 +58,36 @@ def reference(text: str) -> ObjectReference:
     return ObjectReference(object_type=kind, object_id=identifier)
 
 
+def struct(values: Any) -> Struct:
+    """Return a context as SpiceDB has it."""
+    content = Struct()
+    content.update(dict(values))
+    return content
+
+
 def relationship(row: Tuple) -> Relationship:
     """Return a tuple as SpiceDB has it."""
+    caveat = None
+    if row.caveat is not None:
+        caveat = ContextualizedCaveat(caveat_name=row.caveat.name, context=struct(row.caveat.context))
     return Relationship(
         resource=reference(row.resource),
         relation=row.relation,
         subject=SubjectReference(object=reference(row.subject)),
+        optional_caveat=caveat,
+    )
+
+
+def row_of(found: Relationship) -> Tuple:
+    """Return SpiceDB's tuple as ours."""
+    resource, subject, caveat = found.resource, found.subject.object, None
+    if found.HasField("optional_caveat"):
+        caveat = Caveat(found.optional_caveat.caveat_name, MessageToDict(found.optional_caveat.context))
+    return Tuple(
+        f"{resource.object_type}:{resource.object_id}",
+        found.relation,
+        f"{subject.object_type}:{subject.object_id}",
+        caveat,
     )
 
 
@@ -60,13 +103,14 @@ class SpiceDb:
         options = [
             ("grpc.ssl_target_name_override", name),
             ("grpc.initial_reconnect_backoff_ms", 50),
-            ("grpc.min_reconnect_backoff_ms", 50),
+            # How long one attempt may take, for which 50 ms were too few on a busy machine.
+            ("grpc.min_reconnect_backoff_ms", 1000),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
         self._client = AsyncClient(address, credentials, options)
 
-    async def check(self, questions: list[tuple[str, str, str]]) -> list[bool]:
-        """Answer `(subject, permission, resource)` questions from one consistent snapshot.
+    async def check(self, questions: list[Question]) -> list[bool | None]:
+        """Answer from one snapshot, None where a caveat's context decides.
 
         Raises AuthzUnavailable without an answer to each, and when the sentinel is missing: a SpiceDB that was emptied
         must not look like a denial.
@@ -74,38 +118,92 @@ class SpiceDb:
         told = self._sentinel
         items = [
             CheckBulkPermissionsRequestItem(
-                resource=reference(resource), permission=permission, subject=SubjectReference(object=reference(subject))
+                resource=reference(one.resource),
+                permission=one.permission,
+                subject=SubjectReference(object=reference(one.subject)),
+                context=struct(one.context) if one.context else None,
             )
-            for subject, permission, resource in [(told.subject, told.relation, told.resource), *questions]
+            for one in (Question(told.subject, told.relation, told.resource), *questions)
         ]
-        request = CheckBulkPermissionsRequest(consistency=Consistency(fully_consistent=True), items=items)
+        request = CheckBulkPermissionsRequest(consistency=CONSISTENT, items=items)
         with tracer.start_as_current_span("spicedb.check", record_exception=False):
-            try:
-                answer = await self._client.CheckBulkPermissions(request, timeout=DEADLINE_S)
-            except grpc.aio.AioRpcError as error:
-                raise AuthzUnavailable(error.code().name) from error
+            answer = await _asked(self._client.CheckBulkPermissions(request, timeout=DEADLINE_S))
         if len(answer.pairs) != len(items):
             raise AuthzUnavailable("SpiceDB did not answer every check")
         sentinel, *pairs = answer.pairs
         # Without a schema the sentinel's own check fails, which is as empty as SpiceDB gets.
-        if sentinel.item.permissionship != HAS:
+        if ANSWERS.get(sentinel.item.permissionship) is not True:
             raise SentinelMissing("the sentinel is missing")
-        return [_granted(pair) for pair in pairs]
+        return [_answer(pair) for pair in pairs]
+
+    async def resources(self, question: Question, most: int) -> list[str]:
+        """Return the ids of objects, of the type that is the resource; raises LookupTooLarge above `most`."""
+        request = LookupResourcesRequest(
+            consistency=CONSISTENT,
+            resource_object_type=question.resource,
+            permission=question.permission,
+            subject=SubjectReference(object=reference(question.subject)),
+            context=struct(question.context),
+        )
+
+        async def look() -> list[str]:
+            found = self._client.LookupResources(request, timeout=DEADLINE_S)
+            return await _taken((one.resource_object_id async for one in found if one.permissionship == HAS), most)
+
+        return await self._whole(look)
+
+    async def subjects(self, question: Question, most: int) -> list[str]:
+        """Return the ids of subjects, of the type that is the subject; raises LookupTooLarge above `most`."""
+        request = LookupSubjectsRequest(
+            consistency=CONSISTENT,
+            resource=reference(question.resource),
+            permission=question.permission,
+            subject_object_type=question.subject,
+            context=struct(question.context),
+        )
+
+        async def look() -> list[str]:
+            found = self._client.LookupSubjects(request, timeout=DEADLINE_S)
+            return await _taken(
+                (one.subject.subject_object_id async for one in found if one.subject.permissionship == HAS), most
+            )
+
+        return await self._whole(look)
+
+    async def read_all(self) -> list[Tuple]:
+        """Return every tuple but sentinels."""
+
+        async def look() -> list[Tuple]:
+            found: list[Tuple] = []
+            for kind in sorted({kind for kind, _ in schema.SUBJECTS}):
+                wanted = RelationshipFilter(resource_type=kind)
+                request = ReadRelationshipsRequest(consistency=CONSISTENT, relationship_filter=wanted)
+                found += [
+                    row_of(one.relationship)
+                    async for one in self._client.ReadRelationships(request, timeout=READ_ALL_S)
+                ]
+            return [row for row in found if row.subject != SENTINEL.subject]
+
+        return await self._whole(look)
 
     async def touch(self, rows: list[Tuple]) -> None:
-        """Write tuples; idempotent."""
+        """Write tuples, or raise TupleRefused and write none of its batch; idempotent."""
         await self._write(rows, RelationshipUpdate.OPERATION_TOUCH)
 
     async def delete(self, rows: list[Tuple]) -> None:
-        """Remove tuples; no check finds them once it has returned. Idempotent."""
+        """Remove tuples; no check finds them once it has returned. Idempotent; raises TupleRefused as above."""
         await self._write(rows, RelationshipUpdate.OPERATION_DELETE)
 
     async def write_schema(self) -> None:
         """Write the schema."""
-        try:
-            await self._client.WriteSchema(WriteSchemaRequest(schema=SCHEMA.read_text()), timeout=DEADLINE_S)
-        except grpc.aio.AioRpcError as error:
-            raise AuthzUnavailable(error.code().name) from error
+        await _asked(self._client.WriteSchema(WriteSchemaRequest(schema=schema.TEXT), timeout=DEADLINE_S))
+
+    async def _whole(self, look: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
+        """Return what is found between two looks at the sentinel: an emptied SpiceDB lists nothing."""
+        await self.check([])
+        found: list[Any] = await _asked(look())
+        await self.check([])
+        return found
 
     async def _write(self, rows: list[Tuple], operation: "RelationshipUpdate.Operation.ValueType") -> None:
         for start in range(0, len(rows), BATCH):
@@ -113,13 +211,28 @@ class SpiceDb:
                 RelationshipUpdate(operation=operation, relationship=relationship(row))
                 for row in rows[start : start + BATCH]
             ]
-            try:
-                await self._client.WriteRelationships(WriteRelationshipsRequest(updates=updates), timeout=DEADLINE_S)
-            except grpc.aio.AioRpcError as error:
-                raise AuthzUnavailable(error.code().name) from error
+            request = WriteRelationshipsRequest(updates=updates)
+            await _asked(self._client.WriteRelationships(request, timeout=DEADLINE_S), of_tuples=True)
 
 
-def _granted(pair: CheckBulkPermissionsPair) -> bool:
-    if pair.WhichOneof("response") != "item":
+async def _asked(call: Awaitable[Any], *, of_tuples: bool = False) -> Any:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        kind = TupleRefused if of_tuples and error.code() in OF_TUPLES else AuthzUnavailable
+        raise kind(error.code().name) from error
+
+
+async def _taken(found: AsyncIterator[str], most: int) -> list[str]:
+    taken = []
+    async for one in found:
+        taken.append(one)
+        if len(taken) > most:
+            raise LookupTooLarge
+    return taken
+
+
+def _answer(pair: CheckBulkPermissionsPair) -> bool | None:
+    if pair.WhichOneof("response") != "item" or pair.item.permissionship not in ANSWERS:
         raise AuthzUnavailable("SpiceDB did not answer one of the checks")
-    return bool(pair.item.permissionship == HAS)
+    return ANSWERS[pair.item.permissionship]

@@ -108,11 +108,14 @@ class PgStore:
             row = await lent.fetchrow(f"SELECT {DOMAIN} FROM identity.domains WHERE id = $1", domain_id)
         return domain_of(row) if row else None
 
-    async def domains(self, after: UUID, limit: int) -> list[Domain]:
-        """Return Domains by id, beyond `after`."""
-        sql = f"SELECT {DOMAIN} FROM identity.domains WHERE id > $1 ORDER BY id LIMIT $2"
+    async def domains(self, after: UUID, limit: int, among: list[UUID] | None) -> list[Domain]:
+        """Return Domains by id, beyond `after`; `among` these, or all."""
+        sql = f"""
+        SELECT {DOMAIN} FROM identity.domains
+        WHERE id > $1 AND ($3::uuid[] IS NULL OR id = ANY ($3)) ORDER BY id LIMIT $2
+        """
         async with connection(self.pool, "domains") as lent:
-            return [domain_of(row) for row in await lent.fetch(sql, after, limit)]
+            return [domain_of(row) for row in await lent.fetch(sql, after, limit, among)]
 
     async def update_domain(self, domain_id: UUID, changes: dict[str, Any], at: datetime.datetime) -> Domain | None:
         """Change a Domain; raises MeshCidrOverlap, and SubRangeInvalidatesAllocation for what would be left outside."""
@@ -194,14 +197,17 @@ class PgStore:
             row = await lent.fetchrow(f"SELECT {PROJECT} FROM identity.projects WHERE id = $1", project_id)
         return project_of(row) if row else None
 
-    async def projects(self, domain_id: UUID | None, after: UUID, limit: int) -> list[Project]:
-        """Return projects by id, beyond `after`."""
+    async def projects(
+        self, domain_id: UUID | None, after: UUID, limit: int, among: list[UUID] | None
+    ) -> list[Project]:
+        """Return projects by id, beyond `after`; `among` these, or all."""
         sql = f"""
         SELECT {PROJECT} FROM identity.projects
-        WHERE id > $1 AND ($3::uuid IS NULL OR domain_id = $3) ORDER BY id LIMIT $2
+        WHERE id > $1 AND ($3::uuid IS NULL OR domain_id = $3) AND ($4::uuid[] IS NULL OR id = ANY ($4))
+        ORDER BY id LIMIT $2
         """
         async with connection(self.pool, "projects") as lent:
-            return [project_of(row) for row in await lent.fetch(sql, after, limit, domain_id)]
+            return [project_of(row) for row in await lent.fetch(sql, after, limit, domain_id, among)]
 
     async def update_project(self, project_id: UUID, changes: dict[str, Any], at: datetime.datetime) -> Project | None:
         """Change a project; raises SubRangeOverlap, SubRangeInvalidatesAllocation."""
@@ -233,7 +239,8 @@ class PgStore:
         SELECT (SELECT count(*) FROM identity.resources WHERE project_id = $1) AS resources,
                (SELECT count(*) FROM identity.nodes WHERE project_id = $1) AS nodes,
                (SELECT count(*) FROM identity.relation_tuples
-                WHERE resource_type = 'project' AND resource_id = $1::text AND relation <> 'domain') AS relation_tuples
+                WHERE resource_type = 'project' AND resource_id = $1::text AND relation <> 'domain'
+                  AND state <> 'removing') AS relation_tuples
         """
         async with transaction(self.pool, "delete_project") as lent:
             if not await lent.fetchval("SELECT 1 FROM identity.projects WHERE id = $1 FOR UPDATE", project_id):
@@ -297,15 +304,18 @@ class PgStore:
                 )  # fmt: skip
             return await mark_tuples(lent, OF_OBJECTS, kinds, ids)
 
-    async def nodes(self, domain_id: UUID | None, after: UUID, limit: int) -> list[NodeSummary]:
-        """Return nodes by id, beyond `after`."""
+    async def nodes(
+        self, domain_id: UUID | None, after: UUID, limit: int, among: list[UUID] | None
+    ) -> list[NodeSummary]:
+        """Return nodes by id, beyond `after`; `among` these, or all."""
         sql = """
         SELECT n.id, r.external_ref AS name, n.domain_id, r.kind, n.created_at
         FROM identity.nodes n JOIN identity.resources r ON r.id = n.resource_id
-        WHERE n.id > $1 AND ($3::uuid IS NULL OR n.domain_id = $3) ORDER BY n.id LIMIT $2
+        WHERE n.id > $1 AND ($3::uuid IS NULL OR n.domain_id = $3) AND ($4::uuid[] IS NULL OR n.id = ANY ($4))
+        ORDER BY n.id LIMIT $2
         """
         async with connection(self.pool, "nodes") as lent:
-            return [NodeSummary(**row) for row in await lent.fetch(sql, after, limit, domain_id)]
+            return [NodeSummary(**row) for row in await lent.fetch(sql, after, limit, domain_id, among)]
 
     async def place(self, node_id: UUID) -> NodePlace | None:
         """Return where a node stands."""

@@ -16,7 +16,7 @@ class IdentityRelations:
 
     def __init__(self, peer: Peer) -> None:
         self._relations = Relations(peer)
-        self._stub = relations_pb2_grpc.RelationsServiceStub(peer)
+        self._admin = relations_pb2_grpc.RelationsAdminServiceStub(peer)
 
     async def check(self, subject: str, permission: str, resource: str) -> str:
         """Return "granted", or the reason why not."""
@@ -28,7 +28,7 @@ class IdentityRelations:
             subject=f"node:{node_id}", relation=READER, resource=secret.resource
         )
         try:
-            await self._stub.WriteRelation(request)
+            await self._admin.WriteRelation(request)
         except PlexError as error:
             raise AuthzUnavailable(error.code) from error
 
@@ -42,7 +42,7 @@ class IdentityRelations:
         """Return the nodes that may read a secret."""
         request = relations_pb2.ListSubjectsRequest(resource=secret.resource, relation=READER)
         try:
-            answer = await self._stub.ListSubjects(request)
+            answer = await self._admin.ListSubjects(request)
         except PlexError as error:
             raise AuthzUnavailable(error.code) from error
         return [UUID(subject.removeprefix("node:")) for subject in answer.subjects]
@@ -53,7 +53,7 @@ class IdentityRelations:
 
     async def _delete(self, request: relations_pb2.DeleteRelationRequest) -> None:
         try:
-            await self._stub.DeleteRelation(request)
+            await self._admin.DeleteRelation(request)
         except NotFound:
             return
         except PlexError as error:

@@ -14,7 +14,7 @@ from libs.settings import OpenBao, Postgres, Tls
 from services.identity.model import Caller, Tuple
 from services.identity.relation_store import PgTupleStore
 from services.identity.relations import Relations
-from services.identity.service import PLATFORM
+from services.identity.schema import PLATFORM
 from services.identity.spicedb import SENTINEL, SpiceDb
 from services.identity.tests.replicas import Replica, replica
 

@@ -29,7 +29,8 @@ from services.identity.model import (
     Tuple,
     WrappedKey,
 )
-from services.identity.service import PLATFORM, Identity
+from services.identity.schema import PLATFORM
+from services.identity.service import Identity
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MESH_IP, MESH_CIDR = "10.1.0.1", "10.1.0.0/16"
@@ -51,8 +52,17 @@ class FakeAuthority:
             raise self.refusal
         return Decision("granted" if (subject, permission, resource) in self.granted else self.reason)
 
-    async def readable(self, subject: str, permission: str, resources: list[str]) -> list[bool]:
-        return [(subject, permission, one) in self.granted for one in resources]
+    async def decide_all(self, questions: list[tuple[str, str, str]]) -> list[Decision]:
+        return [await self.decide(*question) for question in questions]
+
+    async def visible(self, subject: str, permission: str, kind: str, scope: str) -> list[str] | None:
+        if (subject, permission, scope) in self.granted:
+            return None
+        return [
+            resource.partition(":")[2]
+            for who, name, resource in self.granted
+            if (who, name) == (subject, permission) and resource.startswith(f"{kind}:")
+        ]
 
     async def deliver(self) -> None:
         self.trace.append("deliver")
@@ -131,8 +141,9 @@ class FakeStore:
     async def domain(self, domain_id: UUID) -> Domain | None:
         return self.domain_rows.get(domain_id)
 
-    async def domains(self, after: UUID, limit: int) -> list[Domain]:
-        return sorted((row for row in self.domain_rows.values() if row.id > after), key=lambda row: row.id)[:limit]
+    async def domains(self, after: UUID, limit: int, among: list[UUID] | None) -> list[Domain]:
+        rows = (row for row in self.domain_rows.values() if row.id > after and (among is None or row.id in among))
+        return sorted(rows, key=lambda row: row.id)[:limit]
 
     async def update_domain(self, domain_id: UUID, changes: dict[str, Any], at: datetime) -> Domain | None:
         self._write("update_domain")
@@ -150,8 +161,11 @@ class FakeStore:
     async def project(self, project_id: UUID) -> Project | None:
         return self.project_rows.get(project_id)
 
-    async def projects(self, domain_id: UUID | None, after: UUID, limit: int) -> list[Project]:
+    async def projects(
+        self, domain_id: UUID | None, after: UUID, limit: int, among: list[UUID] | None
+    ) -> list[Project]:
         rows = (row for row in self.project_rows.values() if row.id > after and domain_id in {None, row.domain_id})
+        rows = (row for row in rows if among is None or row.id in among)
         return sorted(rows, key=lambda row: row.id)[:limit]
 
     async def update_project(self, project_id: UUID, changes: dict[str, Any], at: datetime) -> Project | None:
@@ -179,7 +193,9 @@ class FakeStore:
         self.resource_rows.pop(resource_id, None)
         return self._gone(f"resource:{resource_id}")
 
-    async def nodes(self, domain_id: UUID | None, after: UUID, limit: int) -> list[NodeSummary]:
+    async def nodes(
+        self, domain_id: UUID | None, after: UUID, limit: int, among: list[UUID] | None
+    ) -> list[NodeSummary]:
         return []
 
     async def place(self, node_id: UUID) -> NodePlace | None:

@@ -1,10 +1,12 @@
 """What the wire gets from the directory, enrolment, relations and the fleet; and that every RPC has a rule."""
 
+import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import protovalidate
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -16,14 +18,15 @@ from libs.rpc import context
 from libs.rpc.guard import REFLECTION
 from libs.rpc.server import HEALTH
 from libs.settings import load
+from plexsphere.identity.v1 import authorization_pb2, enrolment_pb2, relations_pb2, sign_in_pb2
 from plexsphere.identity.v1 import directory_pb2 as pb
-from plexsphere.identity.v1 import enrolment_pb2, relations_pb2, sign_in_pb2
 from plexsphere.identity.v1.enrolment_pb2 import ReachabilityPolicy
+from services.identity.grpc_authorization import AuthorizationApi
 from services.identity.grpc_directory import DirectoryApi
-from services.identity.grpc_fleet import EnrolmentApi, FleetApi, RelationsApi
+from services.identity.grpc_fleet import EnrolmentApi, FleetApi, RelationsAdminApi, RelationsApi
 from services.identity.grpc_nodes import NodeAdminApi, NodeApi
 from services.identity.model import NodePlace, Tuple
-from services.identity.relations import Feed, Relations, Revocation
+from services.identity.relations import Feed, Question, Relations, Revocation
 from services.identity.settings import IdentitySettings
 from services.identity.tests.fakes import MESH_CIDR, MESH_IP, NOW, World, node_principal
 from services.identity.tests.test_enrolment import CHECKSUM, KEY
@@ -31,7 +34,7 @@ from services.identity.tests.test_enrolment import CHECKSUM, KEY
 pytestmark = pytest.mark.unit
 
 SHIPPED = Path(__file__).resolve().parents[3] / "deploy/config/identity.toml"
-FILES = (pb, enrolment_pb2, relations_pb2, sign_in_pb2)
+FILES = (pb, authorization_pb2, enrolment_pb2, relations_pb2, sign_in_pb2)
 NO_CONTEXT: Any = None
 UNUSED: Any = None
 
@@ -70,6 +73,8 @@ def test_every_rpc_is_overridden() -> None:
         "NodeService": NodeApi,
         "NodeAdminService": NodeAdminApi,
         "RelationsService": RelationsApi,
+        "RelationsAdminService": RelationsAdminApi,
+        "AuthorizationService": AuthorizationApi,
         "FleetService": FleetApi,
     }
     services = {name: service for file in FILES for name, service in file.DESCRIPTOR.services_by_name.items()}
@@ -160,8 +165,8 @@ class FakeChecker:
     def __init__(self, *known: tuple[str, str, str]) -> None:
         self.known = set(known)
 
-    async def check(self, questions: list[tuple[str, str, str]]) -> list[bool]:
-        return [question in self.known for question in questions]
+    async def check(self, questions: list[Question]) -> list[bool]:
+        return [question[:3] in self.known for question in questions]
 
 
 async def test_permissions_have_hyphens_on_the_wire_and_every_question_its_verdict() -> None:
@@ -187,6 +192,7 @@ async def test_the_feed_tells_what_was_revoked_and_beats() -> None:
     feed.open()
     rules = RelationsApi(UNUSED, feed, FixedClock(NOW))
     stream = rules.WatchRevocations(relations_pb2.WatchRevocationsRequest(), NO_CONTEXT)
+    asyncio.get_running_loop().call_soon(feed.beat)
     assert (await anext(stream)).WhichOneof("revoked") is None
     gone = Tuple("secret:1", "reader", "node:2")
     for revocation, field, value in [
@@ -208,6 +214,7 @@ async def test_a_stream_that_is_too_slow_ends() -> None:
     feed = Feed()
     feed.open()
     stream = feed.listen()
+    asyncio.get_running_loop().call_soon(feed.beat)
     await anext(stream)
     for number in range(2000):
         feed.publish(Revocation("node", str(number)))
@@ -236,3 +243,30 @@ async def test_the_fleet_knows_what_exists(world: World) -> None:
         await fleet.LocateProject(relations_pb2.LocateProjectRequest(project_id=str(uuid7())), NO_CONTEXT)
     with pytest.raises(NotFound):
         await fleet.LocateNode(relations_pb2.LocateNodeRequest(node_id=str(uuid7())), NO_CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("subject", "relation", "resource"),
+    [
+        (f"user:{uuid7()}", "reader", f"secret:{uuid7()}"),
+        (f"node:{uuid7()}", "admin", f"secret:{uuid7()}"),
+        (f"node:{uuid7()}", "reader", f"domain:{uuid7()}"),
+        (f"node:{uuid7()}", "reader", "platform:main"),
+        ("node:*", "reader", f"secret:{uuid7()}"),
+        ("", "reader", f"secret:{uuid7()}"),
+    ],
+    ids=["a person", "another relation", "a Domain", "the platform", "everybody", "nobody"],
+)
+def test_the_secrets_service_gives_secrets_readers_and_nobody_anything_else(
+    subject: str, relation: str, resource: str
+) -> None:
+    request = relations_pb2.WriteRelationRequest(subject=subject, relation=relation, resource=resource)
+    with pytest.raises(protovalidate.ValidationError):
+        protovalidate.validate(request)
+
+
+def test_who_asks_about_relations_cannot_change_them() -> None:
+    callers = load(SHIPPED, IdentitySettings).callers
+    assert callers["plexsphere.identity.v1.RelationsAdminService"] == ["secrets"]
+    asking = relations_pb2.DESCRIPTOR.services_by_name["RelationsService"]
+    assert {method.name for method in asking.methods} == {"Check", "BulkCheck", "WatchRevocations"}

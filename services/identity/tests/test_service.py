@@ -11,7 +11,7 @@ import pytest
 from libs.errors import AuditUnavailable, AuthzUnavailable, Forbidden, PlexError, Unprocessable
 from libs.ids import uuid7
 from services.identity.model import Caller, Reachability, Tuple
-from services.identity.service import PLATFORM
+from services.identity.schema import PLATFORM
 from services.identity.tests.fakes import World
 
 pytestmark = pytest.mark.unit
@@ -199,7 +199,7 @@ async def test_a_list_leaves_out_what_the_caller_may_not_read_and_pages_through_
             world.authority.granted.add((world.stranger.reference, "read", f"domain:{row.id}"))
     seen, cursor, pages = [], "", 0
     while True:
-        rows, cursor = await world.identity.list_domains(world.stranger, cursor, 4)
+        rows, cursor, _ = await world.identity.list_domains(world.stranger, cursor, 4)
         seen += [row.id for row in rows]
         pages += 1
         if not cursor:
@@ -209,7 +209,7 @@ async def test_a_list_leaves_out_what_the_caller_may_not_read_and_pages_through_
 
 async def test_a_cursor_belongs_to_its_list_and_its_caller() -> None:
     world = World()
-    _, cursor = await world.identity.list_domains(world.owner, "", 1)
+    _, cursor, _ = await world.identity.list_domains(world.owner, "", 1)
     cases: dict[str, Callable[[], Awaitable[object]]] = {
         "cursor_binding_mismatch": lambda: world.identity.list_domains(world.stranger, cursor, 1),
         "invalid_cursor": lambda: world.identity.list_projects(world.owner, None, cursor, 1),

@@ -162,11 +162,11 @@ class WriteRelationRequest(_message.Message):
     RELATION_FIELD_NUMBER: _builtins.int
     RESOURCE_FIELD_NUMBER: _builtins.int
     subject: _builtins.str
-    """`user:<uuid>`, `node:<uuid>`, `project:<uuid>` …"""
+    """`node:<uuid>` for a reader, `project:<uuid>` for the project."""
     relation: _builtins.str
-    """Relation, e.g. "reader"."""
+    """`reader` or `project`."""
     resource: _builtins.str
-    """`<type>:<id>`."""
+    """`secret:<uuid>`."""
     def __init__(
         self,
         *,
@@ -213,7 +213,7 @@ class DeleteRelationRequest(_message.Message):
     relation: _builtins.str
     """Relation; empty for all."""
     resource: _builtins.str
-    """`<type>:<id>`."""
+    """`secret:<uuid>`."""
     def __init__(
         self,
         *,
@@ -260,9 +260,9 @@ class ListSubjectsRequest(_message.Message):
     RESOURCE_FIELD_NUMBER: _builtins.int
     RELATION_FIELD_NUMBER: _builtins.int
     resource: _builtins.str
-    """`<type>:<id>`."""
+    """`secret:<uuid>`."""
     relation: _builtins.str
-    """The relation."""
+    """`reader` or `project`."""
     def __init__(
         self,
         *,

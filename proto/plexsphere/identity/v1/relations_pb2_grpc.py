@@ -45,21 +45,6 @@ class RelationsServiceStub:
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.BulkCheckRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.BulkCheckResponse.FromString,
                 _registered_method=True)
-        self.WriteRelation = channel.unary_unary(
-                '/plexsphere.identity.v1.RelationsService/WriteRelation',
-                request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.WriteRelationRequest.SerializeToString,
-                response_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.WriteRelationResponse.FromString,
-                _registered_method=True)
-        self.DeleteRelation = channel.unary_unary(
-                '/plexsphere.identity.v1.RelationsService/DeleteRelation',
-                request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationRequest.SerializeToString,
-                response_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationResponse.FromString,
-                _registered_method=True)
-        self.ListSubjects = channel.unary_unary(
-                '/plexsphere.identity.v1.RelationsService/ListSubjects',
-                request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsRequest.SerializeToString,
-                response_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsResponse.FromString,
-                _registered_method=True)
         self.WatchRevocations = channel.unary_stream(
                 '/plexsphere.identity.v1.RelationsService/WatchRevocations',
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.WatchRevocationsRequest.SerializeToString,
@@ -85,29 +70,8 @@ class RelationsServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def WriteRelation(self, request, context):
-        """Grants a relation; the tuple and its outbox row commit together, the grant may lag a moment.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def DeleteRelation(self, request, context):
-        """Removes a relation; answers only after no check finds it any more.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ListSubjects(self, request, context):
-        """Lists the subjects of a relation; grants that have not arrived yet are among them.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
     def WatchRevocations(self, request, context):
-        """Streams removed relations, disabled nodes and revoked credentials, with a beat every second.
+        """Streams removed relations, disabled nodes and revoked credentials, with beats between them while they would arrive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -125,21 +89,6 @@ def add_RelationsServiceServicer_to_server(servicer, server):
                     servicer.BulkCheck,
                     request_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.BulkCheckRequest.FromString,
                     response_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.BulkCheckResponse.SerializeToString,
-            ),
-            'WriteRelation': grpc.unary_unary_rpc_method_handler(
-                    servicer.WriteRelation,
-                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.WriteRelationRequest.FromString,
-                    response_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.WriteRelationResponse.SerializeToString,
-            ),
-            'DeleteRelation': grpc.unary_unary_rpc_method_handler(
-                    servicer.DeleteRelation,
-                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationRequest.FromString,
-                    response_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationResponse.SerializeToString,
-            ),
-            'ListSubjects': grpc.unary_unary_rpc_method_handler(
-                    servicer.ListSubjects,
-                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsRequest.FromString,
-                    response_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsResponse.SerializeToString,
             ),
             'WatchRevocations': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchRevocations,
@@ -213,6 +162,116 @@ class RelationsService:
             _registered_method=True)
 
     @staticmethod
+    def WatchRevocations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/plexsphere.identity.v1.RelationsService/WatchRevocations',
+            plexsphere_dot_identity_dot_v1_dot_relations__pb2.WatchRevocationsRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_relations__pb2.WatchRevocationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class RelationsAdminServiceStub:
+    """Who reads a secret: what the secrets service decides, and nothing else. Whoever may call the service above may only ask.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.WriteRelation = channel.unary_unary(
+                '/plexsphere.identity.v1.RelationsAdminService/WriteRelation',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.WriteRelationRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.WriteRelationResponse.FromString,
+                _registered_method=True)
+        self.DeleteRelation = channel.unary_unary(
+                '/plexsphere.identity.v1.RelationsAdminService/DeleteRelation',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationResponse.FromString,
+                _registered_method=True)
+        self.ListSubjects = channel.unary_unary(
+                '/plexsphere.identity.v1.RelationsAdminService/ListSubjects',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsResponse.FromString,
+                _registered_method=True)
+
+
+class RelationsAdminServiceServicer:
+    """Who reads a secret: what the secrets service decides, and nothing else. Whoever may call the service above may only ask.
+    """
+
+    def WriteRelation(self, request, context):
+        """Grants a relation; the tuple and its outbox row commit together, the grant may lag a moment.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteRelation(self, request, context):
+        """Removes a relation; answers only after no check finds it any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSubjects(self, request, context):
+        """Lists the subjects of a relation; grants that have not arrived yet are among them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_RelationsAdminServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'WriteRelation': grpc.unary_unary_rpc_method_handler(
+                    servicer.WriteRelation,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.WriteRelationRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.WriteRelationResponse.SerializeToString,
+            ),
+            'DeleteRelation': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRelation,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationResponse.SerializeToString,
+            ),
+            'ListSubjects': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSubjects,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'plexsphere.identity.v1.RelationsAdminService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('plexsphere.identity.v1.RelationsAdminService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class RelationsAdminService:
+    """Who reads a secret: what the secrets service decides, and nothing else. Whoever may call the service above may only ask.
+    """
+
+    @staticmethod
     def WriteRelation(request,
             target,
             options=(),
@@ -226,7 +285,7 @@ class RelationsService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plexsphere.identity.v1.RelationsService/WriteRelation',
+            '/plexsphere.identity.v1.RelationsAdminService/WriteRelation',
             plexsphere_dot_identity_dot_v1_dot_relations__pb2.WriteRelationRequest.SerializeToString,
             plexsphere_dot_identity_dot_v1_dot_relations__pb2.WriteRelationResponse.FromString,
             options,
@@ -253,7 +312,7 @@ class RelationsService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plexsphere.identity.v1.RelationsService/DeleteRelation',
+            '/plexsphere.identity.v1.RelationsAdminService/DeleteRelation',
             plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationRequest.SerializeToString,
             plexsphere_dot_identity_dot_v1_dot_relations__pb2.DeleteRelationResponse.FromString,
             options,
@@ -280,36 +339,9 @@ class RelationsService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plexsphere.identity.v1.RelationsService/ListSubjects',
+            '/plexsphere.identity.v1.RelationsAdminService/ListSubjects',
             plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsRequest.SerializeToString,
             plexsphere_dot_identity_dot_v1_dot_relations__pb2.ListSubjectsResponse.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def WatchRevocations(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/plexsphere.identity.v1.RelationsService/WatchRevocations',
-            plexsphere_dot_identity_dot_v1_dot_relations__pb2.WatchRevocationsRequest.SerializeToString,
-            plexsphere_dot_identity_dot_v1_dot_relations__pb2.WatchRevocationsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,14 +37,8 @@ class RelationsServiceStub:
     """Answers one check."""
     BulkCheck: _grpc.UnaryUnaryMultiCallable[_relations_pb2.BulkCheckRequest, _relations_pb2.BulkCheckResponse]
     """Answers up to 500 checks in one round trip."""
-    WriteRelation: _grpc.UnaryUnaryMultiCallable[_relations_pb2.WriteRelationRequest, _relations_pb2.WriteRelationResponse]
-    """Grants a relation; the tuple and its outbox row commit together, the grant may lag a moment."""
-    DeleteRelation: _grpc.UnaryUnaryMultiCallable[_relations_pb2.DeleteRelationRequest, _relations_pb2.DeleteRelationResponse]
-    """Removes a relation; answers only after no check finds it any more."""
-    ListSubjects: _grpc.UnaryUnaryMultiCallable[_relations_pb2.ListSubjectsRequest, _relations_pb2.ListSubjectsResponse]
-    """Lists the subjects of a relation; grants that have not arrived yet are among them."""
     WatchRevocations: _grpc.UnaryStreamMultiCallable[_relations_pb2.WatchRevocationsRequest, _relations_pb2.WatchRevocationsResponse]
-    """Streams removed relations, disabled nodes and revoked credentials, with a beat every second."""
+    """Streams removed relations, disabled nodes and revoked credentials, with beats between them while they would arrive."""
 
 @_typing.type_check_only
 class RelationsServiceAsyncStub(RelationsServiceStub):
@@ -55,14 +49,8 @@ class RelationsServiceAsyncStub(RelationsServiceStub):
     """Answers one check."""
     BulkCheck: _aio.UnaryUnaryMultiCallable[_relations_pb2.BulkCheckRequest, _relations_pb2.BulkCheckResponse]  # type: ignore[assignment]
     """Answers up to 500 checks in one round trip."""
-    WriteRelation: _aio.UnaryUnaryMultiCallable[_relations_pb2.WriteRelationRequest, _relations_pb2.WriteRelationResponse]  # type: ignore[assignment]
-    """Grants a relation; the tuple and its outbox row commit together, the grant may lag a moment."""
-    DeleteRelation: _aio.UnaryUnaryMultiCallable[_relations_pb2.DeleteRelationRequest, _relations_pb2.DeleteRelationResponse]  # type: ignore[assignment]
-    """Removes a relation; answers only after no check finds it any more."""
-    ListSubjects: _aio.UnaryUnaryMultiCallable[_relations_pb2.ListSubjectsRequest, _relations_pb2.ListSubjectsResponse]  # type: ignore[assignment]
-    """Lists the subjects of a relation; grants that have not arrived yet are among them."""
     WatchRevocations: _aio.UnaryStreamMultiCallable[_relations_pb2.WatchRevocationsRequest, _relations_pb2.WatchRevocationsResponse]  # type: ignore[assignment]
-    """Streams removed relations, disabled nodes and revoked credentials, with a beat every second."""
+    """Streams removed relations, disabled nodes and revoked credentials, with beats between them while they would arrive."""
 
 class RelationsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Relation checks for the other services; identity alone holds the SpiceDB key. Always fully consistent."""
@@ -82,6 +70,45 @@ class RelationsServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_relations_pb2.BulkCheckResponse, _abc.Awaitable[_relations_pb2.BulkCheckResponse]]:
         """Answers up to 500 checks in one round trip."""
+
+    @_abc_1.abstractmethod
+    def WatchRevocations(
+        self,
+        request: _relations_pb2.WatchRevocationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_relations_pb2.WatchRevocationsResponse], _abc.AsyncIterator[_relations_pb2.WatchRevocationsResponse]]:
+        """Streams removed relations, disabled nodes and revoked credentials, with beats between them while they would arrive."""
+
+def add_RelationsServiceServicer_to_server(servicer: RelationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class RelationsAdminServiceStub:
+    """Who reads a secret: what the secrets service decides, and nothing else. Whoever may call the service above may only ask."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> RelationsAdminServiceAsyncStub: ...
+    WriteRelation: _grpc.UnaryUnaryMultiCallable[_relations_pb2.WriteRelationRequest, _relations_pb2.WriteRelationResponse]
+    """Grants a relation; the tuple and its outbox row commit together, the grant may lag a moment."""
+    DeleteRelation: _grpc.UnaryUnaryMultiCallable[_relations_pb2.DeleteRelationRequest, _relations_pb2.DeleteRelationResponse]
+    """Removes a relation; answers only after no check finds it any more."""
+    ListSubjects: _grpc.UnaryUnaryMultiCallable[_relations_pb2.ListSubjectsRequest, _relations_pb2.ListSubjectsResponse]
+    """Lists the subjects of a relation; grants that have not arrived yet are among them."""
+
+@_typing.type_check_only
+class RelationsAdminServiceAsyncStub(RelationsAdminServiceStub):
+    """Who reads a secret: what the secrets service decides, and nothing else. Whoever may call the service above may only ask."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    WriteRelation: _aio.UnaryUnaryMultiCallable[_relations_pb2.WriteRelationRequest, _relations_pb2.WriteRelationResponse]  # type: ignore[assignment]
+    """Grants a relation; the tuple and its outbox row commit together, the grant may lag a moment."""
+    DeleteRelation: _aio.UnaryUnaryMultiCallable[_relations_pb2.DeleteRelationRequest, _relations_pb2.DeleteRelationResponse]  # type: ignore[assignment]
+    """Removes a relation; answers only after no check finds it any more."""
+    ListSubjects: _aio.UnaryUnaryMultiCallable[_relations_pb2.ListSubjectsRequest, _relations_pb2.ListSubjectsResponse]  # type: ignore[assignment]
+    """Lists the subjects of a relation; grants that have not arrived yet are among them."""
+
+class RelationsAdminServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Who reads a secret: what the secrets service decides, and nothing else. Whoever may call the service above may only ask."""
 
     @_abc_1.abstractmethod
     def WriteRelation(
@@ -107,15 +134,7 @@ class RelationsServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_relations_pb2.ListSubjectsResponse, _abc.Awaitable[_relations_pb2.ListSubjectsResponse]]:
         """Lists the subjects of a relation; grants that have not arrived yet are among them."""
 
-    @_abc_1.abstractmethod
-    def WatchRevocations(
-        self,
-        request: _relations_pb2.WatchRevocationsRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_relations_pb2.WatchRevocationsResponse], _abc.AsyncIterator[_relations_pb2.WatchRevocationsResponse]]:
-        """Streams removed relations, disabled nodes and revoked credentials, with a beat every second."""
-
-def add_RelationsServiceServicer_to_server(servicer: RelationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+def add_RelationsAdminServiceServicer_to_server(servicer: RelationsAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class FleetServiceStub:
     """Facts about the fleet that other services decide with."""
