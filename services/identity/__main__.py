@@ -121,7 +121,12 @@ async def run(settings: IdentitySettings) -> None:
         rotation = KeyRotation(PgRotationStore(pool), gate, clock)
         key_store = PgNodeKeyStore(pool)
         node_keys = NodeKeys(key_store, gate, vault, clock)
-        provider = HttpProvider(settings.sign_in.provider_ca_file, settings.sign_in.provider_networks)
+        provider = HttpProvider(
+            settings.sign_in.provider_ca_file,
+            settings.sign_in.provider_networks,
+            clock,
+            settings.sign_in.provider_cache_s,
+        )
         sign_in = SignIn(
             store=sign_in_store,
             provider=provider,

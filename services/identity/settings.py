@@ -34,6 +34,7 @@ class SignInSettings(Settings):
     edge_url: str
     provider_ca_file: Path | None = None
     provider_networks: tuple[IPv4Network | IPv6Network, ...] = ()
+    provider_cache_s: float = 300.0
     pkce_key_file: Path
     csrf_key_file: Path
 

@@ -135,7 +135,7 @@ class SignIn:
             await self._refused(binding, refused.reason)
             raise SignInRefused from None
         except PlexError as refusal:
-            await self._refused(binding, refusal.code)
+            await self._refused(binding, getattr(refusal, "reason", refusal.code))
             raise
         except Exception:
             # A bug on the way refuses too, and no refusal is without its row.

@@ -5,8 +5,25 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from libs.custody import Secret
+from libs.errors import ProviderFailed, SignInRefused
 from services.identity.model import Tuple
 from services.identity.sign_in_model import Binding, Device, Login, NodeKey, Pending, Person, Session
+
+
+class ProviderDoubted(ProviderFailed):
+    """A provider that does not answer, or cannot be believed; `reason` goes to log, metric and audit only."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class ExchangeRefused(SignInRefused):
+    """A token endpoint that gives nothing; `reason` goes to log, metric and audit only."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__()
+        self.reason = reason
 
 
 class BindingStore(Protocol):
@@ -101,13 +118,16 @@ class Provider(Protocol):
     """An OpenID provider."""
 
     async def metadata(self, binding: Binding) -> dict[str, Any]:
-        """Return the discovery document, whose issuer is exactly the binding's; raises ProviderFailed."""
+        """Return the discovery document, whose issuer is exactly the binding's; raises ProviderDoubted."""
 
     async def keys(self, binding: Binding, kid: str) -> list[dict[str, Any]]:
-        """Return the provider's public keys, fetched again at most once a minute for an unknown key id."""
+        """Return the provider's public keys, fetched again at most once a minute for an unknown key id.
+
+        Raises ProviderDoubted.
+        """
 
     async def exchange(self, binding: Binding, secret: Secret, form: dict[str, str]) -> dict[str, Any]:
-        """Exchange a code at the token endpoint; raises SignInRefused or ProviderFailed."""
+        """Exchange a code at the token endpoint; raises ExchangeRefused or ProviderDoubted."""
 
 
 class ClientSecrets(Protocol):

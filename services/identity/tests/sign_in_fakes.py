@@ -13,12 +13,13 @@ from joserfc.jwk import OKPKey
 
 from libs.clock import FixedClock
 from libs.custody import Secret
-from libs.errors import BindingConflict, PlexError, SignInRefused, Unauthenticated
+from libs.errors import BindingConflict, PlexError, Unauthenticated
 from libs.ids import uuid7
 from services.identity.devices import Devices
 from services.identity.model import Tuple
 from services.identity.sign_in import Opened, SignIn
 from services.identity.sign_in_model import Binding, Device, NodeKey, Pending, Person, Session, Wanted
+from services.identity.sign_in_ports import ExchangeRefused
 from services.identity.tests.fakes import NOW, FakeAudit, FakeAuthority
 
 ISSUER, CLIENT = "https://op.example", "plexsphere"
@@ -226,7 +227,7 @@ class FakeProvider:
         self.exchanged.append(form)
         asked = self.asked.pop(form["code"], None)
         if asked is None:
-            raise SignInRefused("the provider refused the code")
+            raise ExchangeRefused("code_refused")
         now = int(self.clock.now().timestamp())
         claims = {
             "iss": binding.issuer, "aud": CLIENT, "sub": "alice", "iat": now, "exp": now + 300, "auth_time": now - 5,

@@ -17,6 +17,7 @@ from libs.errors import (
 )
 from libs.ids import uuid7
 from services.identity.sign_in_model import Wanted
+from services.identity.sign_in_ports import ProviderDoubted
 from services.identity.tests.sign_in_fakes import SignInWorld, a_binding, sha256
 
 pytestmark = pytest.mark.unit
@@ -105,7 +106,7 @@ ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "answer without the promised issuer": ({"issuer": ""}, "response_iss"),
     "refusal of the provider": ({"error": "access_denied"}, "provider_error"),
     "no code": ({"code": ""}, "provider_error"),
-    "code of nobody": ({"code": "forged"}, "sign_in_refused"),
+    "code of nobody": ({"code": "forged"}, "code_refused"),
 }
 
 
@@ -268,7 +269,7 @@ async def test_the_way_back_is_on_the_list() -> None:
 async def test_a_provider_that_fails_is_no_refusal_of_the_person() -> None:
     world = SignInWorld()
     started = await world.sign_in.start(world.domain_id, None, "", "", Wanted())
-    world.provider.refusal = ProviderFailed("down")
+    world.provider.refusal = ProviderDoubted("jwks_unreachable")
     with pytest.raises(ProviderFailed):
         await world.sign_in.complete("code", started.state, world.binding.issuer, "", "")
-    assert [row.context for row in world.audit.rows] == [{"id_token": ["provider_failed"]}]
+    assert [row.context for row in world.audit.rows] == [{"id_token": ["jwks_unreachable"]}]
