@@ -63,7 +63,7 @@ docs: setup ## Generate docs/errors.md
 	$(BIN)/python -m libs.errors > docs/errors.md
 
 mutants: setup ## Remove one control at a time in a scratch copy and see its attack succeed
-	$(BIN)/python tools/mutants.py
+	$(BIN)/python -m tools.mutants
 
 bench-mesh: setup ## Bars of the signed event bus against its own backends, about 15 minutes
 	$(BIN)/python -m bench.mesh

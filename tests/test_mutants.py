@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tools.mutants import MUTANTS, ROOT, Mutant
+from tools.mutant import Mutant
+from tools.mutants import MUTANTS, ROOT
 
 pytestmark = pytest.mark.unit
 

@@ -11,37 +11,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
+
+from tools.mutant import STORY, THREATS, Mutant
+from tools.mutants_sign_in import SIGN_IN
 
 ROOT = Path(__file__).resolve().parent.parent
 REPORT = ROOT / "build" / "mutants.json"
 LEFT_OUT = shutil.ignore_patterns(
     ".git", ".venv", "node_modules", "build", ".state", "__pycache__", ".*_cache", "*.egg-info"
 )
-THREATS = "tests/e2e/threats/"
-STORY = "tests/e2e/stories/test_main_job.py"
-
-
-@dataclass(frozen=True)
-class Mutant:
-    """A control, the text that is it, what is left without it, and the attack that must then succeed.
-
-    `also` holds further places of the same control, where each alone would stop the attack.
-    """
-
-    name: str
-    file: str
-    control: str
-    without: str
-    attack: str
-    also: tuple[tuple[str, str, str], ...] = ()
-
-    @property
-    def edits(self) -> tuple[tuple[str, str, str], ...]:
-        """All places: file, control, what is left."""
-        return ((self.file, self.control, self.without), *self.also)
-
 
 # The copy as it is must be green, or a red attack would say nothing.
 UNTOUCHED = Mutant("nothing removed", "README.md", "#", "#", THREATS + "test_memory.py")
@@ -287,13 +266,7 @@ MUTANTS = (
         "        pass\n",
         THREATS + "test_input.py::test_a_cookie_needs_the_csrf_header_and_the_right_origin",
     ),
-    Mutant(
-        "F-3 issuer of the answer",
-        "services/identity/sign_in.py",
-        "        if issuer != binding.issuer and (",
-        "        if False and (",
-        THREATS + "test_sign_in.py::test_a_changed_answer_of_the_provider_opens_no_session",
-    ),
+    *SIGN_IN,
     Mutant(
         "A-1 columns held against the bytes",
         "services/audit/service.py",

@@ -32,7 +32,7 @@ def ledger(ports: Ports) -> tuple[Row, ...]:
     return (
         Row("F-1", "forged or replayed mesh events", bus),
         Row("F-2", "secrets exfiltrated without a trace or in bulk"),
-        Row("F-3", "stolen or forged id_token", ("the negative table against the real provider",)),
+        Row("F-3", "stolen or forged id_token"),
         Row("F-4", "privilege without fresh strong authentication", step_up),
         Row("F-5", "the same, replayed over the wire", step_up),
         Row("F-6", "another node's secret"),

@@ -1,0 +1,113 @@
+"""The controls of signing in (F-3), and the attacks on them."""
+
+from tools.mutant import THREATS, Mutant
+
+CLAIMS, KEYS = THREATS + "identity/test_id_token_claims.py", THREATS + "identity/test_id_token_keys.py"
+PARTIES = CLAIMS + "::test_a_token_is_from_our_provider_for_us_and_for_this_sign_in"
+SIGN_IN = (
+    Mutant(
+        "F-3 issuer of the answer",
+        "services/identity/sign_in.py",
+        "        if issuer != binding.issuer and (",
+        "        if False and (",
+        THREATS + "test_sign_in.py::test_a_changed_answer_of_the_provider_opens_no_session",
+    ),
+    Mutant(
+        "F-3 signature",
+        "services/identity/signed.py",
+        "        payload = jws.deserialize_compact(token.encode(), key, registry=REGISTRY).payload\n",
+        '        payload = _decoded(token.split(".")[1])\n',
+        KEYS + "::test_the_token_does_not_choose_how_it_is_verified",
+    ),
+    Mutant(
+        "F-3 algorithms are pinned",
+        "services/identity/signed.py",
+        "    if algorithm not in algorithms:\n",
+        "    if False:\n",
+        KEYS + "::test_only_one_whole_key_of_the_provider_verifies",
+    ),
+    Mutant(
+        "F-3 kid",
+        "services/identity/signed.py",
+        '        ("kid_unknown", lambda key: "kid" not in header or key.get("kid") == header["kid"]),\n',
+        "",
+        KEYS + "::test_the_token_does_not_choose_how_it_is_verified",
+    ),
+    Mutant(
+        "F-3 use of the key",
+        "services/identity/signed.py",
+        '        ("key_use", lambda key: key.get("use", "sig") == "sig" and _may_verify(key)),\n',
+        "",
+        KEYS + "::test_only_one_whole_key_of_the_provider_verifies",
+    ),
+    Mutant(
+        "F-3 kind of the token",
+        "services/identity/signed.py",
+        '    ("typ", _is_of_another_kind),\n',
+        "",
+        CLAIMS + "::test_another_kind_of_token_is_no_id_token",
+    ),
+    Mutant(
+        "F-3 a member stands once",
+        "services/identity/signed.py",
+        "        if len(members := dict(pairs)) != len(pairs):\n",
+        "        members = dict(pairs)\n        if False:\n",
+        KEYS + "::test_a_form_that_two_parsers_could_read_differently_is_refused",
+    ),
+    Mutant(
+        "F-3 issuer",
+        "services/identity/id_token.py",
+        '    ("iss", lambda claims, want: claims["iss"] == want.issuer),\n',
+        "",
+        PARTIES,
+    ),
+    Mutant(
+        "F-3 audience",
+        "services/identity/id_token.py",
+        '    ("aud", lambda claims, want: want.client_id in _audiences(claims)),\n',
+        "",
+        PARTIES,
+    ),
+    Mutant(
+        "F-3 nonce",
+        "services/identity/id_token.py",
+        '    ("nonce", lambda claims, want: claims["nonce"] == want.nonce),\n',
+        "",
+        THREATS + "identity/test_flow.py::test_an_id_token_of_another_domains_binding_is_refused",
+    ),
+    Mutant(
+        "F-3 expiry",
+        "services/identity/id_token.py",
+        '    ("exp", lambda claims, want: claims["exp"] > want.now - want.leeway_s),\n',
+        "",
+        CLAIMS + "::test_a_time_is_held_against_the_clock",
+    ),
+    Mutant(
+        "F-3 leeway never widens the age",
+        "services/identity/id_token.py",
+        'want.now - claims["auth_time"] <= want.max_age_s),\n',
+        'want.now - claims["auth_time"] <= want.max_age_s + want.leeway_s),\n',
+        CLAIMS + "::test_a_time_is_held_against_the_clock",
+    ),
+    Mutant(
+        "F-3 verifier of the code",
+        "services/identity/sign_in.py",
+        '            "code_verifier": self._derive("verifier", state),\n',
+        '            "code_verifier": "v" * 43,\n',
+        THREATS + "identity/test_flow.py::test_a_replayed_code_is_refused_though_its_state_is_fresh",
+    ),
+    Mutant(
+        "F-3 removed keys die",
+        "services/identity/oidc.py",
+        "        if self._now() >= known.until:\n",
+        "        if not known.metadata:\n",
+        THREATS + "identity/test_id_token_provider.py::test_what_a_provider_takes_back_is_not_believed_any_longer",
+    ),
+    Mutant(
+        "F-3 issuer of the discovery document",
+        "services/identity/oidc.py",
+        '    if document.get("issuer") != binding.issuer:\n',
+        "    if False:\n",
+        THREATS + "identity/test_id_token_provider.py::test_what_a_provider_takes_back_is_not_believed_any_longer",
+    ),
+)
