@@ -24,7 +24,7 @@ SIGN_IN = (
         "services/identity/signed.py",
         "    if algorithm not in algorithms:\n",
         "    if False:\n",
-        KEYS + "::test_only_one_whole_key_of_the_provider_verifies",
+        KEYS + "::test_a_binding_pins_its_algorithms",
     ),
     Mutant(
         "F-3 kid",

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from services.identity.sign_in_model import Login
-from services.identity.signed import ALGORITHMS, DEFAULT_ALGORITHMS, JSON, TokenRefused, header_of, verified
+from services.identity.signed import ALGORITHMS, JSON, TokenRefused, header_of, verified
 
 LEEWAY_S, LONGEST_LEEWAY_S = 30, 60
 # OpenID Connect Core 1.0, 2.
@@ -43,7 +43,7 @@ class Expected:
     accepted_amr: tuple[str, ...] = ()
     max_age_s: int | None = None
     leeway_s: int = LEEWAY_S
-    algorithms: tuple[str, ...] = DEFAULT_ALGORITHMS
+    algorithms: tuple[str, ...] = tuple(ALGORITHMS)
     algorithm: str = "RS256"
 
     def __post_init__(self) -> None:

@@ -24,8 +24,6 @@ ALGORITHMS: dict[str, tuple[str, str | None, str]] = {
     "Ed25519": ("OKP", "Ed25519", "sha512"),
     "EdDSA": ("OKP", "Ed25519", "sha512"),
 }
-# What a binding believes that pins nothing.
-DEFAULT_ALGORITHMS = ("RS256", "ES256", "Ed25519", "EdDSA")
 EDWARDS = ("EdDSA", "Ed25519")
 SYMMETRIC = ("HS256", "HS384", "HS512")
 LONGEST = 16_384

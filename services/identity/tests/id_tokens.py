@@ -17,7 +17,7 @@ from services.identity.id_token import Expected
 
 NOW = 1_776_249_000
 ISSUER, CLIENT, NONCE, ACCESS = "https://op.example", "plexsphere", "n-0S6_WzA2Mj", "access"
-WANT = Expected(ISSUER, CLIENT, NONCE, NOW, ACCESS)
+WANT = Expected(ISSUER, CLIENT, NONCE, NOW, ACCESS, algorithms=("RS256", "ES256", "EdDSA", "Ed25519"))
 PRIVATE = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 OTHER = rsa.generate_private_key(public_exponent=65537, key_size=2048)
 CURVE = ec.generate_private_key(ec.SECP256R1())

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from services.identity.id_token import TokenRefused, validate
@@ -203,12 +203,14 @@ HEADER_NAMES = st.sampled_from(["alg", "kid", "typ", "cty", "crit", "b64", "jwk"
 MEMBERS = st.sampled_from(["kty", "n", "e", "crv", "x", "y", "kid", "use", "key_ops", "alg", "d", "x5c", "oth"])
 
 
+@settings(deadline=None)
 @given(st.dictionaries(CLAIM_NAMES, ANYTHING), st.dictionaries(HEADER_NAMES, ANYTHING | st.sampled_from([*ALGORITHMS])))
 def test_any_claims_and_any_header_are_refused_or_believed(claims: dict[str, Any], header: dict[str, Any]) -> None:
     with contextlib.suppress(TokenRefused):
         validate(token(claims, header), KEYS, WANT)
 
 
+@settings(deadline=None)
 @given(st.binary(), st.text(), st.binary())
 def test_any_bytes_are_refused(payload: bytes, text: str, header: bytes) -> None:
     for attempt in (text, token(payload=payload), with_header(header), f"{text}.{text}.{text}"):
@@ -216,6 +218,7 @@ def test_any_bytes_are_refused(payload: bytes, text: str, header: bytes) -> None
             validate(attempt, KEYS, WANT)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.dictionaries(MEMBERS, ANYTHING | st.sampled_from(["RSA", "EC", "OKP", "P-256", "AQAB", "sig"])), max_size=3

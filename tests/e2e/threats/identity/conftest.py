@@ -8,7 +8,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import pytest
 
-from tests.e2e.attacker import refusals
+from tests.e2e.attacker import ask_vault, refusals
 from tests.e2e.conftest import Scene
 from tests.e2e.outside import JSON, Edge, Login
 from tests.e2e.threats.identity.hostile import DISCOVERY, Door, Genuine, Hostile
@@ -16,7 +16,7 @@ from tests.e2e.world import World
 
 MFA = "urn:plexsphere:acr:mfa"
 ADA = Login("ada", MFA, ("pwd", "otp"))
-OUTWARD = {"sign_in_refused": 400, "provider_failed": 502}
+OUTWARD = {"sign_in_refused": 400, "provider_failed": 502, "openbao_unavailable": 503}
 Query = dict[str, str]
 
 
@@ -73,33 +73,43 @@ class Ring:
     scene: Scene
     hostile: Hostile
 
-    async def bound(self, name: str, **binding: Any) -> Bound:
-        """Return the Domain and binding of this name, made at the first use; its provider is honest at first."""
+    async def bound(self, name: str, jwks: Callable[[list[JSON]], Any] = list, **binding: Any) -> Bound:
+        """Return the Domain and binding of this name, made at the first use; its provider is honest but for its keys.
+
+        These are looked at when the binding is made, and believed for a while.
+        """
         key = (self.hostile.url, name)
         if key not in BOUND:
-            BOUND[key] = await self._bind(name, binding)
+            BOUND[key] = await self._bind(name, jwks, binding)
         BOUND[key].door.be_honest()
         return BOUND[key]
 
-    async def _bind(self, name: str, more: JSON) -> Bound:
+    async def _bind(self, name: str, jwks: Callable[[list[JSON]], Any], more: JSON) -> Bound:
         tag = uuid.uuid4()
         octets = ".".join(str(octet) for octet in tag.bytes[:2])
         domain = {"name": name, "slug": f"idp-{tag.hex[:10]}", "mesh_cidr": f"11.{octets}.{tag.bytes[3]}/32"}
         made = await self.scene.operator.call("POST", "/v1/domains", domain)
         assert made.status == 201, made.body
-        door = self.hostile.door(tag.hex[:10])
+        domain_id, door = made.json["id"], self.hostile.door(tag.hex[:10])
+        door.jwks = jwks
+        secret = (self.world.state / f"secrets/{self.hostile.provider}.secret").read_text()
+        await self.keep(domain_id, {"client_secret": secret})
         binding = {
-            "domain_id": made.json["id"],
+            "domain_id": domain_id,
             "issuer": self.hostile.issuer,
             "client_id": self.world.env["PLEX_OIDC_A_CLIENT_ID"],
-            "client_secret_ref": "kv/idp/oidc-a",
+            "client_secret_ref": f"kv/idp/{domain_id}/op",
             "discovery_url": door.url + DISCOVERY,
             "jit_policy": "allow",
             "primary": True,
         }
         bound = await self.scene.operator.call("POST", "/v1/admin/idp", binding | more)
         assert bound.status == 201, bound.body
-        return Bound(made.json["id"], bound.json["id"], door)
+        return Bound(domain_id, bound.json["id"], door)
+
+    async def keep(self, domain_id: str, secret: JSON) -> None:
+        """Write what OpenBao keeps for a Domain's binding."""
+        await ask_vault(self.world, f"kv/data/idp/{domain_id}/op", {"data": secret})
 
     async def begin(self, bound: Bound, sign_in: JSON | None = None, login: Login = ADA) -> Way:
         """Start a sign-in and finish the provider's part of it."""

@@ -124,3 +124,10 @@ TOKEN_ENDPOINT = {
 @pytest.mark.parametrize("name", TOKEN_ENDPOINT)
 async def test_a_token_endpoint_that_gives_nothing_signs_nobody_in(ring: Ring, name: str) -> None:
     await ring.attempt(await ring.bound("token endpoint"), TOKEN_ENDPOINT[name])
+
+
+@pytest.mark.parametrize("kept", [{"client_id": "plexsphere"}, {"client_secret": 7}], ids=["none", "a number"])
+async def test_without_a_client_secret_nobody_signs_in(ring: Ring, kept: dict[str, object]) -> None:
+    bound = await ring.bound("no secret")
+    await ring.keep(bound.domain_id, kept)
+    await ring.refuses(bound, await ring.begin(bound), "openbao_unavailable", "openbao_unavailable")

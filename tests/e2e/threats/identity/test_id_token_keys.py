@@ -6,6 +6,7 @@ import json
 import pytest
 from aiohttp import web
 
+from tests.e2e.outside import JSON
 from tests.e2e.threats.identity.conftest import Case, Ring
 from tests.e2e.threats.identity.hostile import Genuine
 from tests.e2e.threats.identity.signing import ATTACKER, CURVE, SECOND, WEAK, Altered, Hmac, Nothing, Pss, b64, compact
@@ -83,11 +84,6 @@ KEYS = {
         "key_weak", lambda g: g.signed(WEAK, {"kid": "weak"}), lambda keys: [*keys, WEAK.jwk("weak")]
     ),
     "a key without its number": Case("key_broken", jwks=lambda keys: [key | {"n": ""} for key in keys]),
-    "PS256 where it is not pinned": Case(
-        "alg_not_pinned",
-        lambda g: g.signed(Pss(g.key), {"alg": "PS256"}),
-        lambda keys: [{name: value for name, value in key.items() if name != "alg"} for key in keys],
-    ),
     "a shared secret among the keys": Case(
         "alg_symmetric",
         lambda g: g.signed(Hmac(b"secret"), {"alg": "HS256", "kid": "oct"}),
@@ -136,7 +132,16 @@ async def test_the_token_does_not_choose_how_it_is_verified(ring: Ring, name: st
 
 @pytest.mark.parametrize("name", KEYS)
 async def test_only_one_whole_key_of_the_provider_verifies(ring: Ring, name: str) -> None:
-    await ring.attempt(await ring.bound(f"keys: {name}"), KEYS[name])
+    await ring.attempt(await ring.bound(f"keys: {name}", KEYS[name].jwks), KEYS[name])
+
+
+@pytest.mark.parametrize(("pinned", "reason"), [("RS256", "alg_not_pinned"), ("PS256", "")])
+async def test_a_binding_pins_its_algorithms(ring: Ring, pinned: str, reason: str) -> None:
+    def for_all(keys: list[JSON]) -> list[JSON]:
+        return [{name: value for name, value in key.items() if name != "alg"} for key in keys]
+
+    bound = await ring.bound(f"pinned: {pinned}", for_all, id_token_algorithms=[pinned])
+    await ring.attempt(bound, Case(reason, lambda g: g.signed(Pss(g.key), {"alg": "PS256"}), for_all))
 
 
 @pytest.mark.parametrize("name", FORMS)

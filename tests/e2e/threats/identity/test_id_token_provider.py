@@ -41,8 +41,11 @@ async def test_a_key_that_is_new_just_before_signing_is_believed(ring: Ring) -> 
 
 
 async def test_a_key_that_is_gone_when_its_signature_is_checked_is_refused(ring: Ring) -> None:
-    bound = await ring.bound("rotated after signing")
-    bound.door.jwks = lambda _: [SECOND.jwk("second")]
+    def without(_: list[JSON]) -> list[JSON]:
+        return [SECOND.jwk("second")]
+
+    bound = await ring.bound("rotated after signing", without)
+    bound.door.jwks = without
     await ring.refuses(bound, await ring.begin(bound), "kid_unknown")
 
 
