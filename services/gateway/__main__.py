@@ -77,7 +77,7 @@ def application(
     }
     authenticator = Authenticator(identity, cache, limit(settings.limits.bad_bearer))
     origins = frozenset(settings.allowed_origins)
-    edge = Edge(authenticator, denials, limits, origins, settings.request_timeout_s)
+    edge = Edge(authenticator, denials, limits, origins, settings.request_timeout_s, settings.trusted_proxies)
     return build(edge, [compile_rules(document, one) for one in operations(document)], routes)
 
 

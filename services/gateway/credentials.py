@@ -63,6 +63,12 @@ def present(operation: Operation, request: web.Request) -> Credential:
     raise Unauthenticated
 
 
+def presented(operation: Operation, request: web.Request) -> bool:
+    """Whether a request has something where `present` looks for a credential."""
+    cookie = "sessionCookie" in operation.security and SESSION_COOKIE in request.cookies
+    return cookie or "Authorization" in request.headers
+
+
 @dataclass(frozen=True)
 class Standing:
     """Where a node stands, as identity decided it with its authentication."""
@@ -179,7 +185,7 @@ class Authenticator:
     def __init__(self, identity: Peer, cache: AssertionCache, bad_bearers: AddressLimit) -> None:
         self._stub = stubs.AuthenticationServiceStub(identity)
         self._cache = cache
-        self._bad_bearers = bad_bearers
+        self.bad_bearers = bad_bearers
 
     @property
     def generation(self) -> int:
@@ -195,16 +201,12 @@ class Authenticator:
         kept = self._cache.get(key)
         if kept and not (standing and credential.node and self._cache.standing(str(credential.node.node_id)) is None):
             return kept
-        self._bad_bearers.check(address)
         generation = self._cache.generation
         request = pb.AuthenticateRequest(
             kind=credential.kind, credential=credential.value, audience=audience, standing=standing
         )
-        try:
+        async with self.bad_bearers.guess(address):
             answer = await self._stub.Authenticate(request)
-        except Unauthenticated:
-            self._bad_bearers.spend(address)
-            raise
         found = answer.standing if answer.HasField("standing") else None
         stands = Standing(found.domain_id, found.project_id, found.agent) if found else None
         self._cache.put(key, answer.assertion, generation, stands)

@@ -1,7 +1,8 @@
-"""Denials of what nodes ask for, on their way into the chain before the refusal leaves.
+"""Denials at the edge, on their way into the chain before the refusal leaves.
 
 A node that keeps asking must not decide how the chain grows: a row stands for a node, operation, reason and minute. Its
-key is made of these, so gateways that refuse the same node write one row between them.
+key is made of these, so gateways that refuse the same node write one row between them. Of what anybody can cause, bad
+credentials and too many requests, a row stands for a reason, Domain and minute.
 """
 
 import datetime
@@ -42,17 +43,15 @@ class Denials:
         """
         action = ACTIONS.get(operation)
         if action is None:
+            if isinstance(error, BAD_BEARERS):
+                await self.count("credential", error, domain_id)
             return
         REFUSALS.labels(action, error.code).inc()
-        minute = self.clock.now().astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")
-        if minute != self._minute:
-            self._minute, self._recorded = minute, set()
+        minute = self._now()
         # Anybody can make up an id, or a bearer that nobody knows: those share a row.
         known = not isinstance(error, NskInvalid)
         key = uuid5(SPACE, f"{domain_id}/{node_id if known else ''}/{action}/{error.code}/{minute}")
-        if key in self._recorded:
-            return
-        await self.audit.record(
+        await self._once(
             Record(
                 domain_id=domain_id,
                 action=action,
@@ -66,4 +65,32 @@ class Denials:
                 idempotency_key=key,
             )
         )
-        self._recorded.add(key)
+
+    async def count(self, what: str, error: PlexError, domain_id: str = "") -> None:
+        """Return once a row of this minute stands for all refusals of a kind and reason; raises AuditUnavailable."""
+        action, minute = f"edge.{what}_refused", self._now()
+        REFUSALS.labels(action, error.code).inc()
+        await self._once(
+            Record(
+                domain_id=domain_id,
+                action=action,
+                relation="authenticate",
+                object_type="edge",
+                object_id=what,
+                reason="caveat_violation",
+                subject_kind=ANONYMOUS,
+                context={what: [error.code], "minute": [minute]},
+                idempotency_key=uuid5(SPACE, f"{domain_id}/{action}/{error.code}/{minute}"),
+            )
+        )
+
+    def _now(self) -> str:
+        minute = self.clock.now().astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%MZ")
+        if minute != self._minute:
+            self._minute, self._recorded = minute, set()
+        return minute
+
+    async def _once(self, record: Record) -> None:
+        if record.idempotency_key not in self._recorded:
+            await self.audit.record(record)
+            self._recorded.add(record.idempotency_key)

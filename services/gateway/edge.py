@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +18,11 @@ from libs.rpc import context
 from libs.telemetry import CALLS, LATENCY
 from services.gateway import bodies, problems
 from services.gateway.approval import approval
-from services.gateway.credentials import CSRF_COOKIE, Authenticator, Credential, claims_of, present
+from services.gateway.credentials import CSRF_COOKIE, Authenticator, Credential, claims_of, present, presented
 from services.gateway.csrf import require_same_site
 from services.gateway.denials import BAD_BEARERS, Denials
 from services.gateway.document import SIGN_OUT, Operation
-from services.gateway.limits import AddressLimit
+from services.gateway.limits import AddressLimit, AddressLimited, Network, client_address
 from services.gateway.validation import Rules, body_error
 
 CORRELATION = web.RequestKey("correlation", str)
@@ -32,9 +32,11 @@ DEADLINE = web.RequestKey("deadline", asyncio.Timeout)
 STREAMED = web.RequestKey("streamed", web.StreamResponse)
 LONGEST_USER_AGENT = 512
 LONGEST_CORRELATION = 64
+FORWARDED = "X-Forwarded-For"
 OCTETS = "application/octet-stream"
 # Opening a stream needs to know where the node stands; identity says so with the assertion.
 STREAMS = frozenset({"GetNodeEvents"})
+REGISTER = "PostRegister"
 
 log = structlog.get_logger()
 tracer = trace.get_tracer("services.gateway")
@@ -82,6 +84,7 @@ class Edge:
     limits: Mapping[str, AddressLimit]
     allowed_origins: frozenset[str]
     timeout_s: float
+    trusted_proxies: Collection[Network] = ()
 
     def endpoint(self, rules: Rules, route: Route | None) -> Endpoint:
         """Return the aiohttp handler of one operation."""
@@ -89,20 +92,36 @@ class Edge:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             request[OPERATION] = operation.id
-            address = request.remote or ""
-            if limit := self.limits.get(operation.id):
-                limit.take(address)
-            generation = self.authenticator.generation
-            credential, metadata = await self._authenticate(operation, request, route, address)
-            if route is None:
-                # Before anything else is looked at: what is not here has no opinion about bodies.
-                return await not_provisioned(Asked(request, {}, {}, None, credential, metadata, generation))
-            path = rules.path(request.match_info)
-            query = rules.query(request.query.items())
-            body = await self._body(rules, request)
-            return await route.handler(Asked(request, path, query, body, credential, metadata, generation))
+            address = context.current_call().client_ip
+            try:
+                if limit := self.limits.get(operation.id):
+                    limit.take(address)
+                if operation.id != REGISTER:
+                    return await self._handle(rules, route, request, address)
+                # A bootstrap token is a credential that can be guessed like the others.
+                async with self.authenticator.bad_bearers.guess(address):
+                    return await self._handle(rules, route, request, address)
+            except errors.TokenUnknown as error:
+                await self.denials.count("credential", error)
+                raise
+            except AddressLimited as error:
+                await self.denials.count("limit", error)
+                raise
 
         return handle
+
+    async def _handle(
+        self, rules: Rules, route: Route | None, request: web.Request, address: str
+    ) -> web.StreamResponse:
+        generation = self.authenticator.generation
+        credential, metadata = await self._authenticate(rules.operation, request, route, address)
+        if route is None:
+            # Before anything else is looked at: what is not here has no opinion about bodies.
+            return await not_provisioned(Asked(request, {}, {}, None, credential, metadata, generation))
+        path = rules.path(request.match_info)
+        query = rules.query(request.query.items())
+        body = await self._body(rules, request)
+        return await route.handler(Asked(request, path, query, body, credential, metadata, generation))
 
     async def _authenticate(
         self, operation: Operation, request: web.Request, route: Route | None, address: str
@@ -115,9 +134,14 @@ class Edge:
             standing = operation.id in STREAMS
             assertion = await self.authenticator.assertion(credential, audience, address, standing=standing)
         except errors.Unauthenticated as error:
+            if credential is None and presented(operation, request):
+                self.authenticator.bad_bearers.take(address)
             if operation.id == SIGN_OUT:
                 return None, ()
-            if credential is not None and credential.node and isinstance(error, BAD_BEARERS):
+            if credential is None or not credential.node:
+                if presented(operation, request):
+                    await self.denials.count("credential", error)
+            elif isinstance(error, BAD_BEARERS):
                 domain_id, path_id = error.extra.get("domain_id", ""), request.match_info.get("id", "")
                 await self.denials.record(operation.id, error, credential.node.node_id, domain_id, path_id)
             raise
@@ -159,7 +183,7 @@ class Edge:
         return value
 
 
-def middleware(timeout_s: float) -> Any:
+def middleware(timeout_s: float, proxies: Collection[Network]) -> Any:
     """Return the outermost middleware: correlation id, root span, deadline, and problems for whatever is raised."""
 
     @web.middleware
@@ -169,7 +193,7 @@ def middleware(timeout_s: float) -> Any:
         started = time.monotonic()
         call = context.Call(
             correlation_id=correlation_id,
-            client_ip=request.remote or "",
+            client_ip=client_address(request.remote or "", ",".join(request.headers.getall(FORWARDED, ())), proxies),
             user_agent=plain(request.headers.get("User-Agent", ""), LONGEST_USER_AGENT),
             deadline=started + timeout_s,
         )
@@ -254,7 +278,7 @@ def build(edge: Edge, rules: list[Rules], routes: Mapping[str, Route]) -> web.Ap
     unknown = set(routes) - {one.operation.id for one in rules}
     if unknown:
         raise LookupError(f"handlers of operations that the document does not have: {sorted(unknown)}")
-    app = web.Application(middlewares=[middleware(edge.timeout_s)])
+    app = web.Application(middlewares=[middleware(edge.timeout_s, edge.trusted_proxies)])
     for one in rules:
         operation = one.operation
         endpoint = edge.endpoint(one, routes.get(operation.id))

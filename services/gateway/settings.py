@@ -1,5 +1,6 @@
 """Settings of the gateway."""
 
+from ipaddress import IPv4Network, IPv6Network
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -63,6 +64,8 @@ class GatewaySettings(Runtime):
     public_url: Url
     allowed_origins: list[Url]
     request_timeout_s: Seconds
+    # Whose `X-Forwarded-For` is believed.
+    trusted_proxies: tuple[IPv4Network | IPv6Network, ...] = ()
     certificate: Certificate
     peers: Peers
     limits: Limits

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from libs.decision import GRANTED, Record
-from libs.errors import NodeIdMismatch
+from libs.errors import NodeIdMismatch, NskRevoked
 from libs.principal import Principal
 from services.identity.model import Caller
 from services.identity.ports import Authority, Domains, Recorder
@@ -46,13 +46,19 @@ class Gate:
             raise NodeIdMismatch
 
     async def agent(self, principal: Principal, node_id: str, action: str) -> None:
-        """Raise Forbidden, with a row, unless a node asks for its own and is its agent; what is allowed leaves none."""
+        """Raise Forbidden, with a row, unless a node asks for its own and is its agent; what is allowed leaves none.
+
+        Raises NskRevoked, with a row too, when the node is no more.
+        """
         await self.own(principal, node_id, action)
         this = f"node:{node_id}"
         decision = await self.authority.decide(principal.reference, "node-agent", this)
         if not decision.granted:
             act = Act(action, this, principal.domain_id)
             await self.record(caller_of(principal), "node-agent", act, decision.reason)
+            if not await self.domains.registered(UUID(node_id)):
+                # Deregistered since the bearer was believed: 403 stops an agent for good, 401 makes it register again.
+                raise NskRevoked(domain_id=principal.domain_id)
         decision.require()
 
     async def record(self, caller: Caller, permission: str, act: "Act", reason: str = GRANTED) -> None:

@@ -39,6 +39,7 @@ from libs.principal import Principal
 from services.identity.authority import Act, Gate
 from services.identity.model import BootstrapToken, Caller, Candidate, Registered, Resource, SigningKey
 from services.identity.node_keys import KEY_BYTES, make_key
+from services.identity.node_model import Wanted
 from services.identity.ports import EnrolmentStore, KeyWrapper, SigningKeys
 
 TOKEN = re.compile(r"psb_([a-z]+)_([a-z2-7]+)_(node|bridge)_([a-z2-7]{20,})")
@@ -203,8 +204,8 @@ class Enrolment:
         checksum: bytes,
         version: str,
         nat_summary: str,
-    ) -> tuple[datetime.datetime, bool]:
-        """Take a sign of life; returns when, and whether the node is asked for a new mesh key."""
+    ) -> tuple[datetime.datetime, Wanted]:
+        """Take a sign of life; returns when, and what the node should do."""
         await self.gate.own(principal, node_id, "node.heartbeat")
         now = self.clock.now()
         if abs(now - client_now) > SKEW:
@@ -213,8 +214,8 @@ class Enrolment:
             raise BinaryChecksumEmpty
         if not version:
             raise BinaryVersionEmpty
-        rotate_keys = await self.store.heartbeat(UUID(node_id), checksum, version, nat_summary or "{}", now)
-        if rotate_keys is None:
+        wanted = await self.store.heartbeat(UUID(node_id), checksum, version, nat_summary or "{}", now)
+        if wanted is None:
             # Deregistered since the bearer was believed: 403 stops an agent for good, 401 makes it register again.
             raise NskRevoked
-        return now, rotate_keys
+        return now, wanted

@@ -24,6 +24,7 @@ from libs.ids import parse_uuid
 from libs.pg import connection, transaction
 from services.identity.model import BootstrapToken, Candidate, Peer, Registered, Resource, Tuple, WrappedKey
 from services.identity.node_key_store import add_key, revoke_keys
+from services.identity.node_model import Wanted
 from services.identity.node_store import LOCK_NODE, PEER, announce, peer_of, text_of
 from services.identity.relation_store import add_tuples
 from services.identity.store import BOOTSTRAP, LOCK_RANGES, RESOURCE
@@ -83,7 +84,8 @@ SELECT id, $2, $3, $4, $5, CASE WHEN $2 < created_at + stale_after THEN created_
 ON CONFLICT (node_id) DO UPDATE
 SET accepted_at = $2, binary_checksum = $3, binary_version = $4, nat_summary = $5,
     healthy_since = CASE WHEN $2 < h.accepted_at + (SELECT stale_after FROM place) THEN h.healthy_since ELSE $2 END
-RETURNING EXISTS (SELECT FROM identity.key_rotations WHERE node_id = $1 AND completed_at IS NULL)
+RETURNING EXISTS (SELECT FROM identity.key_rotations WHERE node_id = $1 AND completed_at IS NULL) AS rotate_keys,
+    healthy_since = $2 AS reconcile
 """
 
 
@@ -223,13 +225,13 @@ class PgEnrolmentStore:
 
     async def heartbeat(
         self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime.datetime
-    ) -> bool | None:
-        """Take a sign of life; returns whether a mesh-key rotation is pending, None when there is no such node."""
+    ) -> Wanted | None:
+        """Take a sign of life; returns what the node should do, None when there is no such node."""
         try:
             async with transaction(self.pool, "heartbeat") as lent:
-                rotate_keys: bool | None = await lent.fetchval(BEAT, node_id, at, checksum, version, nat_summary)
+                row = await lent.fetchrow(BEAT, node_id, at, checksum, version, nat_summary)
         except asyncpg.ForeignKeyViolationError:
             return None
         except (asyncpg.InvalidTextRepresentationError, InvalidRequest):
             raise MalformedHeartbeat("nat_summary cannot be stored") from None
-        return rotate_keys
+        return Wanted(**row) if row else None

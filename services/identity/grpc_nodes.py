@@ -32,12 +32,12 @@ class NodeApi(enrolment_pb2_grpc.NodeServiceServicer):
         self._keys = keys
 
     async def Heartbeat(self, request: pb.HeartbeatRequest, context: Context) -> pb.HeartbeatResponse:
-        accepted_at, rotate_keys = await self._enrolment.heartbeat(
+        accepted_at, wanted = await self._enrolment.heartbeat(
             current_principal(), request.node_id, request.client_now.ToDatetime(datetime.UTC),
             request.binary_checksum, request.binary_version, request.nat_summary_json,
         )  # fmt: skip
         accepted = pack.timestamp(accepted_at)
-        return pb.HeartbeatResponse(accepted_at=accepted, reconcile=False, rotate_keys=rotate_keys)
+        return pb.HeartbeatResponse(accepted_at=accepted, reconcile=wanted.reconcile, rotate_keys=wanted.rotate_keys)
 
     async def GetState(self, request: pb.GetStateRequest, context: Context) -> pb.GetStateResponse:
         snapshot = await self._state.get(current_principal(), request.node_id)

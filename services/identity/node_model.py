@@ -26,6 +26,14 @@ class SignsOfLife:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """What a node that was heard of should do: bring a new mesh key, fetch its state because it was silent too long."""
+
+    rotate_keys: bool
+    reconcile: bool
+
+
+@dataclass(frozen=True)
 class Health:
     """Whether a node is heard of ("healthy", "stale", "unreachable"), and since when."""
 

@@ -23,6 +23,7 @@ from services.identity.model import (
     TupleRow,
     WrappedKey,
 )
+from services.identity.node_model import Wanted
 
 
 class Authority(Protocol):
@@ -94,10 +95,13 @@ class TupleDirectory(Protocol):
 
 
 class Domains(Protocol):
-    """Which Domains there are."""
+    """Which Domains and nodes there are."""
 
     async def exists(self, domain_id: UUID) -> bool:
         """Whether there is such a Domain."""
+
+    async def registered(self, node_id: UUID) -> bool:
+        """Whether there is such a node."""
 
 
 class Recorder(Protocol):
@@ -227,5 +231,5 @@ class EnrolmentStore(Protocol):
 
     async def heartbeat(
         self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime.datetime
-    ) -> bool | None:
-        """Take a sign of life; returns whether a mesh-key rotation is pending, None when there is no such node."""
+    ) -> Wanted | None:
+        """Take a sign of life; returns what the node should do, None when there is no such node."""

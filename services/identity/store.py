@@ -102,6 +102,11 @@ class PgStore:
         async with connection(self.pool, "exists") as lent:
             return bool(await lent.fetchval("SELECT true FROM identity.domains WHERE id = $1", domain_id))
 
+    async def registered(self, node_id: UUID) -> bool:
+        """Whether there is such a node."""
+        async with connection(self.pool, "registered") as lent:
+            return bool(await lent.fetchval("SELECT true FROM identity.nodes WHERE id = $1", node_id))
+
     async def domain(self, domain_id: UUID) -> Domain | None:
         """Return a Domain."""
         async with connection(self.pool, "domain") as lent:

@@ -1,12 +1,14 @@
-from collections import OrderedDict
+import asyncio
+import ipaddress
+from collections import Counter, OrderedDict
 
 import pytest
 
-from libs.errors import TooMany
+from libs.errors import NskInvalid, TooMany
 from plexsphere.identity.v1 import sign_in_pb2 as pb
 from services.gateway import durations
 from services.gateway.credentials import AssertionCache, Kept, Key
-from services.gateway.limits import AddressLimit, site
+from services.gateway.limits import AddressLimit, client_address, site
 from services.gateway.tests.fakes import assertion
 
 pytestmark = pytest.mark.unit
@@ -33,6 +35,64 @@ def test_a_burst_then_the_steady_rate() -> None:
     limit.take("192.0.2.1")
     with pytest.raises(TooMany):
         limit.check("192.0.2.1")
+
+
+async def attempt(limit: AddressLimit, seen: list[str], *, good: bool) -> None:
+    try:
+        async with limit.guess("192.0.2.1"):
+            seen.append("asked")
+            await asyncio.sleep(0.01)
+            if not good:
+                raise NskInvalid  # noqa: TRY301 — as the block of a handler does
+    except (NskInvalid, TooMany) as error:
+        seen.append(error.code)
+
+
+async def test_guessing_in_parallel_gains_nothing() -> None:
+    limit, seen = AddressLimit(1, 3, Time()), list[str]()
+    await asyncio.gather(*(attempt(limit, seen, good=False) for _ in range(50)))
+    assert Counter(seen) == {"asked": 3, "nsk_invalid": 3, "rate_limited": 47}
+    assert limit._turns == {}
+
+
+async def test_many_with_good_credentials_behind_one_address_lose_nothing() -> None:
+    limit, seen = AddressLimit(1, 3, Time()), list[str]()
+    await asyncio.gather(*(attempt(limit, seen, good=number != 7) for number in range(50)))
+    assert Counter(seen) == {"asked": 50, "nsk_invalid": 1}
+    assert limit._turns == {}
+
+
+async def test_who_gives_up_waiting_keeps_nobody_waiting() -> None:
+    limit, seen = AddressLimit(1, 1, Time()), list[str]()
+    tasks = [asyncio.create_task(attempt(limit, seen, good=True)) for _ in range(3)]
+    await asyncio.sleep(0)
+    tasks[1].cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert seen == ["asked", "asked"]
+    assert limit._turns == {}
+
+
+PROXIES = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("fd00::/8")]
+
+
+@pytest.mark.parametrize(
+    ("remote", "forwarded", "client"),
+    [
+        ("192.0.2.1", "", "192.0.2.1"),
+        ("192.0.2.1", "198.51.100.7", "192.0.2.1"),
+        ("10.0.0.1", "", "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.7", "198.51.100.7"),
+        ("10.0.0.1", "203.0.113.9, 198.51.100.7", "198.51.100.7"),
+        ("10.0.0.1", "198.51.100.7, 10.0.0.2,fd00::2", "198.51.100.7"),
+        ("::ffff:10.0.0.1", "::ffff:198.51.100.7", "198.51.100.7"),
+        ("10.0.0.1", "10.0.0.3", "10.0.0.3"),
+        ("10.0.0.1", "198.51.100.7, unknown", "10.0.0.1"),
+        ("10.0.0.1", "198.51.100.7:443", "10.0.0.1"),
+        ("", "198.51.100.7", ""),
+    ],
+)
+def test_only_a_proxy_of_ours_says_who_is_behind_it(remote: str, forwarded: str, client: str) -> None:
+    assert client_address(remote, forwarded, PROXIES) == client
 
 
 def test_an_ipv6_site_is_one_address() -> None:

@@ -29,6 +29,7 @@ from services.identity.model import (
     Tuple,
     WrappedKey,
 )
+from services.identity.node_model import Wanted
 from services.identity.schema import PLATFORM
 from services.identity.service import Identity
 
@@ -130,9 +131,13 @@ class FakeStore:
     token_rows: dict[UUID, BootstrapToken] = field(default_factory=dict)
     place_rows: dict[UUID, NodePlace] = field(default_factory=dict)
     tuples: list[Tuple] = field(default_factory=list)
+    gone: set[UUID] = field(default_factory=set)
 
     async def exists(self, domain_id: UUID) -> bool:
         return domain_id in self.domain_rows
+
+    async def registered(self, node_id: UUID) -> bool:
+        return node_id not in self.gone
 
     async def create_domain(self, domain: Domain, tuples: list[Tuple]) -> None:
         self._write("create_domain", tuples)
@@ -282,9 +287,9 @@ class FakeEnrolmentStore:
 
     async def heartbeat(
         self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime
-    ) -> bool | None:
+    ) -> Wanted | None:
         self.heartbeats.append((node_id, checksum, version, nat_summary, at))
-        return node_id in self.pending if node_id in self.nodes else None
+        return Wanted(node_id in self.pending, reconcile=False) if node_id in self.nodes else None
 
 
 class World:

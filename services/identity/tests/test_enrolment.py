@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from libs.errors import AuditUnavailable, OpenbaoUnavailable, PlexError, PoolExhausted, SigningUnavailable
 from libs.ids import uuid7
 from services.identity.enrolment import Enrolled, Wish
+from services.identity.node_model import Wanted
 from services.identity.tests.fakes import NOW, World, node_principal
 
 pytestmark = pytest.mark.unit
@@ -217,7 +218,7 @@ async def test_without_audit_vault_or_signing_key_no_token_is_used() -> None:
         assert world.enrolled.nodes == {}
 
 
-async def heartbeat(world: World, node: UUID, /, **changes: object) -> tuple[datetime, bool]:
+async def heartbeat(world: World, node: UUID, /, **changes: object) -> tuple[datetime, Wanted]:
     valid = {
         "principal": node_principal(node, world.domain.id),
         "node_id": str(node),
@@ -254,9 +255,9 @@ async def test_a_heartbeat_within_a_minute_is_taken() -> None:
     rows = len(world.audit.rows)
     for skew in (-60, 0, 60):
         taken = await heartbeat(world, enrolled.node.node_id, client_now=NOW + timedelta(seconds=skew))
-        assert taken == (NOW, False)
+        assert taken == (NOW, Wanted(rotate_keys=False, reconcile=False))
     world.enrolled.pending.add(enrolled.node.node_id)
-    assert await heartbeat(world, enrolled.node.node_id) == (NOW, True)
+    assert await heartbeat(world, enrolled.node.node_id) == (NOW, Wanted(rotate_keys=True, reconcile=False))
     assert len(world.audit.rows) == rows
 
 

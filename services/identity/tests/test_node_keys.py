@@ -105,6 +105,12 @@ async def test_nobody_else_and_nothing_without_audit_or_vault() -> None:
     scene.world.authority.granted.clear()
     with pytest.raises(Forbidden):
         await scene.rotate(FIRST)
+    # A node that is no more must register again: a denial would stop its agent for good.
+    scene.world.store.gone.add(scene.node_id)
+    scene.world.audit.rows.clear()
+    with pytest.raises(NskRevoked):
+        await scene.rotate(FIRST)
+    assert [row.reason for row in scene.world.audit.rows] == ["out_of_scope"]
     for target, error in (("audit", AuditUnavailable()), ("wrapper", OpenbaoUnavailable())):
         scene = Scene()
         getattr(scene.world, target).refusal = error

@@ -9,6 +9,7 @@ import pytest
 
 from libs.errors import KeysRotatePeerNotFound
 from services.identity.enrolment_store import PgEnrolmentStore
+from services.identity.node_model import Wanted
 from services.identity.node_store import PgNodeStore
 from services.identity.rotation_store import PgRotationStore
 from services.identity.store import PgStore
@@ -72,7 +73,9 @@ async def test_health_lasts_from_registration_until_a_node_was_silent_for_too_lo
     since = []
     for seconds in (10, 99, 189.5, 190, 1000, 1089, 5000):
         at = first.registered_at + datetime.timedelta(seconds=seconds)
-        assert await enrolment.heartbeat(node_id, bytes(32), "1", "{}", at) is False
+        # Who was silent for too long is told to look for what it missed.
+        wanted = Wanted(rotate_keys=False, reconcile=seconds in {189.5, 1000, 5000})
+        assert await enrolment.heartbeat(node_id, bytes(32), "1", "{}", at) == wanted
         signs = await store.signs(node_id)
         assert signs is not None
         assert signs.last_heartbeat_at == at
@@ -95,9 +98,9 @@ async def test_heartbeats_ask_for_a_key_until_it_is_there(replicas: Replicas, po
     enrolment, rotations = PgEnrolmentStore(pools[0]), PgRotationStore(pools[1])
     asked = await rotations.request(node_id, now())
     assert asked is not None
-    assert await enrolment.heartbeat(node_id, bytes(32), "1", "{}", now()) is True
+    assert await enrolment.heartbeat(node_id, bytes(32), "1", "{}", now()) == Wanted(rotate_keys=True, reconcile=False)
     await rotations.complete(node_id, asked[0], key(), now())
-    assert await enrolment.heartbeat(node_id, bytes(32), "1", "{}", now()) is False
+    assert await enrolment.heartbeat(node_id, bytes(32), "1", "{}", now()) == Wanted(rotate_keys=False, reconcile=False)
 
 
 async def test_who_registers_sees_endpoints_and_keys_as_they_are(replicas: Replicas, pools: Pools) -> None:
