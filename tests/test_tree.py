@@ -66,6 +66,17 @@ def test_no_file_has_a_name_that_says_nothing() -> None:
     assert [path for path in sources() if path.stem in VAGUE] == []
 
 
+@pytest.mark.parametrize("service", [name for name in SERVICES if name != "gateway"])
+def test_migrations_are_one_line(service: str) -> None:
+    files = sorted((ROOT / "services" / service / "migrations").glob("*.py"))
+    numbers = [f"{number:04}" for number in range(1, len(files) + 1)]
+    assert [path.name[:4] for path in files] == numbers
+    for path, number, before in zip(files, numbers, ["", *numbers], strict=False):
+        text = path.read_text()
+        assert f'revision = "{number}"' in text
+        assert f'down_revision = "{before}"' in text or not before
+
+
 def test_files_stay_short() -> None:
     long = {
         str(path.relative_to(ROOT)): count

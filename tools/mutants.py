@@ -305,7 +305,7 @@ MUTANTS = (
     ),
     Mutant(
         "S-1 form of a wrapped key",
-        "services/identity/migrations/0008_check_forms.py",
+        "services/identity/migrations/0010_check_forms.py",
         "CHECK (wrapped ~ '^vault:v[0-9]+:[A-Za-z0-9+/]{80}$')",
         "CHECK (wrapped <> '')",
         THREATS + "test_database.py::test_plaintext_is_refused_by_the_database",

@@ -9,7 +9,7 @@ UPGRADE = """
 -- 32 bytes with nonce and tag are 60, which are 80 characters: what is shorter or longer is no wrapped key.
 ALTER TABLE identity.node_secret_keys
     DROP CONSTRAINT node_secret_keys_wrapped_check,
-    ADD CONSTRAINT wrapped_is_ciphertext CHECK (wrapped ~ '^vault:v[0-9]+:[A-Za-z0-9+/]{80}$'),
+    ADD CONSTRAINT node_secret_keys_wrapped_check CHECK (wrapped ~ '^vault:v[0-9]+:[A-Za-z0-9+/]{80}$'),
     ADD COLUMN valid_until timestamptz;
 DROP INDEX identity.one_live_key_a_node;
 CREATE UNIQUE INDEX one_current_key_a_node ON identity.node_secret_keys (node_id)

@@ -2,8 +2,8 @@
 
 from libs.migrations import refuse, run
 
-revision = "0008"
-down_revision = "0007"
+revision = "0010"
+down_revision = "0009"
 
 UPGRADE = """
 ALTER TABLE identity.node_secret_keys
