@@ -1,10 +1,10 @@
-"""Validation of an id_token against the bare signature check of the library under it, in this process."""
+"""Validation of an id_token against the bare library decoding the same token, in this process."""
 
 import json
 import time
 from collections.abc import Callable
 
-from joserfc import jws
+from joserfc import jws, jwt
 from joserfc.jwk import ECKey, OKPKey, RSAKey
 
 from bench.measure import Bar, Figures, Report, alternate, column
@@ -35,9 +35,9 @@ def token_of(algorithm: str, key: RSAKey | ECKey | OKPKey) -> str:
 
 
 def rate(once: Callable[[], object]) -> Figures:
-    """Return calls a second."""
-    started, calls = time.perf_counter(), 0
-    while (elapsed := time.perf_counter() - started) < SECONDS:
+    """Return calls a second of this process's own time: both sides do nothing but compute."""
+    started, calls = time.process_time(), 0
+    while (elapsed := time.process_time() - started) < SECONDS:
         for _ in range(AT_ONCE):
             once()
         calls += AT_ONCE
@@ -59,8 +59,8 @@ async def measure(report: Report) -> None:
             return rate(lambda: validate(token, keys, expected))  # noqa: B023 — awaited in this turn
 
         async def bare() -> Figures:
-            return rate(lambda: jws.deserialize_compact(token, public, algorithms=[algorithm]))  # noqa: B023 — as above
+            return rate(lambda: jwt.decode(token, public, algorithms=[algorithm]))  # noqa: B023 — as above
 
         a, b = await alternate(ours, bare)
         name = f"id_token validation, {algorithm}"
-        report.bars.append(Bar(name, "tokens/s", column(a, "rate"), column(b, "rate"), FLOOR, AIM))
+        report.bars.append(Bar(name, "tokens/cpu s", column(a, "rate"), column(b, "rate"), FLOOR, AIM))
