@@ -15,8 +15,8 @@ SIGN_IN = (
     Mutant(
         "F-3 signature",
         "services/identity/signed.py",
-        "        payload = jws.deserialize_compact(token.encode(), key, registry=REGISTRY).payload\n",
-        '        payload = _decoded(token.split(".")[1])\n',
+        "    if not believed:\n",
+        "    if False:\n",
         KEYS + "::test_the_token_does_not_choose_how_it_is_verified",
     ),
     Mutant(
@@ -50,8 +50,8 @@ SIGN_IN = (
     Mutant(
         "F-3 a member stands once",
         "services/identity/signed.py",
-        "        if len(members := dict(pairs)) != len(pairs):\n",
-        "        members = dict(pairs)\n        if False:\n",
+        "    if len(members := dict(pairs)) != len(pairs):\n",
+        "    members = dict(pairs)\n    if False:\n",
         KEYS + "::test_a_form_that_two_parsers_could_read_differently_is_refused",
     ),
     Mutant(
