@@ -19,6 +19,8 @@ from devstack import services
 from devstack.layout import SERVICES, StackError, State
 from devstack.process import child_setup
 from devstack.supervisor import ask
+from tests.e2e.scan import key_files, search
+from tests.e2e.seen import SEEN
 from tests.e2e.world import PLEXCTL, World, run
 
 
@@ -48,13 +50,19 @@ def stack(request: pytest.FixtureRequest) -> Iterator[State]:
             # A run that is killed takes its stack with it.
             preexec_fn=child_setup(os.getpid()),  # noqa: PLW1509 — no thread runs yet
         )  # fmt: skip
+    kept = True
     try:
         asyncio.run(_until_healthy(state, supervisor))
         yield state
+        if not only:
+            # The last thing of every run: nothing secret that its clients sent or got is in what the stack wrote.
+            found = asyncio.run(search(asyncio.run(World.of(folder)), SEEN | key_files(folder)))
+            assert not found, f"in {folder}: " + "; ".join(found)
+        kept = bool(request.session.testsfailed)
     finally:
         supervisor.terminate()
         supervisor.wait()
-        if not request.session.testsfailed:
+        if not kept:
             shutil.rmtree(folder, ignore_errors=True)
 
 

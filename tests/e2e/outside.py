@@ -16,6 +16,8 @@ import aiohttp
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from tests.e2e.seen import recorder
+
 JSON = dict[str, Any]
 
 
@@ -95,6 +97,7 @@ class Outside:
             connector=aiohttp.TCPConnector(ssl=trust, local_addr=(self.local, 0) if self.local else None),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=30),
+            trace_configs=[recorder()],
         )
         return self
 
@@ -250,14 +253,3 @@ def random_secret() -> bytes:
 def entry_hash(prev_hash: str, canonical: bytes) -> str:
     """Recompute an audit entry's hash from what the edge served."""
     return hashlib.sha256(bytes.fromhex(prev_hash) + hashlib.sha256(canonical).digest()).hexdigest()
-
-
-def forms(value: bytes) -> list[bytes]:
-    """Return how a value may stand in a dump or a log: plain, hex, base64 and base64url at any offset."""
-    found = [value, value.hex().encode(), value.hex().upper().encode()]
-    for encode in (base64.b64encode, base64.urlsafe_b64encode):
-        for offset in range(3):
-            text = encode(b"\0" * offset + value)
-            start, end = (0, 2, 3)[offset], -4 if (offset + len(value)) % 3 else None
-            found.append(text[start:end])
-    return found

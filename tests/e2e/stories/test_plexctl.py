@@ -24,6 +24,7 @@ from tests.e2e.attacker import Broker, signed, wire
 from tests.e2e.conftest import Scene
 from tests.e2e.listener import publish
 from tests.e2e.outside import Login
+from tests.e2e.seen import note, note_body, note_text
 from tests.e2e.stories.main_job import Story
 from tests.e2e.world import PLEXCTL, World
 
@@ -38,9 +39,14 @@ class Cli:
     env: dict[str, str]
 
     def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
+        done = subprocess.run(
             [*PLEXCTL, *arguments], input=stdin, capture_output=True, check=False, env={**os.environ, **self.env}
         )
+        note("stdin of plexctl", stdin)
+        for known in (done.stdout, *(path.read_bytes() for path in self.folder.rglob("*") if path.is_file())):
+            note_text("plexctl", known)
+            note_body("plexctl", known.strip(), "")
+        return done
 
     def json(self, *arguments: str, stdin: bytes = b"") -> Any:
         done = self.run(*arguments, "--json", stdin=stdin)
