@@ -67,7 +67,7 @@ def bind_idp(
         str, typer.Option(help="Where the client secret is in OpenBao: kv/idp/<Domain's id>/<name>.")
     ],
     discovery_url: Annotated[str, typer.Option(help="Discovery document; by default the issuer's.")] = "",
-    jit: Annotated[bool, typer.Option("--jit/--no-jit", help="Let unknown people of this provider in.")] = False,
+    jit: Annotated[bool, typer.Option("--jit/--no-jit", help="Let people in who never were.")] = False,
     primary: Annotated[bool, typer.Option("--primary", help="First choice at sign-in.")] = False,
     as_json: Json = False,
 ) -> None:
