@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import json
 import ssl
 import uuid
 from collections.abc import AsyncIterator
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.e2e
 IDP = "/v1/admin/idp"
 GRANT = """
 INSERT INTO identity.relation_tuples (id, resource_type, resource_id, relation, subject_type, subject_id, state)
-VALUES (gen_random_uuid(), 'domain', $1, 'member', 'user', $2, 'pending')
+VALUES (gen_random_uuid(), 'domain', $1, $3, 'user', $2, 'pending')
 """
 
 
@@ -313,7 +314,7 @@ async def test_a_deleted_binding_takes_people_and_rights(scene: Scene, bound: Bo
     person = (await browser.call("GET", "/v1/auth/whoami")).json["subject"]
     dba = await scene.story.world.superuser()
     try:
-        await dba.execute(GRANT, bound.domain_id, person)
+        await dba.execute(GRANT, bound.domain_id, person, "member")
         assert (await scene.operator.call("DELETE", bound.path)).status == 204
         assert (await browser.call("GET", "/v1/auth/whoami")).status == 401
         for method in ("GET", "DELETE"):
@@ -329,9 +330,21 @@ async def test_a_deleted_binding_takes_people_and_rights(scene: Scene, bound: Bo
 
 
 async def test_nobody_else_changes_a_binding_and_each_deed_has_one_row(scene: Scene, bound: Bound) -> None:
-    stranger = await scene.outside.sign_in(Login("stranger"), scene.story.domain_id)
+    theirs = scene.story.domain_id
+    neighbour = await scene.outside.sign_in(Login("neighbour"), theirs)
+    person = (await neighbour.call("GET", "/v1/auth/whoami")).json["subject"]
+    dba = await scene.story.world.superuser()
+    await dba.execute(GRANT, theirs, person, "admin")
+    await dba.close()
+    for _ in range(100):
+        # Relations reach SpiceDB from the table within a second.
+        if (await neighbour.call("GET", f"{IDP}?domain_id={theirs}")).status == 200:
+            break
+        await asyncio.sleep(0.1)
+    else:
+        raise AssertionError("the neighbour does not administer")
     unknown = f"{IDP}/{uuid.uuid4()}"
-    for caller, expected in ((stranger, 403), (scene.edge, 401)):
+    for caller, expected in ((neighbour, 403), (scene.edge, 401)):
         for method, tail, body in (
             ("GET", "", None),
             ("PATCH", "", {"alias": "mine"}),
@@ -380,3 +393,23 @@ async def test_the_administrators_name_at_another_provider_is_anybodys(scene: Sc
         assert (await namesake.call("POST", "/v1/domains", domain)).status == 403
     finally:
         await scene.operator.call("DELETE", f"{IDP}/{made.json['id']}")
+
+
+async def test_the_settings_file_is_right_about_the_platforms_provider(scene: Scene) -> None:
+    world = scene.story.world
+    config = world.config("identity")
+    own = 'client_secret_ref = "kv/idp/platform/oidc-a"'
+    assert own in config
+    try:
+        for file, reference in ((config.replace(own, own.replace("-a", "-b")), "oidc-b"), (config, "oidc-a")):
+            await world.restart("identity", file)
+            (row,) = [
+                row
+                for row in json.loads((await scene.operator.call("GET", "/v1/admin/platform-idp")).body)
+                if row["issuer"] == world.env["PLEX_OIDC_A_ISSUER"]
+            ]
+            assert row["client_secret_ref"] == f"kv/idp/platform/{reference}"
+    finally:
+        if world.config("identity") != config:
+            await world.restart("identity", config)
+    await scene.outside.sign_in(Login("operator"))
