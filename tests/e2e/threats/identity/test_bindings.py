@@ -282,6 +282,15 @@ async def test_a_patch_is_whole_or_nothing(scene: Scene, bound: Bound) -> None:
 # People that were let go ---------------------------------------------------------------------------------------------
 
 
+async def ends(caller: Edge) -> None:
+    """Wait until nobody believes a credential; the feed is far quicker than what the edge remembers for 5 s."""
+    async with asyncio.timeout(3):
+        answer = await caller.call("GET", "/v1/auth/whoami")
+        while answer.status != 401:
+            assert answer.status == 200
+            answer = await caller.call("GET", "/v1/auth/whoami")
+
+
 async def test_a_deactivated_binding_ends_everything_at_once(scene: Scene, bound: Bound) -> None:
     browser = await bound.sign_in(Login("ada"))
     token = await scene.outside.access_token(browser, domain_id=bound.domain_id)
@@ -295,7 +304,7 @@ async def test_a_deactivated_binding_ends_everything_at_once(scene: Scene, bound
         assert (await caller.call("GET", "/v1/auth/whoami")).status == 200
     assert (await bound.status("deactivated")).json["status"] == "deactivated"
     for caller in held:
-        assert (await caller.call("GET", "/v1/auth/whoami")).status == 401
+        await ends(caller)
     poll = {"device_code": waiting.json["device_code"], "client_id": "cli"}
     assert (await scene.edge.call("POST", "/v1/auth/device-token", poll)).status == 400
     parts = urlsplit(under_way)
@@ -305,7 +314,7 @@ async def test_a_deactivated_binding_ends_everything_at_once(scene: Scene, bound
     assert str(started) == "404 idp_binding_not_found"
     assert (await bound.status("active")).status == 200
     for caller in held:
-        assert (await caller.call("GET", "/v1/auth/whoami")).status == 401
+        await ends(caller)
     await bound.sign_in(Login("ada"))
 
 
@@ -316,7 +325,7 @@ async def test_a_deleted_binding_takes_people_and_rights(scene: Scene, bound: Bo
     try:
         await dba.execute(GRANT, bound.domain_id, person, "member")
         assert (await scene.operator.call("DELETE", bound.path)).status == 204
-        assert (await browser.call("GET", "/v1/auth/whoami")).status == 401
+        await ends(browser)
         for method in ("GET", "DELETE"):
             assert (await scene.operator.call(method, bound.path)).status == 404
         people = "SELECT count(*) FROM identity.identities WHERE id = $1"
