@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("identity", "access", "secrets", "mesh", "audit", "gateway")
 BACKENDS = ("postgres", "nats", "openbao", "spicedb", "oidc-a", "oidc-b")
 PORTS = (*BACKENDS, "openbao-cluster", *SERVICES, *(f"{name}-metrics" for name in SERVICES))
-RANDOM_FILES = ("spicedb.key", "cursor.key", "csrf.key", "pkce.key", "oidc-a.secret", "oidc-b.secret")
+RANDOM_FILES = ("spicedb.key", "cursor.key", "csrf.key", "pkce.key", "pseudonym.key", "oidc-a.secret", "oidc-b.secret")
 CLIENT_ID = "plexsphere"
 LONGEST_SOCKET = 100
 # Below the range that the system gives to outgoing connections (32768 and up), so that no client of a process which is

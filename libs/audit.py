@@ -7,6 +7,7 @@ from libs.decision import Record
 from libs.errors import AuditUnavailable, PlexError
 from libs.rpc.channel import Peer
 from libs.rpc.context import current_call
+from libs.scope import named
 from plexsphere.audit.v1 import audit_pb2, audit_pb2_grpc
 
 DEADLINE_S = 2.0
@@ -24,6 +25,8 @@ class AuditClient:
         call = current_call()
         occurred_at = Timestamp()
         occurred_at.FromDatetime(self._clock.now())
+        subject = f"{record.subject_kind}:{record.subject_id}"
+        context = record.context | named(subject, record.relation, record.reason)
         request = audit_pb2.AppendRequest(
             domain_id=record.domain_id,
             idempotency_key=str(record.idempotency_key),
@@ -35,7 +38,7 @@ class AuditClient:
             object_type=record.object_type,
             object_id=record.object_id,
             reason=audit_pb2.Reason.Value(f"REASON_{record.reason.upper()}"),
-            caveat_context={name: audit_pb2.CaveatNames(names=names) for name, names in record.context.items()},
+            caveat_context={name: audit_pb2.CaveatNames(names=names) for name, names in context.items()},
             correlation_id=call.correlation_id,
             client_ip=call.client_ip[:64],
             user_agent=call.user_agent[:512],

@@ -60,6 +60,8 @@ class Principal:
     nsk_kid: str = ""
     nsk_digest: str = ""
     session_id: str = ""
+    # What the credential is for at most (libs/scope.py); None is all that its owner may.
+    scope: tuple[str, ...] | None = None
     jti: str = ""
     issued_at: int = 0
     expires_at: int = 0
@@ -95,6 +97,8 @@ class AssertionSigner:
         claims |= {"iat": int(now.timestamp()), "exp": int(expires.timestamp())}
         if principal.auth_time is not None:
             claims["auth_time"] = principal.auth_time
+        if principal.scope is not None:
+            claims["scope"] = " ".join(principal.scope)
         leaf = base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
         header = {"alg": ALGORITHM, "typ": TYPE, "x5c": [leaf]}
         key = OKPKey.import_key(self.key_file.read_bytes())
@@ -177,6 +181,7 @@ class AssertionVerifier:
             **fields,
             amr=tuple(claims.get("amr", ())),
             auth_time=claims.get("auth_time"),
+            scope=tuple(str(claims["scope"]).split()) if "scope" in claims else None,
             issued_at=issued,
             expires_at=expires,
         )

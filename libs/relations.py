@@ -3,6 +3,7 @@
 from libs.decision import Decision
 from libs.errors import AuthzUnavailable, PlexError
 from libs.rpc.channel import Peer
+from libs.scope import beyond
 from plexsphere.identity.v1 import relations_pb2, relations_pb2_grpc
 
 # Shorter than callers wait, so that they hear that relations are what is missing.
@@ -24,6 +25,8 @@ class Relations:
 
     async def check(self, subject: str, permission: str, resource: str) -> Decision:
         """Answer whether `subject` (`user:<uuid>` …) has `permission` on `resource` (`<type>:<id>`)."""
+        if beyond(subject, permission):
+            return Decision("insufficient_relation")
         request = relations_pb2.CheckRequest(subject=subject, permission=permission, resource=resource)
         try:
             answer = await self._stub.Check(request, timeout=DEADLINE_S)

@@ -38,6 +38,16 @@ def test_what_is_signed_is_what_is_understood(authority: Authority, verifier: As
     assert found.reference == f"node:{SUBJECT}"
 
 
+@pytest.mark.parametrize("scope", [None, (), ("read",), ("read", "node-operate")])
+def test_a_scope_arrives_as_it_is_and_none_is_not_empty(
+    authority: Authority, verifier: AssertionVerifier, scope: tuple[str, ...] | None
+) -> None:
+    own = authority.signer()
+    signer = AssertionSigner(own.certificate_file, own.key_file, SystemClock())
+    token, _ = signer.sign(Principal(SUBJECT, "user", "api_token", scope=scope), "identity")
+    assert verifier.verify(token, "gateway").scope == scope
+
+
 def test_the_forge_makes_what_is_accepted(authority: Authority, verifier: AssertionVerifier) -> None:
     # Else each attack below could be refused for a reason of its own.
     assert verifier.verify(Forge(authority).sign(), "gateway").subject == SUBJECT

@@ -12,6 +12,7 @@ from libs.cursor import Cursors
 from libs.errors import CursorBindingMismatch, Forbidden, InvalidCursor, InvalidRequest, NotFound
 from libs.ids import uuid7
 from libs.principal import Principal
+from libs.scope import named
 from services.audit.entry import agrees, draft, pseudonym
 from services.audit.model import Decision, Filter, Page, Stored, Verdict, resource_of
 from services.audit.ports import Appender, Peppers, Relations, Store
@@ -146,7 +147,7 @@ class Audit:
                 object_type="audit",
                 object_id=object_id,
                 reason=reason,
-                context={"action": [action]},
+                context={"action": [action], **named(request.principal.reference, relation, reason)},
                 correlation_id=request.correlation_id,
                 client_ip=request.client_ip,
                 user_agent=request.user_agent,

@@ -28,6 +28,7 @@ from services.gateway.hub import Hub
 from services.gateway.limits import AddressLimit
 from services.gateway.mesh import MeshKeys, MeshNonces, Reconciler
 from services.gateway.nodes import Nodes
+from services.gateway.people import People
 from services.gateway.platform import Platform
 from services.gateway.refusals import RefusedEnvelopes
 from services.gateway.revocations import follow_revocations
@@ -38,6 +39,7 @@ from services.gateway.sign_in import SignIn
 from services.gateway.signing_keys import Mesh
 from services.gateway.standings import IdentityStandings
 from services.gateway.tenancy import Tenancy
+from services.gateway.tokens import Tokens
 from services.gateway.validation import compile_rules
 
 
@@ -61,6 +63,8 @@ def application(
         **Tenancy(identity).routes(),
         **Bindings(identity).routes(),
         **Authorization(identity).routes(),
+        **Tokens(identity).routes(),
+        **People(identity).routes(),
         **Fleet(identity).routes(),
         **Nodes(identity).routes(),
         **Events(ports, hub, cache, Reconciler(peers["mesh"]), denials).routes(),
@@ -74,6 +78,7 @@ def application(
         "PostRegister": limit(settings.limits.registration),
         "PostAuthSignIn": limit(settings.limits.sign_in),
         "PostAuthDeviceCode": limit(settings.limits.device_code),
+        "PostAuthServiceToken": limit(settings.limits.service_token),
     }
     authenticator = Authenticator(identity, cache, limit(settings.limits.bad_bearer))
     origins = frozenset(settings.allowed_origins)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from aiohttp import web
 
 from libs import nsk
-from libs.errors import Unauthenticated
+from libs.errors import Forbidden, Unauthenticated
 from libs.rpc.channel import Peer
 from plexsphere.identity.v1 import sign_in_pb2 as pb
 from plexsphere.identity.v1 import sign_in_pb2_grpc as stubs
@@ -29,6 +29,10 @@ FEED_SILENT_S = 0.8
 MOST_KEPT = 20_000
 # The published contract has no security of their own for these two, but their caller is the node.
 NODE_OPERATIONS = frozenset({"GetNodeEvents", "GetNodeState"})
+
+
+# The published contract has a refusal of its own for an API token that is shown as a cookie here.
+SIGN_OUT_EVERYWHERE = "PostAuthSignOutGlobal"
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ def present(operation: Operation, request: web.Request) -> Credential:
             raise Unauthenticated("an operator's bearer is needed")
         return Credential(pb.CREDENTIAL_KIND_OPERATOR_BEARER, token)
     cookie = request.cookies.get(SESSION_COOKIE, "")
+    if operation.id == SIGN_OUT_EVERYWHERE and cookie.startswith("psk_"):
+        raise Forbidden("an API token is not a session", reason="caveat_violation")
     if "sessionCookie" in operation.security and TOKEN.fullmatch(cookie):
         return Credential(pb.CREDENTIAL_KIND_SESSION_COOKIE, cookie)
     raise Unauthenticated

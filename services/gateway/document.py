@@ -20,7 +20,7 @@ SAFE = frozenset({"get"})
 SIGN_OUT = "DeleteAuthSession"
 # Answered from memory: no service behind them can be unavailable.
 STATIC = frozenset({"GetVersion", "GetOpenAPI", "GetDocs"})
-LIMITED = frozenset({"PostRegister", "PostAuthSignIn", "PostAuthDeviceCode"})
+LIMITED = frozenset({"PostRegister", "PostAuthSignIn", "PostAuthDeviceCode", "PostAuthServiceToken"})
 
 
 @dataclass(frozen=True)

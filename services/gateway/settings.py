@@ -42,6 +42,7 @@ class Limits(Settings):
     registration: Rate
     sign_in: Rate
     device_code: Rate
+    service_token: Rate
     bad_bearer: Rate
 
 

@@ -22,7 +22,9 @@ from plexsphere.identity.v1 import (
     enrolment_pb2_grpc,
     relations_pb2_grpc,
     sign_in_pb2_grpc,
+    tokens_pb2_grpc,
 )
+from services.identity.api_tokens import ApiTokens
 from services.identity.authentication import Authentication
 from services.identity.authority import Gate
 from services.identity.authorization import Authorization
@@ -39,6 +41,7 @@ from services.identity.grpc_directory import DirectoryApi
 from services.identity.grpc_fleet import EnrolmentApi, FleetApi, RelationsAdminApi, RelationsApi
 from services.identity.grpc_nodes import NodeAdminApi, NodeApi
 from services.identity.grpc_sign_in import AuthenticationApi, SessionApi, SignInApi
+from services.identity.grpc_tokens import ApiTokenApi, PeopleApi, ServiceTokenApi
 from services.identity.key_rotation import KeyRotation
 from services.identity.mesh import MeshKeys
 from services.identity.model import Tuple
@@ -47,6 +50,7 @@ from services.identity.node_keys import NodeKeys
 from services.identity.node_state import NodeState
 from services.identity.node_store import PgNodeStore
 from services.identity.oidc import HttpProvider
+from services.identity.people import People
 from services.identity.reconcile import Reconcile
 from services.identity.relation_store import PgTupleStore
 from services.identity.relations import Feed, Relations
@@ -54,12 +58,14 @@ from services.identity.revocation_feed import follow
 from services.identity.rotation_store import PgRotationStore
 from services.identity.schema import PLATFORM
 from services.identity.service import Identity
+from services.identity.service_tokens import ServiceTokens
 from services.identity.settings import Bootstrap, IdentitySettings
 from services.identity.sign_in import SignIn
 from services.identity.sign_in_model import Binding
 from services.identity.sign_in_store import PgSignInStore
 from services.identity.spicedb import SENTINEL, SpiceDb
 from services.identity.store import PgStore
+from services.identity.token_store import PgTokenStore
 from services.identity.vault import BaoVault
 
 PACKAGE = "plexsphere.identity.v1."
@@ -111,10 +117,13 @@ async def run(settings: IdentitySettings) -> None:
         store, sign_in_store, vault, mesh = PgStore(pool), PgSignInStore(pool), BaoVault(bao), MeshKeys(mesh_peer)
         gate = Gate(relations, audit, store)
         await sign_in_store.ensure_binding(platform_binding(settings.bootstrap, clock))
-        cursors = Cursors(read_secret_file(settings.cursor_key_file))
+        cursors, token_store = Cursors(read_secret_file(settings.cursor_key_file)), PgTokenStore(pool)
         identity = Identity(store, gate, mesh, cursors, clock)
         authorization = Authorization(relations, PgTupleDirectory(pool), gate, cursors)
         reconcile = Reconcile(relations, PgDriftStore(pool), gate)
+        people = People(token_store, gate, cursors, clock, read_secret_file(settings.pseudonym_key_file))
+        api_tokens = ApiTokens(token_store, gate, clock, settings.environment)
+        service_tokens = ServiceTokens(token_store, audit, clock, settings.environment)
         enrolment = Enrolment(PgEnrolmentStore(pool), gate, mesh, vault, clock)
         node_store = PgNodeStore(pool)
         state, endpoints = NodeState(node_store, gate, clock), Endpoints(node_store, gate, clock)
@@ -142,13 +151,16 @@ async def run(settings: IdentitySettings) -> None:
         )
         devices = Devices(sign_in_store, audit, clock, settings.environment)
         signer = AssertionSigner(settings.assertion.certificate_file, settings.assertion.key_file, clock)
-        authentication = Authentication(sign_in_store, relations, signer, clock)
+        authentication = Authentication(sign_in_store, token_store, relations, signer, clock)
         bindings = Bindings(sign_in_store, provider, gate, clock)
         servicers = [
             ("AuthenticationService", AuthenticationApi(authentication), sign_in_pb2_grpc, False),
             ("SignInService", SignInApi(sign_in, devices), sign_in_pb2_grpc, False),
             ("SessionService", SessionApi(sign_in, devices), sign_in_pb2_grpc, True),
             ("DirectoryService", DirectoryApi(identity, bindings), directory_pb2_grpc, True),
+            ("ApiTokenService", ApiTokenApi(api_tokens), tokens_pb2_grpc, True),
+            ("ServiceTokenService", ServiceTokenApi(service_tokens), tokens_pb2_grpc, False),
+            ("PeopleService", PeopleApi(people), tokens_pb2_grpc, True),
             ("EnrolmentService", EnrolmentApi(enrolment), enrolment_pb2_grpc, False),
             ("NodeService", NodeApi(enrolment, state, endpoints, rotation, node_keys), enrolment_pb2_grpc, True),
             ("NodeAdminService", NodeAdminApi(state, rotation, node_keys), enrolment_pb2_grpc, True),

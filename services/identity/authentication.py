@@ -14,6 +14,8 @@ from libs.principal import AssertionSigner, Principal
 from services.identity.ports import Authority
 from services.identity.sign_in_model import NodeKey, Session, digest
 from services.identity.sign_in_ports import SignInStore
+from services.identity.token_model import API_TOKEN, SERVICE_TOKEN, ApiToken, ServiceToken, well_formed
+from services.identity.token_ports import TokenStore
 
 IDLE_FOR = datetime.timedelta(minutes=30)
 ACCESS_TOKEN = re.compile(r"pat_(dev|stage|prod)_[A-Za-z0-9_-]{43}")
@@ -36,11 +38,26 @@ def person_principal(session: Session, credential: str) -> Principal:
     )
 
 
+def token_principal(token: ApiToken | ServiceToken | None, credential: str) -> Principal | None:
+    """Return the principal behind an API or service token: its owner within its scope, and never strongly so."""
+    if token is None:
+        return None
+    return Principal(
+        subject=str(token.owner.id),
+        kind=token.owner.kind,
+        credential=credential,
+        domain_id=str(token.owner.domain_id or ""),
+        session_id=str(token.id),
+        scope=token.scope,
+    )
+
+
 @dataclass(frozen=True)
 class Authentication:
     """Turns credentials into assertions, in one round trip to the database each."""
 
     store: SignInStore
+    tokens: TokenStore
     authority: Authority
     signer: AssertionSigner
     clock: Clock
@@ -56,13 +73,18 @@ class Authentication:
         return self.signer.sign(person_principal(session, "session"), audience)
 
     async def operator_bearer(self, value: str, audience: str) -> tuple[str, datetime.datetime]:
-        """Return an assertion for whoever holds an access token."""
-        session = None
+        """Return an assertion for whoever holds an access token, an API token or a service token."""
+        now, principal = self.clock.now(), None
         if ACCESS_TOKEN.fullmatch(value):
-            session = await self.store.use_token(digest(value), self.clock.now())
-        if session is None:
+            session = await self.store.use_token(digest(value), now)
+            principal = person_principal(session, "access_token") if session else None
+        elif well_formed(value, API_TOKEN):
+            principal = token_principal(await self.tokens.use_api_token(digest(value), now), "api_token")
+        elif well_formed(value, SERVICE_TOKEN):
+            principal = token_principal(await self.tokens.use_service_token(digest(value), now), "service_token")
+        if principal is None:
             raise Unauthenticated
-        return self.signer.sign(person_principal(session, "access_token"), audience)
+        return self.signer.sign(principal, audience)
 
     async def node_bearer(self, value: str, audience: str) -> tuple[str, datetime.datetime]:
         """Return an assertion for a node."""

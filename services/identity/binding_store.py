@@ -136,13 +136,13 @@ class PgBindingStore:
 
 
 async def end_people(lent: asyncpg.Connection, binding_id: UUID) -> None:
-    """End the sessions, device approvals and access tokens of a binding's people and tell the feed.
+    """End the sessions, device approvals, access and API tokens of a binding's people and tell the feed.
 
     The caller holds the binding's row, for which opening a session waits. Sessions go first: with them go approvals,
     which waits for a token that is being issued for one, and the tokens after that are all there will be.
     """
     ended: set[UUID] = set()
-    for table in ("sessions", "access_tokens"):
+    for table in ("sessions", "access_tokens", "api_tokens"):
         sql = f"""
         DELETE FROM identity.{table} held USING identity.identities i
         WHERE i.binding_id = $1 AND held.identity_id = i.id RETURNING i.id

@@ -63,4 +63,12 @@ COLUMNS: Declared = {
         "amr": Is.METADATA,
     },
     "access_tokens": {"digest": Is.HASH, "acr": Is.METADATA, "amr": Is.METADATA},
+    "service_identities": {
+        "display_name": Is.METADATA,
+        "subject": Is.IDENTIFIER,
+        "audience": Is.IDENTIFIER,
+        "federation_kind": Is.METADATA,
+    },
+    "api_tokens": {"digest": Is.HASH, "env_prefix": Is.METADATA, "scope": Is.METADATA},
+    "service_tokens": {"digest": Is.HASH, "scope": Is.METADATA},
 }

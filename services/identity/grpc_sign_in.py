@@ -7,13 +7,14 @@ from uuid import UUID
 
 import grpc
 
-from libs.decision import Record
-from libs.errors import Unauthenticated
+from libs.decision import GRANTED, Record
+from libs.errors import Forbidden, Unauthenticated
 from libs.principal import Principal
 from libs.rpc.context import current_principal
 from plexsphere.identity.v1 import sign_in_pb2 as pb
 from plexsphere.identity.v1 import sign_in_pb2_grpc
 from services.identity import pack
+from services.identity.api_tokens import BY_PERSON
 from services.identity.authentication import Authentication
 from services.identity.devices import Devices
 from services.identity.sign_in import SignIn
@@ -145,6 +146,10 @@ class SessionApi(sign_in_pb2_grpc.SessionServiceServicer):
         self, request: pb.SignOutEverywhereRequest, context: Context
     ) -> pb.SignOutEverywhereResponse:
         principal = current_principal()
+        if principal.credential not in BY_PERSON:
+            # A token that leaked must not lock its owner out.
+            await self._record(principal, "session.sign_out_everywhere", "caveat_violation")
+            raise Forbidden("a token may not do this; sign in", reason="caveat_violation", relation_path=[])
         await self._record(principal, "session.sign_out_everywhere")
         return pb.SignOutEverywhereResponse(ended=await self._sign_in.store.end_sessions(UUID(principal.subject)))
 
@@ -156,7 +161,7 @@ class SessionApi(sign_in_pb2_grpc.SessionServiceServicer):
         await self._devices.approve(session_behind(principal), request.user_code)
         return pb.ApproveDeviceResponse()
 
-    async def _record(self, principal: Principal, action: str) -> None:
+    async def _record(self, principal: Principal, action: str, reason: str = GRANTED) -> None:
         await self._sign_in.audit.record(
             Record(
                 domain_id=principal.domain_id,
@@ -164,6 +169,7 @@ class SessionApi(sign_in_pb2_grpc.SessionServiceServicer):
                 relation="sign_out",
                 object_type="session",
                 object_id=principal.session_id or principal.subject,
+                reason=reason,
                 subject_id=principal.subject,
                 subject_kind=principal.kind,
             )

@@ -11,6 +11,7 @@ from libs.clock import Clock, SystemClock, rfc3339
 from libs.decision import Decision
 from libs.errors import AuthzUnavailable, PlexError, Unavailable
 from libs.rpc.context import current_call
+from libs.scope import beyond
 from services.identity.model import Tuple
 from services.identity.schema import HIDDEN, require_askable
 
@@ -188,10 +189,14 @@ class Relations:
         if (rows := _granting(denied)) and await self.tuples.holds(rows):
             # It was granted, and SpiceDB has not heard of it yet.
             raise AuthzUnavailable("a grant is on its way")
+        # Narrowed last, so that what a scoped token may not still says whether there is a binding at all.
+        allowed = [
+            granted and not beyond(*question[:2]) for question, granted in zip(questions, answers[::2], strict=True)
+        ]
         why = {True: "insufficient_relation", None: "caveat_violation", False: "out_of_scope"}
         return [
             Decision("granted" if granted else why[bound])
-            for granted, bound in zip(answers[::2], answers[1::2], strict=True)
+            for granted, bound in zip(allowed, answers[1::2], strict=True)
         ]
 
     def context(self, given: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
@@ -206,6 +211,8 @@ class Relations:
 
         What it costs grows with what the subject may see, never with what there is.
         """
+        if beyond(subject, permission):
+            return []
         asked = Question(subject, permission.replace("-", "_"), scope, self.context())
         (all_of_it,) = await self.checker.check([asked])
         return None if all_of_it else await self.resources(subject, permission, kind, {}, MOST_VISIBLE)
@@ -214,6 +221,8 @@ class Relations:
         self, subject: str, permission: str, kind: str, context: Mapping[str, Any], most: int
     ) -> list[str]:
         """Return the ids of objects of a type on which a subject has a permission; raises LookupTooLarge."""
+        if beyond(subject, permission):
+            return []
         known = self.context(context)
         return await self.checker.resources(Question(subject, permission.replace("-", "_"), kind, known), most)
 

@@ -60,3 +60,4 @@ class IdentitySettings(Runtime):
     sign_in: SignInSettings
     bootstrap: Bootstrap
     cursor_key_file: Path
+    pseudonym_key_file: Path

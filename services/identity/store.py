@@ -152,7 +152,8 @@ class PgStore:
         """Delete an empty Domain and mark its tuples as removing; raises DomainNotEmpty with counts."""
         counts = """
         SELECT (SELECT count(*) FROM identity.projects WHERE domain_id = $1) AS projects, 0 AS groups,
-               (SELECT count(*) FROM identity.identities WHERE domain_id = $1) AS identities,
+               (SELECT count(*) FROM identity.identities WHERE domain_id = $1)
+               + (SELECT count(*) FROM identity.service_identities WHERE domain_id = $1) AS identities,
                (SELECT count(*) FROM identity.idp_bindings WHERE domain_id = $1) AS idp_bindings,
                (SELECT count(*) FROM identity.nodes WHERE domain_id = $1) AS nodes
         """

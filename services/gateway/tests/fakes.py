@@ -95,7 +95,7 @@ def settings(tmp: Any, *, origins: list[str], rate: Rate) -> GatewaySettings:
         request_timeout_s=2.0,
         certificate=Certificate(certificate_file=tmp, key_file=tmp),
         peers=Peers(identity=at, access=at, secrets=at, mesh=at, audit=at),
-        limits=Limits(registration=rate, sign_in=rate, device_code=rate, bad_bearer=rate),
+        limits=Limits(registration=rate, sign_in=rate, device_code=rate, service_token=rate, bad_bearer=rate),
         build=Build(commit="abc", date="2026-01-01T00:00:00Z"),
     )
 

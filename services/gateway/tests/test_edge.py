@@ -62,8 +62,10 @@ pytestmark = pytest.mark.unit
         ("POST", f"/v1/nodes/{OTHER}/sessions/{OTHER}", NODE, (403, "nsk_node_mismatch")),
         ("GET", f"/v1/nodes/{NODE_ID}/events", NODE, (501, "signed_event_bus_not_provisioned")),
         ("POST", "/v1/auth/tokens", {}, (401, "unauthenticated")),
-        ("POST", "/v1/auth/tokens", OPERATOR, (501, "not_provisioned")),
-        ("POST", "/v1/auth/service/token", {"Authorization": "garbage"}, (501, "not_provisioned")),
+        ("POST", "/v1/auth/tokens", OPERATOR, (400, "invalid_body")),
+        ("POST", "/v1/auth/sign-out/global", {"Cookie": "plexsphere_session=psk_dev_x"}, (403, "permission_denied")),
+        ("POST", f"/v1/projects/{OTHER}/sessions", OPERATOR, (501, "not_provisioned")),
+        ("POST", "/v1/auth/service/token", {"Authorization": "garbage"}, (400, "invalid_body")),
         ("POST", "/v1/auth/device/approve", OPERATOR, (400, "invalid_body")),
     ],
 )

@@ -21,6 +21,8 @@ from services.identity.authentication import Authentication
 from services.identity.sign_in_model import NodeKey, Wanted
 from services.identity.tests.fakes import NOW
 from services.identity.tests.sign_in_fakes import SignInWorld, sha256
+from services.identity.tests.token_fakes import FakeTokenStore
+from services.identity.token_model import API_TOKEN, SERVICE_TOKEN, ApiToken, Owner, ServiceToken, new_text
 
 pytestmark = pytest.mark.unit
 
@@ -32,6 +34,7 @@ class Scene:
     """The verifier of credentials, and what a service makes of its assertions."""
 
     world: SignInWorld
+    tokens: FakeTokenStore
     authentication: Authentication
     verifier: AssertionVerifier
 
@@ -54,10 +57,9 @@ def scene(tmp_path: Path) -> Scene:
     assert signer.fingerprint(hashes.SHA256())
     (tmp_path / "c.pem").write_bytes(signer.public_bytes(Encoding.PEM))
     (tmp_path / "k.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    authentication = Authentication(
-        world.store, world.authority, AssertionSigner(tmp_path / "c.pem", tmp_path / "k.pem", world.clock), world.clock
-    )
-    return Scene(world, authentication, AssertionVerifier(tmp_path / "c.pem", "secrets", world.clock))
+    tokens, signs = FakeTokenStore(), AssertionSigner(tmp_path / "c.pem", tmp_path / "k.pem", world.clock)
+    authentication = Authentication(world.store, tokens, world.authority, signs, world.clock)
+    return Scene(world, tokens, authentication, AssertionVerifier(tmp_path / "c.pem", "secrets", world.clock))
 
 
 async def token_of(world: SignInWorld) -> str:
@@ -103,6 +105,32 @@ async def test_an_access_token_lives_fifteen_minutes(scene: Scene) -> None:
     scene.world.clock.advance(1)
     with pytest.raises(Unauthenticated):
         await scene.authentication.operator_bearer(token, "secrets")
+
+
+async def test_tokens_say_whose_they_are_and_never_how_strongly(scene: Scene) -> None:
+    person, machine = Owner("user", uuid7(), uuid7()), Owner("service", uuid7(), uuid7(), "api_token")
+    psk, pst, wide = new_text(API_TOKEN, "dev"), new_text(SERVICE_TOKEN, "dev"), new_text(API_TOKEN, "dev")
+    ends = NOW + datetime.timedelta(hours=1)
+    of_person = ApiToken(uuid7(), person, "dev", ("read", "node-operate"), person.id, NOW, ends)
+    of_machine = ApiToken(uuid7(), machine, "dev", None, person.id, NOW, ends)
+    begotten = ServiceToken(uuid7(), of_machine.id, machine, ("read",), NOW + datetime.timedelta(minutes=15))
+    scene.tokens.tokens = {sha256(psk): of_person, sha256(wide): of_machine}
+    scene.tokens.service_tokens = {sha256(pst): begotten}
+    for text, credential, owner, scope in (
+        (psk, "api_token", person, ("read", "node-operate")),
+        (wide, "api_token", machine, None),
+        (pst, "service_token", machine, ("read",)),
+    ):
+        who = await scene.who("operator_bearer", text)
+        assert (who.reference, who.credential, who.domain_id) == (owner.reference, credential, str(owner.domain_id))
+        assert (who.scope, who.acr, who.amr, who.auth_time) == (scope, "", (), None)
+        for kind in ("session_cookie", "node_bearer"):
+            with pytest.raises(Unauthenticated):
+                await getattr(scene.authentication, kind)(text, "secrets")
+    scene.world.clock.advance(3600)
+    for text in (psk, pst, wide):
+        with pytest.raises(Unauthenticated):
+            await scene.authentication.operator_bearer(text, "secrets")
 
 
 async def test_a_node_bearer_says_which_node_and_which_key(scene: Scene) -> None:

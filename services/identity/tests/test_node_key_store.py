@@ -107,7 +107,7 @@ async def test_plaintext_keys_and_their_deletion_are_refused_by_the_database(poo
 
 
 async def authenticated(pools: Pools, node_id: UUID, key: Secret) -> str:
-    authentication = Authentication(PgSignInStore(pools[0]), UNUSED, UNUSED, SystemClock())
+    authentication = Authentication(PgSignInStore(pools[0]), UNUSED, UNUSED, UNUSED, SystemClock())
     try:
         return (await authentication.node(format_bearer("dev", node_id, key))).nsk_kid
     except PlexError as error:

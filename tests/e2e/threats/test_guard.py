@@ -207,7 +207,15 @@ async def test_a_wrong_assertion_is_refused_for_every_rpc_that_requires_one(worl
                 refused = status is grpc.StatusCode.UNAUTHENTICATED
                 assert refused is (name != "right"), f"{method} with an assertion that is {name}: {status}"
     required = {
-        "identity": {"SessionService", "DirectoryService", "AuthorizationService", "NodeService", "NodeAdminService"},
+        "identity": {
+            "ApiTokenService",
+            "AuthorizationService",
+            "DirectoryService",
+            "NodeAdminService",
+            "NodeService",
+            "PeopleService",
+            "SessionService",
+        },
         "access": {"AccessService", "AccessNodeService"},
         "secrets": {"SecretsService", "SecretsAdminService"},
         "mesh": {"MeshAdminService"},
