@@ -22,7 +22,9 @@ async def access_token(edge: str, ca_file: Path, who: dict[str, str], domain_id:
         started = await _post(http, f"{edge}/v1/auth/sign-in", wanted)
         jar: Jar = {}
         callback = await authorize(http, str(started["authorization_url"]), edge, who, jar)
-        async with http.get(callback, headers={"Accept": "text/html"}, allow_redirects=False) as answer:
+        # The edge gave this to the browser as a cookie, too; whoever has it started the sign-in.
+        own = {"Cookie": f"__Host-plexsphere_sign_in={started['code_verifier_handle']}", "Accept": "text/html"}
+        async with http.get(callback, headers=own, allow_redirects=False) as answer:
             cookies = {name: morsel.value for name, morsel in answer.cookies.items() if morsel.value}
         if "plexsphere_session" not in cookies:
             raise StackError(f"the sign-in was refused: {answer.headers.get('Location', answer.status)}")

@@ -34,6 +34,7 @@ def prepare(state: State, name: str) -> None:
         "client_id": CLIENT_ID,
         "client_secret_file": str(state / f"secrets/{name}.secret"),
         "redirect_uris": [f"{state.edge_url}/v1/auth/callback"],
+        "post_logout_redirect_uris": [f"{state.edge_url}/"],
         "backchannel_logout_uri": f"{state.edge_url}/v1/auth/backchannel-logout",
     }
     (state / f"config/{name}.json").write_text(json.dumps(settings, indent=2))

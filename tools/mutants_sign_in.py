@@ -8,9 +8,30 @@ SIGN_IN = (
     Mutant(
         "F-3 issuer of the answer",
         "services/identity/sign_in.py",
-        "        if issuer != binding.issuer and (",
+        "        if callback.issuer != binding.issuer and (",
         "        if False and (",
         THREATS + "test_sign_in.py::test_a_changed_answer_of_the_provider_opens_no_session",
+    ),
+    Mutant(
+        "F-3 browser of the sign-in",
+        "services/identity/sign_in.py",
+        'return "" if hmac.compare_digest(handle.encode(), callback.handle.encode()) else "state_foreign"',
+        'return ""',
+        THREATS + "identity/test_browser.py::test_a_sign_in_of_another_browser_is_refused",
+    ),
+    Mutant(
+        "F-3 session before the sign-in",
+        "services/identity/sign_in.py",
+        "digest(cookie), now, pending.previous)",
+        "digest(cookie), now, None)",
+        THREATS + "identity/test_browser.py::test_a_sign_in_ends_the_session_that_the_browser_had",
+    ),
+    Mutant(
+        "F-3 logout token counts once",
+        "services/identity/logout.py",
+        "        if await self.store.known(binding.id, jti):",
+        "        jti = digest(str(now))\n        if await self.store.known(binding.id, jti):",
+        THREATS + "identity/test_logout.py::test_a_logout_token_counts_once",
     ),
     Mutant(
         "F-3 signature",
@@ -92,7 +113,7 @@ SIGN_IN = (
     Mutant(
         "F-3 verifier of the code",
         "services/identity/sign_in.py",
-        '            "code_verifier": self._derive("verifier", state),\n',
+        '            "code_verifier": self._derive("verifier", callback.state),\n',
         '            "code_verifier": "v" * 43,\n',
         THREATS + "identity/test_flow.py::test_a_replayed_code_is_refused_though_its_state_is_fresh",
     ),

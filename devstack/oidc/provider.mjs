@@ -18,7 +18,7 @@ const configuration = {
       client_id: settings.client_id,
       client_secret: readFileSync(settings.client_secret_file, "utf8"),
       redirect_uris: settings.redirect_uris,
-      post_logout_redirect_uris: [],
+      post_logout_redirect_uris: settings.post_logout_redirect_uris,
       backchannel_logout_uri: settings.backchannel_logout_uri,
       backchannel_logout_session_required: true,
       response_types: ["code"],

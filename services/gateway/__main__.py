@@ -79,6 +79,7 @@ def application(
         "PostAuthSignIn": limit(settings.limits.sign_in),
         "PostAuthDeviceCode": limit(settings.limits.device_code),
         "PostAuthServiceToken": limit(settings.limits.service_token),
+        "PostAuthBackchannelLogout": limit(settings.limits.sign_in),
     }
     authenticator = Authenticator(identity, cache, limit(settings.limits.bad_bearer))
     origins = frozenset(settings.allowed_origins)

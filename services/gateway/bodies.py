@@ -6,6 +6,7 @@ The server hands bodies over as they came; inflating here is what makes a gzip b
 import json
 import zlib
 from typing import Any
+from urllib.parse import parse_qsl
 
 from aiohttp import web
 
@@ -19,6 +20,7 @@ TINY_LIMIT = 4 * KIB
 SMALL = ("/v1/domains", "/v1/projects", "/v1/resources", "/v1/authz", "/v1/admin")
 GZIP_WINDOW = zlib.MAX_WBITS | 16
 LARGEST_EXACT = 2**53
+MOST_FIELDS = 32
 TOO_LARGE: dict[str, type[BodyTooLarge]] = {
     "PutNodeEndpoint": EndpointBodyTooLarge,
     "PostKeysRotate": KeysRotateBodyTooLarge,
@@ -75,6 +77,17 @@ def parse(raw: bytes | bytearray) -> Any:
     except (ValueError, RecursionError):
         raise InvalidRequest("the body is not readable JSON") from None
     return value
+
+
+def parse_form(raw: bytes | bytearray) -> dict[str, str]:
+    """Read a form; raises InvalidRequest for what is not one, for a member twice, NUL and lone surrogates."""
+    try:
+        pairs = parse_qsl(raw.decode("utf-8"), keep_blank_values=True, errors="strict", max_num_fields=MOST_FIELDS)
+    except ValueError:
+        raise InvalidRequest("the body is not a readable form") from None
+    members = _members(pairs)
+    _refuse_unstorable(members)
+    return members
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -20,7 +20,10 @@ SAFE = frozenset({"get"})
 SIGN_OUT = "DeleteAuthSession"
 # Answered from memory: no service behind them can be unavailable.
 STATIC = frozenset({"GetVersion", "GetOpenAPI", "GetDocs"})
-LIMITED = frozenset({"PostRegister", "PostAuthSignIn", "PostAuthDeviceCode", "PostAuthServiceToken"})
+LIMITED = frozenset(
+    {"PostRegister", "PostAuthSignIn", "PostAuthDeviceCode", "PostAuthServiceToken", "PostAuthBackchannelLogout"}
+)
+JSON_BODY, FORM, OCTETS = "application/json", "application/x-www-form-urlencoded", "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -37,9 +40,9 @@ class Operation:
     statuses: frozenset[int]
 
     @property
-    def takes_json(self) -> bool:
-        """Whether the body is JSON."""
-        return self.body is not None and "application/json" in self.body
+    def media(self) -> str:
+        """Media type of the body; empty without one."""
+        return next(iter(self.body)) if self.body else ""
 
 
 def load(public_url: str, provisioned: Collection[str], version: str) -> JSON:
@@ -83,6 +86,8 @@ def _complete(
     if name not in provisioned:
         wanted.add("501")
     responses = operation["responses"]
+    for status, headers in extensions["headers"].get(name, {}).items():
+        responses[status].setdefault("headers", {}).update(copy.deepcopy(headers))
     for status in sorted(wanted - set(responses)):
         schema = "PermissionDenied" if status == "403" else "Problem"
         responses[status] = {

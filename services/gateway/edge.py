@@ -21,7 +21,7 @@ from services.gateway.approval import approval
 from services.gateway.credentials import CSRF_COOKIE, Authenticator, Credential, claims_of, present, presented
 from services.gateway.csrf import require_same_site
 from services.gateway.denials import BAD_BEARERS, Denials
-from services.gateway.document import SIGN_OUT, Operation
+from services.gateway.document import FORM, OCTETS, SIGN_OUT, Operation
 from services.gateway.limits import AddressLimit, AddressLimited, Network, client_address
 from services.gateway.validation import Rules, body_error
 
@@ -33,7 +33,6 @@ STREAMED = web.RequestKey("streamed", web.StreamResponse)
 LONGEST_USER_AGENT = 512
 LONGEST_CORRELATION = 64
 FORWARDED = "X-Forwarded-For"
-OCTETS = "application/octet-stream"
 # Opening a stream needs to know where the node stands; identity says so with the assertion.
 STREAMS = frozenset({"GetNodeEvents"})
 REGISTER = "PostRegister"
@@ -133,11 +132,14 @@ class Edge:
             credential = present(operation, request)
             standing = operation.id in STREAMS
             assertion = await self.authenticator.assertion(credential, audience, address, standing=standing)
-        except errors.Unauthenticated as error:
+        except PlexError as error:
+            if operation.id == SIGN_OUT:
+                # Whoever it was and whatever is down: the browser is told to forget.
+                return None, ()
+            if not isinstance(error, errors.Unauthenticated):
+                raise
             if credential is None and presented(operation, request):
                 self.authenticator.bad_bearers.take(address)
-            if operation.id == SIGN_OUT:
-                return None, ()
             if credential is None or not credential.node:
                 if presented(operation, request):
                     await self.denials.count("credential", error)
@@ -169,14 +171,13 @@ class Edge:
             return None
         if not request.body_exists and not operation.body_required:
             return {}
-        expected = "application/json" if operation.takes_json else OCTETS
-        if request.content_type != expected or "Content-Type" not in request.headers:
-            raise body_error(operation.id)(f"Content-Type must be {expected}")
+        if request.content_type != operation.media or "Content-Type" not in request.headers:
+            raise body_error(operation.id)(f"Content-Type must be {operation.media}")
         raw = await bodies.read(request, operation.id, bodies.limit_of(operation.id, operation.path))
-        if not operation.takes_json:
+        if operation.media == OCTETS:
             return raw
         try:
-            value = bodies.parse(raw)
+            value = bodies.parse_form(raw) if operation.media == FORM else bodies.parse(raw)
         except errors.InvalidRequest as error:
             raise body_error(operation.id)(error.detail) from None
         rules.check_body(value)

@@ -10,7 +10,8 @@ from libs.rpc.channel import Peer
 from plexsphere.secrets.v1 import secrets_pb2 as pb
 from plexsphere.secrets.v1 import secrets_pb2_grpc as stubs
 from services.gateway.answers import nothing, page, reply
-from services.gateway.edge import OCTETS, Asked, Route
+from services.gateway.document import OCTETS
+from services.gateway.edge import Asked, Route
 
 READ_S = 10.0
 VERSION = re.compile(r'"?([0-9]{1,9})"?')

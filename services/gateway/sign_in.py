@@ -3,6 +3,7 @@
 import datetime as dt
 from urllib.parse import urlencode
 
+import structlog
 from aiohttp import web
 
 from libs import errors
@@ -16,6 +17,12 @@ from services.gateway.edge import Asked, Route
 
 PROVIDER_S = 15.0
 SEE_OTHER = 303
+# Says which browser started a sign-in. Its prefix keeps other sites of the same domain from planting one.
+SIGN_IN_COOKIE = "__Host-plexsphere_sign_in"
+SIGN_IN_S = 600
+LONGEST_COOKIE = 512
+
+log = structlog.get_logger()
 
 
 class SignIn:
@@ -32,9 +39,12 @@ class SignIn:
             "PostAuthSignIn": Route(self.start),
             "GetAuthIdPBindings": Route(self.options),
             "GetAuthCallback": Route(self.complete),
+            "GetAuthBindingCallback": Route(self.complete),
             "PostAuthDeviceCode": Route(self.start_device),
             "PostAuthDeviceToken": Route(self.poll_device),
             "PostAuthDeviceApprove": Route(self.approve_device),
+            "PostAuthDeviceDeny": Route(self.deny_device),
+            "PostAuthBackchannelLogout": Route(self.log_out),
             "GetAuthWhoami": Route(self.whoami),
             "DeleteAuthSession": Route(self.sign_out),
             "PostAuthSignOutGlobal": Route(self.sign_out_everywhere),
@@ -50,9 +60,11 @@ class SignIn:
             prompt=body.get("prompt", ""),
             acr_values=body.get("acr_values", ()),
             max_age=body.get("max_age"),
+            # The callback comes from the provider's site, and a strict cookie stays at home then.
+            previous_session=cookie(asked, SESSION_COOKIE),
         )
         answer = await self._flows.StartSignIn(request, timeout=PROVIDER_S)
-        return reply(
+        response = reply(
             {
                 "authorization_url": answer.authorization_url,
                 "state": answer.state,
@@ -60,6 +72,10 @@ class SignIn:
                 "nonce": answer.nonce,
             }
         )
+        response.set_cookie(
+            SIGN_IN_COOKIE, answer.code_verifier_handle, max_age=SIGN_IN_S, secure=True, httponly=True, samesite="Lax"
+        )
+        return response
 
     async def options(self, asked: Asked) -> web.Response:
         """List the bindings through which somebody may sign in."""
@@ -85,14 +101,13 @@ class SignIn:
         query = asked.query
         request = pb.CompleteSignInRequest(
             code=query.get("code", ""),
-            state=query["state"],
+            state=query.get("state", ""),
             issuer=query.get("iss", ""),
             error=query.get("error", ""),
-            previous_session=asked.http.cookies.get(SESSION_COOKIE, "")[:512],
+            code_verifier_handle=cookie(asked, SIGN_IN_COOKIE),
+            idp_binding_id=asked.path.get("binding_id", ""),
         )
         try:
-            if not request.code and not request.error:
-                raise errors.SignInStateInvalid("code is missing")
             answer = await self._flows.CompleteSignIn(request, timeout=PROVIDER_S)
         except PlexError as error:
             if "text/html" not in asked.http.headers.get("Accept", ""):
@@ -101,6 +116,7 @@ class SignIn:
         response = see_other(local(answer.return_to))
         lifetime = answer.expires_at.ToDatetime(dt.UTC) - dt.datetime.now(dt.UTC)
         set_cookies(response, answer.session, answer.csrf_token, max(0, int(lifetime.total_seconds())))
+        response.del_cookie(SIGN_IN_COOKIE, secure=True, httponly=True, samesite="Lax")
         return response
 
     async def start_device(self, asked: Asked) -> web.Response:
@@ -137,11 +153,22 @@ class SignIn:
     async def approve_device(self, asked: Asked) -> web.Response:
         """Approve a device's user code."""
         request = pb.ApproveDeviceRequest(user_code=asked.body["user_code"])
-        if not asked.credential or not asked.credential.by_cookie:
-            # A token must not beget tokens: only the session that a browser holds may approve.
-            raise errors.Unauthenticated("a session is needed")
+        require_session(asked)
         await self._sessions.ApproveDevice(request, metadata=asked.metadata)
         return reply({"status": "approved"})
+
+    async def deny_device(self, asked: Asked) -> web.Response:
+        """Deny a device's user code."""
+        require_session(asked)
+        await self._sessions.DenyDevice(
+            pb.DenyDeviceRequest(user_code=asked.body["user_code"]), metadata=asked.metadata
+        )
+        return nothing()
+
+    async def log_out(self, asked: Asked) -> web.Response:
+        """Take a provider's word that somebody signed out there."""
+        await self._flows.LogOut(pb.LogOutRequest(logout_token=asked.body["logout_token"]), timeout=PROVIDER_S)
+        return web.Response()
 
     async def whoami(self, asked: Asked) -> web.Response:
         """Say who the caller is."""
@@ -156,15 +183,42 @@ class SignIn:
         return reply({"principal_type": answer.principal_type, "subject": answer.subject, **members})
 
     async def sign_out(self, asked: Asked) -> web.Response:
-        """End the session that was presented, if any; the cookies go in any case."""
+        """End the session that was presented, if any; the cookies go in any case, and so says the answer."""
+        response = clear_cookies(nothing())
         if asked.metadata:
-            await self._sessions.SignOut(pb.SignOutRequest(), metadata=asked.metadata)
-        return clear_cookies(nothing())
+            try:
+                answer = await self._sessions.SignOut(pb.SignOutRequest(), metadata=asked.metadata, timeout=PROVIDER_S)
+            except PlexError as error:
+                log.warning("sign_out.failed", code=error.code)
+                return response
+            add_logout_url(response, answer.logout_url)
+        return response
 
     async def sign_out_everywhere(self, asked: Asked) -> web.Response:
         """End every session of the caller."""
-        await self._sessions.SignOutEverywhere(pb.SignOutEverywhereRequest(), metadata=asked.metadata)
-        return clear_cookies(nothing())
+        request = pb.SignOutEverywhereRequest()
+        answer = await self._sessions.SignOutEverywhere(request, metadata=asked.metadata, timeout=PROVIDER_S)
+        response = clear_cookies(nothing())
+        add_logout_url(response, answer.logout_url)
+        return response
+
+
+def require_session(asked: Asked) -> None:
+    """Raise Unauthenticated unless a browser's session asks: a token must not beget tokens."""
+    if not asked.credential or not asked.credential.by_cookie:
+        raise errors.Unauthenticated("a session is needed")
+
+
+def cookie(asked: Asked, name: str) -> str:
+    """Return a cookie, or nothing for one that is not there or longer than ours are."""
+    value = asked.http.cookies.get(name, "")
+    return value if len(value) <= LONGEST_COOKIE else ""
+
+
+def add_logout_url(response: web.Response, url: str) -> None:
+    """Say where the person signs out of the provider as well, when it has such a place."""
+    if url:
+        response.headers["X-Plexsphere-Logout-Url"] = url
 
 
 def see_other(location: str) -> web.Response:

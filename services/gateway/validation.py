@@ -13,7 +13,7 @@ from jsonschema.exceptions import ValidationError
 from libs import errors
 from libs.clock import parse_rfc3339
 from services.gateway.bodies import require_storable
-from services.gateway.document import JSON, Operation
+from services.gateway.document import JSON, OCTETS, Operation
 
 FORMATS = FormatChecker(formats=())
 UUID_TEXT = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -205,8 +205,8 @@ def compile_rules(document: JSON, operation: Operation) -> Rules:
         return Draft202012Validator({"allOf": [schema], **components}, format_checker=FORMATS)
 
     body = known = None
-    if operation.body is not None and operation.takes_json:
-        schema = operation.body["application/json"]["schema"]
+    if operation.body is not None and operation.media != OCTETS:
+        schema = operation.body[operation.media]["schema"]
         body = validator(schema)
         if operation.id in NODE_BODIES or operation.method == "PATCH":
             target = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]

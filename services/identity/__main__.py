@@ -31,6 +31,7 @@ from services.identity.authorization import Authorization
 from services.identity.authorization_store import PgTupleDirectory
 from services.identity.bindings import Bindings, checked
 from services.identity.columns import COLUMNS
+from services.identity.counted import Counted
 from services.identity.devices import Devices
 from services.identity.drift_store import PgDriftStore
 from services.identity.endpoints import Endpoints
@@ -43,6 +44,8 @@ from services.identity.grpc_nodes import NodeAdminApi, NodeApi
 from services.identity.grpc_sign_in import AuthenticationApi, SessionApi, SignInApi
 from services.identity.grpc_tokens import ApiTokenApi, PeopleApi, ServiceTokenApi
 from services.identity.key_rotation import KeyRotation
+from services.identity.logout import Logout
+from services.identity.logout_store import PgLogoutStore
 from services.identity.mesh import MeshKeys
 from services.identity.model import Tuple
 from services.identity.node_key_store import PgNodeKeyStore, retire_keys
@@ -130,6 +133,7 @@ async def run(settings: IdentitySettings) -> None:
         rotation = KeyRotation(PgRotationStore(pool), gate, clock)
         key_store = PgNodeKeyStore(pool)
         node_keys = NodeKeys(key_store, gate, vault, clock)
+        counted = Counted(audit, clock)
         provider = HttpProvider(
             settings.sign_in.provider_ca_file,
             settings.sign_in.provider_networks,
@@ -142,20 +146,23 @@ async def run(settings: IdentitySettings) -> None:
             secrets=vault,
             audit=audit,
             admins=PlatformAdmins(sign_in_store, relations),
+            counted=counted,
             clock=clock,
             pkce_key=read_secret_file(settings.sign_in.pkce_key_file),
             csrf_key=read_secret_file(settings.sign_in.csrf_key_file),
             redirect_uri=f"{settings.sign_in.edge_url}/v1/auth/callback",
             bootstrap_issuer=settings.bootstrap.issuer,
             platform_admins=tuple(settings.bootstrap.platform_admins),
+            return_paths=tuple(settings.sign_in.return_paths),
         )
         devices = Devices(sign_in_store, audit, clock, settings.environment)
+        logout = Logout(PgLogoutStore(pool), provider, audit, counted, clock)
         signer = AssertionSigner(settings.assertion.certificate_file, settings.assertion.key_file, clock)
         authentication = Authentication(sign_in_store, token_store, relations, signer, clock)
         bindings = Bindings(sign_in_store, provider, gate, clock)
         servicers = [
             ("AuthenticationService", AuthenticationApi(authentication), sign_in_pb2_grpc, False),
-            ("SignInService", SignInApi(sign_in, devices), sign_in_pb2_grpc, False),
+            ("SignInService", SignInApi(sign_in, devices, logout), sign_in_pb2_grpc, False),
             ("SessionService", SessionApi(sign_in, devices), sign_in_pb2_grpc, True),
             ("DirectoryService", DirectoryApi(identity, bindings), directory_pb2_grpc, True),
             ("ApiTokenService", ApiTokenApi(api_tokens), tokens_pb2_grpc, True),

@@ -52,8 +52,14 @@ COLUMNS: Declared = {
         "algorithms": Is.METADATA,
     },
     "identities": {"subject": Is.PERSONAL, "display_name": Is.PERSONAL, "email": Is.PERSONAL},
-    "pending_sign_ins": {"state_digest": Is.HASH, "return_to": Is.METADATA, "acr_values": Is.METADATA},
-    "sessions": {"digest": Is.HASH, "acr": Is.METADATA, "amr": Is.METADATA},
+    "pending_sign_ins": {
+        "state_digest": Is.HASH,
+        "return_to": Is.METADATA,
+        "acr_values": Is.METADATA,
+        "previous_digest": Is.HASH,
+    },
+    "sessions": {"digest": Is.HASH, "acr": Is.METADATA, "amr": Is.METADATA, "sid": Is.IDENTIFIER},
+    "logout_tokens": {"jti_digest": Is.HASH},
     "device_codes": {
         "device_digest": Is.HASH,
         "user_code_digest": Is.HASH,
@@ -61,8 +67,9 @@ COLUMNS: Declared = {
         "acr_values": Is.METADATA,
         "acr": Is.METADATA,
         "amr": Is.METADATA,
+        "sid": Is.IDENTIFIER,
     },
-    "access_tokens": {"digest": Is.HASH, "acr": Is.METADATA, "amr": Is.METADATA},
+    "access_tokens": {"digest": Is.HASH, "acr": Is.METADATA, "amr": Is.METADATA, "sid": Is.IDENTIFIER},
     "service_identities": {
         "display_name": Is.METADATA,
         "subject": Is.IDENTIFIER,

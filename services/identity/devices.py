@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from libs.clock import Clock
-from libs.decision import Record
+from libs.decision import GRANTED, Record
 from libs.errors import (
+    AccessDenied,
     AuthorizationPending,
     DeviceCodeAlreadyApproved,
     DeviceCodeExpired,
@@ -16,6 +17,7 @@ from libs.errors import (
     ExpiredToken,
     IdpBindingNotFound,
     InvalidGrant,
+    PlexError,
     SlowDown,
     StepUpRequired,
 )
@@ -35,13 +37,32 @@ def user_code_digest(text: str) -> bytes:
     return digest("user-code:" + text.replace("-", "").upper())
 
 
-def satisfies(login: Login, wanted: Wanted, now: datetime.datetime) -> bool:
-    """Whether a login is what a step-up asked for."""
+def satisfies(login: Login, device: Device, now: datetime.datetime) -> bool:
+    """Whether a login is what a device asked for; an age of zero means a login since it asked."""
+    wanted = device.wanted
     if wanted.acr_values and login.acr not in wanted.acr_values:
         return False
     if wanted.max_age_s is None:
         return True
-    return login.auth_time is not None and now.timestamp() - login.auth_time <= wanted.max_age_s
+    oldest = now.timestamp() - wanted.max_age_s if wanted.max_age_s else (device.expires_at - CODE_FOR).timestamp()
+    return login.auth_time is not None and login.auth_time >= int(oldest)
+
+
+def _refusal(
+    device: Device | None, session: Session, provider: UUID | None, now: datetime.datetime, *, strong: bool
+) -> PlexError | None:
+    # A device without a Domain asked for the platform: somebody of a Domain is not whom it waits for.
+    if device is None or device.denied or device.domain_id != session.person.domain_id:
+        return DeviceCodeNotFound()
+    if device.binding_id not in {None, provider}:
+        return DeviceCodeNotFound()
+    if now >= device.expires_at:
+        return DeviceCodeExpired()
+    if device.person_id is not None:
+        return DeviceCodeAlreadyApproved()
+    if strong and not satisfies(session.login, device, now):
+        return StepUpRequired(acr_values=list(device.wanted.acr_values), max_age_s=device.wanted.max_age_s)
+    return None
 
 
 @dataclass(frozen=True)
@@ -75,32 +96,37 @@ class Devices:
 
     async def approve(self, session: Session, user_code: str) -> None:
         """Give the device the login behind a session; it never becomes fresher by that."""
-        device = await self.store.device_by_user_code(user_code_digest(user_code))
-        # A device without a Domain asked for the platform: somebody of a Domain is not whom it waits for.
-        if device is None or device.domain_id != session.person.domain_id:
-            raise DeviceCodeNotFound
-        if device.binding_id and device.binding_id != await self.store.provider_of(session.person.id):
-            raise DeviceCodeNotFound
-        now = self.clock.now()
-        if now >= device.expires_at:
-            raise DeviceCodeExpired
-        if device.person_id is not None:
+        device = await self._asked(session, user_code, "device.approve")
+        if not await self.store.approve_device(device.id, session):
             raise DeviceCodeAlreadyApproved
-        if not satisfies(session.login, device.wanted, now):
-            raise StepUpRequired(acr_values=list(device.wanted.acr_values), max_age_s=device.wanted.max_age_s)
+
+    async def deny(self, session: Session, user_code: str) -> None:
+        """Tell the device that it gets nothing."""
+        device = await self._asked(session, user_code, "device.deny")
+        if not await self.store.deny_device(device.id):
+            raise DeviceCodeAlreadyApproved
+
+    async def _asked(self, session: Session, user_code: str, action: str) -> Device:
+        """Return the device that a person may decide about, once the decision is recorded, as a refusal is."""
+        device = await self.store.device_by_user_code(user_code_digest(user_code))
+        provider = await self.store.provider_of(session.person.id)
+        refusal = _refusal(device, session, provider, self.clock.now(), strong=action == "device.approve")
         await self.audit.record(
             Record(
                 domain_id=str(session.person.domain_id or ""),
-                action="device.approve",
+                action=action,
                 relation="approve",
                 object_type="device",
-                object_id=str(device.id),
+                object_id=str(device.id) if device else "unknown",
+                reason="caveat_violation" if refusal else GRANTED,
                 subject_id=str(session.person.id),
                 subject_kind="user",
+                context={"device": [refusal.code]} if refusal else {},
             )
         )
-        if not await self.store.approve_device(device.id, session):
-            raise DeviceCodeAlreadyApproved
+        if device is None or refusal:
+            raise refusal or DeviceCodeNotFound
+        return device
 
     async def poll(self, device_code: str, client_id: str) -> tuple[str, int]:
         """Return an access token and its lifetime in seconds, once; raises the codes of RFC 8628, 3.5."""
@@ -112,8 +138,21 @@ class Devices:
             raise ExpiredToken
         if device.polled_at is not None and now - device.polled_at < datetime.timedelta(seconds=device.interval_s):
             raise SlowDown
+        if device.denied:
+            raise AccessDenied
         if device.person_id is None:
             raise AuthorizationPending
+        await self.audit.record(
+            Record(
+                domain_id=str(device.domain_id or ""),
+                action="access_token.issue",
+                relation="approve",
+                object_type="device",
+                object_id=str(device.id),
+                subject_id=str(device.person_id),
+                subject_kind="user",
+            )
+        )
         token = f"pat_{self.environment}_{random_text()}"
         if not await self.store.issue_token(device, digest(token), now, now + TOKEN_FOR):
             raise InvalidGrant

@@ -17,14 +17,18 @@ from services.identity import pack
 from services.identity.api_tokens import BY_PERSON
 from services.identity.authentication import Authentication
 from services.identity.devices import Devices
+from services.identity.logout import Logout
 from services.identity.sign_in import SignIn
-from services.identity.sign_in_model import Login, Person, Session, Wanted
+from services.identity.sign_in_model import Callback, Login, Person, Session, Wanted
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
 
 def session_behind(principal: Principal) -> Session:
-    """Return the session as the principal assertion states it."""
+    """Return the session as the principal assertion states it; raises Unauthenticated for any other credential."""
+    if principal.credential != "session":
+        # A token must not beget tokens; the gateway refuses it too, and is not believed about it.
+        raise Unauthenticated("a session is needed")
     person = Person(UUID(principal.subject), pack.optional_id(principal.domain_id))
     login = Login(principal.acr, principal.amr, principal.auth_time)
     return Session(UUID(principal.session_id), person, login, pack_expiry(principal))
@@ -58,9 +62,10 @@ class AuthenticationApi(sign_in_pb2_grpc.AuthenticationServiceServicer):
 class SignInApi(sign_in_pb2_grpc.SignInServiceServicer):
     """Brings people in."""
 
-    def __init__(self, sign_in: SignIn, devices: Devices) -> None:
+    def __init__(self, sign_in: SignIn, devices: Devices, logout: Logout) -> None:
         self._sign_in = sign_in
         self._devices = devices
+        self._logout = logout
 
     async def ListSignInOptions(
         self, request: pb.ListSignInOptionsRequest, context: Context
@@ -78,7 +83,9 @@ class SignInApi(sign_in_pb2_grpc.SignInServiceServicer):
     async def StartSignIn(self, request: pb.StartSignInRequest, context: Context) -> pb.StartSignInResponse:
         wanted = Wanted(tuple(request.acr_values), request.max_age if request.HasField("max_age") else None)
         domain_id, binding_id = pack.optional_id(request.domain_id), pack.optional_id(request.idp_binding_id)
-        started = await self._sign_in.start(domain_id, binding_id, request.return_to, request.prompt, wanted)
+        started = await self._sign_in.start(
+            domain_id, binding_id, request.return_to, request.prompt, wanted, request.previous_session
+        )
         return pb.StartSignInResponse(
             authorization_url=started.authorization_url,
             state=started.state,
@@ -87,9 +94,15 @@ class SignInApi(sign_in_pb2_grpc.SignInServiceServicer):
         )
 
     async def CompleteSignIn(self, request: pb.CompleteSignInRequest, context: Context) -> pb.CompleteSignInResponse:
-        opened = await self._sign_in.complete(
-            request.code, request.state, request.issuer, request.error, request.previous_session
+        callback = Callback(
+            state=request.state,
+            code=request.code,
+            issuer=request.issuer,
+            error=request.error,
+            handle=request.code_verifier_handle,
+            binding_id=pack.optional_id(request.idp_binding_id),
         )
+        opened = await self._sign_in.complete(callback)
         return pb.CompleteSignInResponse(
             session=opened.cookie,
             csrf_token=opened.csrf,
@@ -110,6 +123,10 @@ class SignInApi(sign_in_pb2_grpc.SignInServiceServicer):
     async def PollDevice(self, request: pb.PollDeviceRequest, context: Context) -> pb.PollDeviceResponse:
         token, lifetime_s = await self._devices.poll(request.device_code, request.client_id)
         return pb.PollDeviceResponse(access_token=token, expires_in_s=lifetime_s)
+
+    async def LogOut(self, request: pb.LogOutRequest, context: Context) -> pb.LogOutResponse:
+        await self._logout.accept(request.logout_token)
+        return pb.LogOutResponse()
 
 
 class SessionApi(sign_in_pb2_grpc.SessionServiceServicer):
@@ -140,7 +157,7 @@ class SessionApi(sign_in_pb2_grpc.SessionServiceServicer):
             await self._sign_in.store.end_session(UUID(principal.session_id))
         elif principal.credential == "access_token":
             await self._sign_in.store.end_token(UUID(principal.session_id))
-        return pb.SignOutResponse()
+        return pb.SignOutResponse(logout_url=await self._sign_in.logout_url(UUID(principal.subject)))
 
     async def SignOutEverywhere(
         self, request: pb.SignOutEverywhereRequest, context: Context
@@ -151,15 +168,17 @@ class SessionApi(sign_in_pb2_grpc.SessionServiceServicer):
             await self._record(principal, "session.sign_out_everywhere", "caveat_violation")
             raise Forbidden("a token may not do this; sign in", reason="caveat_violation", relation_path=[])
         await self._record(principal, "session.sign_out_everywhere")
-        return pb.SignOutEverywhereResponse(ended=await self._sign_in.store.end_sessions(UUID(principal.subject)))
+        ended = await self._sign_in.store.end_sessions(UUID(principal.subject))
+        url = await self._sign_in.logout_url(UUID(principal.subject))
+        return pb.SignOutEverywhereResponse(ended=ended, logout_url=url)
 
     async def ApproveDevice(self, request: pb.ApproveDeviceRequest, context: Context) -> pb.ApproveDeviceResponse:
-        principal = current_principal()
-        if principal.credential != "session":
-            # A token must not beget tokens; the gateway refuses it too, and is not believed about it.
-            raise Unauthenticated("a session is needed")
-        await self._devices.approve(session_behind(principal), request.user_code)
+        await self._devices.approve(session_behind(current_principal()), request.user_code)
         return pb.ApproveDeviceResponse()
+
+    async def DenyDevice(self, request: pb.DenyDeviceRequest, context: Context) -> pb.DenyDeviceResponse:
+        await self._devices.deny(session_behind(current_principal()), request.user_code)
+        return pb.DenyDeviceResponse()
 
     async def _record(self, principal: Principal, action: str, reason: str = GRANTED) -> None:
         await self._sign_in.audit.record(

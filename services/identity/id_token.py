@@ -91,6 +91,8 @@ FORMS: dict[str, Callable[[object], bool]] = {
     "auth_time": _is_moment,
     "acr": _is_plain,
     "amr": _are_methods,
+    # OpenID Connect Back-Channel Logout 1.0, 2.1.
+    "sid": _is_plain,
 }
 
 

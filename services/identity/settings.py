@@ -37,6 +37,8 @@ class SignInSettings(Settings):
     provider_cache_s: float = 300.0
     pkce_key_file: Path
     csrf_key_file: Path
+    # Where a sign-in may lead back to, besides `/`.
+    return_paths: list[str]
 
 
 class Bootstrap(Settings):

@@ -4,9 +4,9 @@ import base64
 import datetime
 import hashlib
 import hmac
-from dataclasses import dataclass
-from urllib.parse import urlencode
-from uuid import UUID
+from dataclasses import dataclass, replace
+from urllib.parse import urlencode, urljoin
+from uuid import UUID, uuid5
 
 import structlog
 
@@ -17,9 +17,20 @@ from libs.errors import IdpBindingNotFound, InvalidRequest, PlexError, SignInRef
 from libs.ids import uuid7
 from libs.telemetry import REFUSALS
 from services.identity.bindings import offered
+from services.identity.counted import SPACE, Counted
 from services.identity.id_token import Expected, TokenRefused, header_of, validate
 from services.identity.ports import Recorder
-from services.identity.sign_in_model import Binding, Login, Pending, Person, Session, Wanted, digest, random_text
+from services.identity.sign_in_model import (
+    Binding,
+    Callback,
+    Login,
+    Pending,
+    Person,
+    Session,
+    Wanted,
+    digest,
+    random_text,
+)
 from services.identity.sign_in_ports import Admins, ClientSecrets, Provider, SignInStore
 
 PENDING_FOR = datetime.timedelta(minutes=10)
@@ -31,6 +42,24 @@ log = structlog.get_logger()
 def _text(claim: object) -> str:
     # Characters that no database stores and no page shows are left out: NUL, lone surrogates, line ends.
     return "".join(filter(str.isprintable, claim))[:256] if isinstance(claim, str) else ""
+
+
+def _with_query(endpoint: str, query: dict[str, str]) -> str:
+    # An endpoint may have a query of its own (RFC 6749, 3.1).
+    return f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
+
+
+def _refusal(binding: Binding | None, reason: str) -> Record:
+    return Record(
+        domain_id=str(binding.domain_id or "") if binding else "",
+        action="session.sign_in",
+        relation="sign_in",
+        object_type="idp_binding" if binding else "platform",
+        object_id=str(binding.id) if binding else "main",
+        reason="caveat_violation",
+        subject_kind=ANONYMOUS,
+        context={"id_token": [reason]},
+    )
 
 
 @dataclass(frozen=True)
@@ -62,6 +91,7 @@ class SignIn:
     secrets: ClientSecrets
     audit: Recorder
     admins: Admins
+    counted: Counted
     clock: Clock
     pkce_key: Secret
     csrf_key: Secret
@@ -75,9 +105,18 @@ class SignIn:
         return await offered(self.store, domain_id)
 
     async def start(
-        self, domain_id: UUID | None, binding_id: UUID | None, return_to: str, prompt: str, wanted: Wanted
+        self,
+        domain_id: UUID | None,
+        binding_id: UUID | None,
+        return_to: str,
+        prompt: str,
+        wanted: Wanted,
+        previous: str = "",
     ) -> Started:
-        """Start a sign-in at a binding; PKCE verifier and nonce are derived from the state and never stored."""
+        """Start a sign-in at a binding; PKCE verifier and nonce are derived from the state and never stored.
+
+        `previous` is the session that the browser has now: the callback comes from another site, without it.
+        """
         binding = await self._choose(domain_id, binding_id)
         if return_to and return_to not in self.return_paths:
             raise InvalidRequest("return_to is not allowed")
@@ -85,12 +124,14 @@ class SignIn:
         state = random_text()
         verifier, nonce = self._derive("verifier", state), self._derive("nonce", state)
         expires_at = self.clock.now() + PENDING_FOR
-        await self.store.start(digest(state), Pending(binding.id, return_to or "/", wanted, expires_at))
+        replaced = digest(previous) if previous else None
+        await self.store.start(digest(state), Pending(binding.id, return_to or "/", wanted, expires_at, replaced))
+        named = document.get("authorization_response_iss_parameter_supported") is True
         challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
         query = {
             "response_type": "code",
             "client_id": binding.client_id,
-            "redirect_uri": self.redirect_uri,
+            "redirect_uri": self._redirect_uri(None if named else binding.id),
             "scope": " ".join(binding.scopes),
             "state": state,
             "nonce": nonce,
@@ -102,9 +143,7 @@ class SignIn:
         max_age_s = binding.max_age_s(wanted.max_age_s)
         query |= {"max_age": str(max_age_s)} if max_age_s is not None else {}
         query |= {"prompt": prompt} if prompt else {}
-        endpoint = str(document["authorization_endpoint"])
-        # It may have a query of its own (RFC 6749, 3.1).
-        url = f"{endpoint}{'&' if '?' in endpoint else '?'}{urlencode(query)}"
+        url = _with_query(str(document["authorization_endpoint"]), query)
         return Started(url, state, self._derive("handle", state), nonce)
 
     async def _choose(self, domain_id: UUID | None, binding_id: UUID | None) -> Binding:
@@ -117,19 +156,44 @@ class SignIn:
         tag = hmac.digest(self.pkce_key.reveal(), f"{use}:{state}".encode(), hashlib.sha256)
         return base64.urlsafe_b64encode(tag).decode().rstrip("=")
 
+    async def logout_url(self, person_id: UUID) -> str:
+        """Return where a person signs out of the provider, if there (OpenID Connect RP-Initiated Logout 1.0, 2)."""
+        binding_id = await self.store.provider_of(person_id)
+        binding = await self.store.binding(binding_id) if binding_id else None
+        try:
+            document = await self.provider.metadata(binding) if binding else {}
+        except PlexError as error:
+            # The session here is over, whatever the provider says.
+            log.warning("sign_out.provider_unknown", code=error.code)
+            return ""
+        endpoint = str(document.get("end_session_endpoint", ""))
+        if binding is None or not endpoint.startswith("https://"):
+            return ""
+        home = urljoin(self.redirect_uri, "/")
+        return _with_query(endpoint, {"client_id": binding.client_id, "post_logout_redirect_uri": home})
+
     def csrf_token(self, session_id: UUID) -> str:
         """Return the CSRF token of a session."""
         return hmac.digest(self.csrf_key.reveal(), session_id.bytes, hashlib.sha256).hex()
 
-    async def complete(self, code: str, state: str, issuer: str, error: str, previous: str) -> Opened:
+    def _redirect_uri(self, binding_id: UUID | None) -> str:
+        # A provider that does not name itself in its answer gets a way back of its own (RFC 9700, 4.4.2.2).
+        return f"{self.redirect_uri}/{binding_id}" if binding_id else self.redirect_uri
+
+    async def complete(self, callback: Callback) -> Opened:
         """Finish a sign-in: the state is used up whatever happens, and every refusal has its row."""
-        pending = await self.store.finish(digest(state), self.clock.now())
+        pending = await self.store.finish(digest(callback.state), self.clock.now())
         binding = await self.store.binding(pending.binding_id) if pending else None
         if pending is None or binding is None:
-            REFUSALS.labels("sign_in", "state").inc()
+            await self.counted.record(_refusal(None, "state_unknown"))
+            raise SignInStateInvalid
+        if reason := self._state_refusal(pending, callback):
+            # One row for a state and reason, however often it comes back.
+            key = uuid5(SPACE, f"{digest(callback.state).hex()}/{reason}")
+            await self._refused(binding, reason, key)
             raise SignInStateInvalid
         try:
-            subject, claims, login = await self._verified(binding, pending, code, state, issuer, error)
+            subject, claims, login = await self._verified(binding, pending, callback)
             person = await self._person(binding, subject, claims)
         except TokenRefused as refused:
             await self._refused(binding, refused.reason)
@@ -141,39 +205,40 @@ class SignIn:
             # A bug on the way refuses too, and no refusal is without its row.
             await self._refused(binding, "internal")
             raise
-        return await self._open(binding, person, subject, login, pending, previous)
+        return await self._open(binding, person, subject, login, pending, str(claims.get("sid", "")))
 
-    async def _refused(self, binding: Binding, reason: str) -> None:
+    def _state_refusal(self, pending: Pending, callback: Callback) -> str:
+        if pending.used:
+            return "state_replayed"
+        if pending.expires_at <= self.clock.now():
+            return "state_expired"
+        # Whoever brings the answer must be who asked: else a person is signed in as somebody else (login CSRF).
+        handle = self._derive("handle", callback.state)
+        return "" if hmac.compare_digest(handle.encode(), callback.handle.encode()) else "state_foreign"
+
+    async def _refused(self, binding: Binding, reason: str, key: UUID | None = None) -> None:
         REFUSALS.labels("sign_in", reason).inc()
         log.info("sign_in.refused", binding=str(binding.id), reason=reason)
-        await self.audit.record(
-            Record(
-                domain_id=str(binding.domain_id or ""),
-                action="session.sign_in",
-                relation="sign_in",
-                object_type="idp_binding",
-                object_id=str(binding.id),
-                reason="caveat_violation",
-                subject_kind=ANONYMOUS,
-                context={"id_token": [reason]},
-            )
-        )
+        await self.audit.record(replace(_refusal(binding, reason), idempotency_key=key or uuid7()))
 
     async def _verified(
-        self, binding: Binding, pending: Pending, code: str, state: str, issuer: str, error: str
+        self, binding: Binding, pending: Pending, callback: Callback
     ) -> tuple[str, dict[str, object], Login]:
         if binding.status != "active":
             raise TokenRefused("binding_inactive")
-        document = await self.provider.metadata(binding)
-        if issuer != binding.issuer and (issuer or document.get("authorization_response_iss_parameter_supported")):
+        if callback.binding_id not in {None, binding.id}:
+            raise TokenRefused("response_binding")
+        if callback.issuer != binding.issuer and (callback.issuer or callback.binding_id is None):
             raise TokenRefused("response_iss")
-        if error or not code:
+        if callback.error:
             raise TokenRefused("provider_error")
+        if not callback.code:
+            raise TokenRefused("code_missing")
         form = {
             "grant_type": "authorization_code",
-            "code": code,
-            "redirect_uri": self.redirect_uri,
-            "code_verifier": self._derive("verifier", state),
+            "code": callback.code,
+            "redirect_uri": self._redirect_uri(callback.binding_id),
+            "code_verifier": self._derive("verifier", callback.state),
         }
         with await self.secrets.client_secret(binding.client_secret_ref) as secret:
             answer = await self.provider.exchange(binding, secret, form)
@@ -184,18 +249,25 @@ class SignIn:
         expected = Expected(
             issuer=binding.issuer,
             client_id=binding.client_id,
-            nonce=self._derive("nonce", state),
+            nonce=self._derive("nonce", callback.state),
             now=self.clock.now().timestamp(),
             access_token=str(answer.get("access_token", "")),
             required_acr=binding.required_acr,
             asked_acr=pending.wanted.acr_values,
             required_amr=binding.required_amr,
-            max_age_s=binding.max_age_s(pending.wanted.max_age_s),
+            # Zero means now: not before this sign-in began, which no clock that ticks can say as an age.
+            max_age_s=binding.max_age_s(pending.wanted.max_age_s) or None,
             leeway_s=binding.leeway_s,
             accepted_amr=binding.accepted_amr,
             algorithms=binding.algorithms,
         )
         claims, login = validate(token, keys, expected)
+        began_s = int((pending.expires_at - PENDING_FOR).timestamp())
+        if pending.wanted.max_age_s == 0:
+            if login.auth_time is None:
+                raise TokenRefused("auth_time_missing")
+            if login.auth_time < began_s:
+                raise TokenRefused("auth_time")
         return claims["sub"], claims, login
 
     async def _person(self, binding: Binding, subject: str, claims: dict[str, object]) -> Person:
@@ -216,7 +288,7 @@ class SignIn:
         return ours and subject in self.platform_admins
 
     async def _open(
-        self, binding: Binding, person: Person, subject: str, login: Login, pending: Pending, previous: str
+        self, binding: Binding, person: Person, subject: str, login: Login, pending: Pending, sid: str
     ) -> Opened:
         now = self.clock.now()
         # Known before it is recorded: of two first sign-ins at once one id stays, and the row must name that one. It
@@ -238,8 +310,8 @@ class SignIn:
         )
         if admin:
             await self.admins.grant_platform_admin(person.id)
-        session = Session(uuid7(), person, login, now + SESSION_FOR)
+        session = Session(uuid7(), person, login, now + SESSION_FOR, sid)
         cookie = random_text()
         # The id changes at every sign-in, so that a session fixed before it is worth nothing (step-up included).
-        await self.store.open_session(session, digest(cookie), now, digest(previous) if previous else None)
+        await self.store.open_session(session, digest(cookie), now, pending.previous)
         return Opened(session, cookie, self.csrf_token(session.id), pending.return_to)

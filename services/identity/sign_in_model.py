@@ -68,12 +68,30 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Pending:
-    """A sign-in under way; verifier and nonce are derived from the state and stored nowhere."""
+    """A sign-in under way; verifier and nonce are derived from the state and stored nowhere.
+
+    `previous` is the digest of the session that the browser had when it began, `used` whether the state came back
+    before.
+    """
 
     binding_id: UUID
     return_to: str
     wanted: Wanted
     expires_at: datetime.datetime
+    previous: bytes | None = None
+    used: bool = False
+
+
+@dataclass(frozen=True)
+class Callback:
+    """What a browser brings back from the provider; `binding_id` is the one that the path names, if any."""
+
+    state: str
+    code: str = field(default="", repr=False)
+    issuer: str = ""
+    error: str = ""
+    handle: str = field(default="", repr=False)
+    binding_id: UUID | None = None
 
 
 @dataclass(frozen=True)
@@ -97,12 +115,13 @@ class Person:
 
 @dataclass(frozen=True)
 class Session:
-    """A session of a person."""
+    """A session of a person; `sid` is the provider's name of its own session, if it has one."""
 
     id: UUID
     person: Person
     login: Login
     expires_at: datetime.datetime
+    sid: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,6 +137,7 @@ class Device:
     polled_at: datetime.datetime | None = None
     person_id: UUID | None = None
     binding_id: UUID | None = None
+    denied: bool = False
     login: Login = field(default_factory=Login)
 
 

@@ -55,7 +55,7 @@ class SignInStore(BindingStore, Protocol):
         """Remember a sign-in under way."""
 
     async def finish(self, state_digest: bytes, at: datetime.datetime) -> Pending | None:
-        """Return a sign-in under way and forget it: the same state is never found twice."""
+        """Return a sign-in as it was, and mark its state as used: it is found unused only once."""
 
     async def person(self, binding: Binding, subject: str) -> Person | None:
         """Return who a provider's subject is."""
@@ -90,6 +90,9 @@ class SignInStore(BindingStore, Protocol):
         Raises Unauthenticated when the session is over: the assertion that named it may be a minute old.
         """
 
+    async def deny_device(self, device_id: UUID) -> bool:
+        """Deny a device; False when it was approved or denied already."""
+
     async def poll_device(self, device_digest: bytes, client_id: str, at: datetime.datetime) -> Device | None:
         """Return a device authorization as it was before this poll, and note the poll."""
 
@@ -112,6 +115,25 @@ class SignInStore(BindingStore, Protocol):
 
     async def email(self, person_id: UUID) -> str:
         """Return a person's e-mail address, or nothing."""
+
+
+class LogoutStore(Protocol):
+    """What a provider's logout ends; a method is a transaction."""
+
+    async def believing(self, issuer: str) -> list[Binding]:
+        """Return every binding to an issuer, whoever owns it."""
+
+    async def known(self, binding_id: UUID, jti_digest: bytes) -> bool:
+        """Whether a logout token of a binding came before."""
+
+    async def log_out(
+        self, binding_id: UUID, subject: str, sid: str, jti_digest: bytes, expires_at: datetime.datetime
+    ) -> bool:
+        """End what came from a provider's session, or without `sid` from all of a subject's; once a `jti_digest`.
+
+        Sessions, approvals and access tokens are gone for every replica when this returns; False when the logout token
+        came before.
+        """
 
 
 class Provider(Protocol):

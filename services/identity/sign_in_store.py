@@ -14,7 +14,7 @@ from services.identity.relations import Revocation
 from services.identity.sign_in_model import Binding, Device, Login, NodeKey, Pending, Person, Session, Wanted
 
 DEVICE = """id, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at, polled_at, identity_id, binding_id,
-acr, amr, auth_time"""
+denied, acr, amr, auth_time"""
 
 # A bearer of a key that was revoked so many keys ago is told that it is unknown, not that it was revoked.
 MOST_NODE_KEYS = 32
@@ -37,6 +37,7 @@ def device_of(row: asyncpg.Record) -> Device:
         polled_at=row["polled_at"],
         person_id=row["identity_id"],
         binding_id=row["binding_id"],
+        denied=row["denied"],
         login=login_of(row),
     )
 
@@ -47,35 +48,47 @@ def session_of(row: asyncpg.Record) -> Session:
     return Session(row["id"], person, login_of(row), row["expires_at"])
 
 
+async def end_where(lent: asyncpg.Connection, where: str, *values: object) -> int:
+    """End sessions in the caller's transaction; their approvals go with them. Returns how many there were."""
+    digests = await lent.fetch(f"DELETE FROM identity.sessions WHERE {where} RETURNING digest", *values)
+    for row in digests:
+        await notify(lent, Revocation("credential", row["digest"].hex()))
+    return len(digests)
+
+
 class PgSignInStore(PgBindingStore):
     """Bindings, people, sessions, devices in PostgreSQL."""
 
     async def start(self, state_digest: bytes, pending: Pending) -> None:
         """Remember a sign-in under way, and forget those that were never finished."""
         sql = """
-        INSERT INTO identity.pending_sign_ins (state_digest, binding_id, return_to, acr_values, max_age_s, expires_at)
-        VALUES ($1, $2, $3, $4, $5, $6)
+        INSERT INTO identity.pending_sign_ins
+            (state_digest, binding_id, return_to, acr_values, max_age_s, expires_at, previous_digest)
+        VALUES ($1, $2, $3, $4, $5, $6, $7)
         """
         async with transaction(self.pool, "start_sign_in") as lent:
-            await lent.execute("DELETE FROM identity.pending_sign_ins WHERE expires_at < now()")
+            # A state is kept a while after its end, so that late and replayed ones are told from invented ones.
+            await lent.execute("DELETE FROM identity.pending_sign_ins WHERE expires_at < now() - interval '1 hour'")
             wanted = pending.wanted
             await lent.execute(
                 sql, state_digest, pending.binding_id, pending.return_to, list(wanted.acr_values), wanted.max_age_s,
-                pending.expires_at,
+                pending.expires_at, pending.previous,
             )  # fmt: skip
 
     async def finish(self, state_digest: bytes, at: datetime.datetime) -> Pending | None:
-        """Return a sign-in under way and forget it: the same state is never found twice."""
+        """Return a sign-in as it was, and mark its state as used: it is found unused only once."""
         sql = """
-        DELETE FROM identity.pending_sign_ins WHERE state_digest = $1
-        RETURNING binding_id, return_to, acr_values, max_age_s, expires_at
+        SELECT binding_id, return_to, acr_values, max_age_s, expires_at, previous_digest, used_at
+        FROM identity.pending_sign_ins WHERE state_digest = $1 FOR UPDATE
         """
+        used = "UPDATE identity.pending_sign_ins SET used_at = $2 WHERE state_digest = $1 AND used_at IS NULL"
         async with transaction(self.pool, "finish_sign_in") as lent:
             row = await lent.fetchrow(sql, state_digest)
-        if row is None or row["expires_at"] <= at:
-            return None
-        wanted = Wanted(tuple(row["acr_values"]), row["max_age_s"])
-        return Pending(row["binding_id"], row["return_to"], wanted, row["expires_at"])
+            if row is None:
+                return None
+            await lent.execute(used, state_digest, at)
+        wanted, is_used = Wanted(tuple(row["acr_values"]), row["max_age_s"]), row["used_at"] is not None
+        return Pending(row["binding_id"], row["return_to"], wanted, row["expires_at"], row["previous_digest"], is_used)
 
     async def person(self, binding: Binding, subject: str) -> Person | None:
         """Return who a provider's subject is."""
@@ -119,18 +132,18 @@ class PgSignInStore(PgBindingStore):
         """Store a session, and end the one whose digest is given."""
         sql = """
         INSERT INTO identity.sessions
-            (id, digest, identity_id, acr, amr, auth_time, created_at, last_seen_at, expires_at)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8)
+            (id, digest, identity_id, acr, amr, auth_time, created_at, last_seen_at, expires_at, sid)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9)
         """
         async with transaction(self.pool, "open_session") as lent:
             await self._require_active(lent, session.person.id)
             if ended is not None:
-                await self._end(lent, "digest = $1", ended)
+                await end_where(lent, "digest = $1", ended)
             await lent.execute("DELETE FROM identity.sessions WHERE expires_at < $1", at)
             login = session.login
             await lent.execute(
                 sql, session.id, digest, session.person.id, login.acr, list(login.amr), login.auth_time, at,
-                session.expires_at,
+                session.expires_at, session.sid,
             )  # fmt: skip
 
     async def _require_active(self, lent: asyncpg.Connection, person_id: UUID) -> None:
@@ -156,21 +169,15 @@ class PgSignInStore(PgBindingStore):
     async def end_session(self, session_id: UUID) -> None:
         """End a session; it is gone for every replica when this returns."""
         async with transaction(self.pool, "end_session") as lent:
-            await self._end(lent, "id = $1", session_id)
+            await end_where(lent, "id = $1", session_id)
 
     async def end_sessions(self, person_id: UUID) -> int:
         """End every session and access token of a person; returns how many sessions there were."""
         async with transaction(self.pool, "end_sessions") as lent:
-            ended = await self._end(lent, "identity_id = $1", person_id)
+            ended = await end_where(lent, "identity_id = $1", person_id)
             await lent.execute("DELETE FROM identity.access_tokens WHERE identity_id = $1", person_id)
             await notify(lent, Revocation("identity", str(person_id)))
         return ended
-
-    async def _end(self, lent: asyncpg.Connection, where: str, value: object) -> int:
-        digests = await lent.fetch(f"DELETE FROM identity.sessions WHERE {where} RETURNING digest", value)
-        for row in digests:
-            await notify(lent, Revocation("credential", row["digest"].hex()))
-        return len(digests)
 
     async def start_device(self, device: Device, device_digest: bytes, user_code_digest: bytes) -> None:
         """Remember a device authorization."""
@@ -199,8 +206,9 @@ class PgSignInStore(PgBindingStore):
     async def approve_device(self, device_id: UUID, session: Session) -> bool:
         """Give a device the login behind a session; False when it has one already."""
         sql = """
-        UPDATE identity.device_codes SET identity_id = $2, session_id = $3, acr = $4, amr = $5, auth_time = $6
-        WHERE id = $1 AND identity_id IS NULL RETURNING true
+        UPDATE identity.device_codes SET identity_id = $2, session_id = $3, acr = $4, amr = $5, auth_time = $6,
+            sid = coalesce((SELECT sid FROM identity.sessions WHERE id = $3), '')
+        WHERE id = $1 AND identity_id IS NULL AND NOT denied RETURNING true
         """
         login = session.login
         try:
@@ -212,6 +220,15 @@ class PgSignInStore(PgBindingStore):
             # The session ended, or it was none: a token must not beget tokens.
             raise Unauthenticated("a session is needed") from None
         return bool(approved)
+
+    async def deny_device(self, device_id: UUID) -> bool:
+        """Deny a device; False when it was approved or denied already."""
+        sql = """
+        UPDATE identity.device_codes SET denied = true WHERE id = $1 AND identity_id IS NULL AND NOT denied
+        RETURNING true
+        """
+        async with transaction(self.pool, "deny_device") as lent:
+            return bool(await lent.fetchval(sql, device_id))
 
     async def poll_device(self, device_digest: bytes, client_id: str, at: datetime.datetime) -> Device | None:
         """Return a device authorization as it was before this poll, and note the poll."""
@@ -230,8 +247,8 @@ class PgSignInStore(PgBindingStore):
     ) -> bool:
         """Store an access token's digest and forget the device; False when another poll was first."""
         sql = """
-        INSERT INTO identity.access_tokens (id, digest, identity_id, acr, amr, auth_time, created_at, expires_at)
-        SELECT id, $2, identity_id, acr, amr, auth_time, $3, $4 FROM identity.device_codes WHERE id = $1
+        INSERT INTO identity.access_tokens (id, digest, identity_id, acr, amr, auth_time, sid, created_at, expires_at)
+        SELECT id, $2, identity_id, acr, amr, auth_time, sid, $3, $4 FROM identity.device_codes WHERE id = $1
         """
         async with transaction(self.pool, "issue_token") as lent:
             await lent.execute("DELETE FROM identity.access_tokens WHERE expires_at < $1", at)

@@ -19,6 +19,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from tests.e2e.seen import recorder
 
 JSON = dict[str, Any]
+# Cookies by site.
+Jar = dict[str, dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Answer:
     status: int
     headers: dict[str, str]
     body: bytes
+    set_cookies: tuple[str, ...] = ()
 
     @property
     def json(self) -> JSON:
@@ -80,7 +83,8 @@ class Edge:
         async with self.http.request(method, url, data=data, headers=sent, allow_redirects=False) as answer:
             # As they came: published clients look header names up case-sensitively.
             received = {name.decode(): value.decode() for name, value in answer.raw_headers}
-            return Answer(answer.status, received, await answer.read())
+            cookies = tuple(answer.headers.getall("Set-Cookie", ()))
+            return Answer(answer.status, received, await answer.read(), cookies)
 
 
 @dataclass
@@ -120,11 +124,12 @@ class Outside:
         started = await self.edge().call("POST", "/v1/auth/sign-in", wanted)
         assert started.status == 200, f"sign-in: {started} {started.body!r}"
         callback = await provider.authorize(self.http, started.json["authorization_url"], self.url)
-        return await self.finish_sign_in(callback)
+        return await self.finish_sign_in(callback, started)
 
-    async def finish_sign_in(self, callback: str) -> Edge:
-        """Follow the redirect back to the edge and keep the cookies that it sets."""
-        async with self.http.get(callback, headers={"Accept": "text/html"}, allow_redirects=False) as answer:
+    async def finish_sign_in(self, callback: str, started: Answer) -> Edge:
+        """Follow the redirect back to the edge with the cookie of the start, and keep the cookies that it sets."""
+        headers = {"Accept": "text/html", **own_browser(started)}
+        async with self.http.get(callback, headers=headers, allow_redirects=False) as answer:
             body = await answer.read()
             assert answer.status == 303, f"callback: {answer.status} {body!r}"
             assert "auth_error" not in answer.headers.get("Location", ""), answer.headers["Location"]
@@ -145,6 +150,11 @@ class Outside:
         return str(token.json["access_token"])
 
 
+def own_browser(started: Answer) -> dict[str, str]:
+    """Return the header that only the browser has which started the sign-in."""
+    return {"Cookie": started.headers["Set-Cookie"].partition(";")[0]}
+
+
 @dataclass(frozen=True)
 class Login:
     """A person at the OpenID provider, with what the provider will say of this login."""
@@ -154,9 +164,9 @@ class Login:
     amr: tuple[str, ...] = ()
     auth_age_s: int = 0
 
-    async def authorize(self, http: aiohttp.ClientSession, url: str, edge: str) -> str:
+    async def authorize(self, http: aiohttp.ClientSession, url: str, edge: str, jar: Jar | None = None) -> str:
         """Walk the provider's redirects by plain HTTP until it sends the browser back to the edge."""
-        jar: dict[str, dict[str, str]] = {}
+        jar = {} if jar is None else jar
         for _ in range(12):
             if url.startswith(edge + "/"):
                 return url
@@ -171,7 +181,7 @@ class Login:
                 url = await self._interact(http, url, jar)
         raise AssertionError(f"the provider kept redirecting, last to {url}")
 
-    async def _interact(self, http: aiohttp.ClientSession, url: str, jar: dict[str, dict[str, str]]) -> str:
+    async def _interact(self, http: aiohttp.ClientSession, url: str, jar: Jar) -> str:
         site = urlsplit(url).netloc
         cookie = "; ".join(f"{name}={value}" for name, value in jar.get(site, {}).items())
         form = {

@@ -85,12 +85,28 @@ async def test_an_operator_writes_a_secret(edge: Client, peer: FakePeer) -> None
 
 
 async def test_sign_in_sets_cookies_and_a_failure_is_told_in_the_caller_s_way(edge: Client, peer: FakePeer) -> None:
+    begun = sign_in_pb2.StartSignInResponse(authorization_url="https://idp.test", code_verifier_handle="handle")
+    peer.answers["StartSignIn"] = lambda _: begun
+    started = await edge.post("/v1/auth/sign-in", json={}, headers=COOKIES)
+    assert peer.last("StartSignIn")[0].previous_session == "s"
+    own = started.headers["Set-Cookie"]
+    for attribute in (
+        "__Host-plexsphere_sign_in=handle",
+        "HttpOnly",
+        "Path=/",
+        "SameSite=Lax",
+        "Secure",
+        "Max-Age=600",
+    ):
+        assert attribute in own
     callback = "/v1/auth/callback?code=c&state=s&iss=https://idp.test"
     done = sign_in_pb2.CompleteSignInResponse(session="sess", csrf_token="tok", return_to="//evil.test")
     peer.answers["CompleteSignIn"] = lambda _: done
-    answer = await edge.get(callback, allow_redirects=False)
+    answer = await edge.get(callback, headers={"Cookie": own.partition(";")[0]}, allow_redirects=False)
+    assert peer.last("CompleteSignIn")[0].code_verifier_handle == "handle"
     assert (answer.status, answer.headers["Location"]) == (303, "/")
-    session, csrf = answer.headers.getall("Set-Cookie")
+    session, csrf, spent = answer.headers.getall("Set-Cookie")
+    assert "Max-Age=0" in spent
     for attribute in ("plexsphere_session=sess", "HttpOnly", "Path=/v1/", "SameSite=Strict", "Secure"):
         assert attribute in session
     assert "HttpOnly" not in csrf
@@ -113,6 +129,52 @@ async def test_sign_out_is_always_204_and_takes_the_cookies(edge: Client, peer: 
         assert answer.status == 204
         assert len(answer.headers.getall("Set-Cookie")) == 2
     assert [name for name, _, _ in peer.asked].count("SignOut") == 1
+
+
+@pytest.mark.parametrize("method", ["Authenticate", "SignOut"])
+@pytest.mark.parametrize("refusal", [errors.Unavailable, errors.TooMany, errors.AuditUnavailable, errors.Internal])
+async def test_sign_out_is_204_whatever_is_down(
+    edge: Client, peer: FakePeer, method: str, refusal: type[errors.PlexError]
+) -> None:
+    def refuse(_: Any) -> Any:
+        raise refusal
+
+    peer.answers[method] = refuse
+    answer = await edge.delete("/v1/auth/whoami", headers=COOKIES)
+    assert (answer.status, len(answer.headers.getall("Set-Cookie"))) == (204, 2)
+
+
+async def test_whoever_signed_out_learns_where_the_provider_does(edge: Client, peer: FakePeer) -> None:
+    url = "https://idp.test/end"
+    peer.answers["SignOut"] = lambda _: sign_in_pb2.SignOutResponse(logout_url=url)
+    peer.answers["SignOutEverywhere"] = lambda _: sign_in_pb2.SignOutEverywhereResponse(logout_url=url)
+    here = await edge.delete("/v1/auth/whoami", headers=BROWSER)
+    everywhere = await edge.post("/v1/auth/sign-out/global", headers=BROWSER)
+    assert [one.headers["X-Plexsphere-Logout-Url"] for one in (here, everywhere)] == [url, url]
+
+
+@pytest.mark.parametrize(
+    ("body", "content_type", "refusal"),
+    [
+        ("logout_token=a&logout_token=b", "application/x-www-form-urlencoded", "invalid_body"),
+        ("other=a", "application/x-www-form-urlencoded", "invalid_body"),
+        ("logout_token=", "application/x-www-form-urlencoded", "invalid_body"),
+        ("logout_token=%00", "application/x-www-form-urlencoded", "invalid_body"),
+        ("logout_token=%ff", "application/x-www-form-urlencoded", "invalid_body"),
+        ("&".join(f"f{n}=a" for n in range(40)), "application/x-www-form-urlencoded", "invalid_body"),
+        ('{"logout_token": "a"}', "application/json", "invalid_body"),
+    ],
+)
+async def test_a_logout_token_comes_in_a_form(
+    edge: Client, peer: FakePeer, body: str, content_type: str, refusal: str
+) -> None:
+    peer.answers["LogOut"] = lambda _: sign_in_pb2.LogOutResponse()
+    path = "/v1/auth/backchannel-logout"
+    answer = await edge.post(path, data=body, headers={"Content-Type": content_type})
+    assert await problem(answer) == (400, refusal)
+    answer = await edge.post(path, data={"logout_token": "t"})
+    assert (answer.status, answer.headers["Cache-Control"]) == (200, "no-store")
+    assert peer.last("LogOut")[0].logout_token == "t"
 
 
 async def test_the_audit_chain_is_written_as_the_contract_has_it(edge: Client, peer: FakePeer) -> None:

@@ -15,10 +15,12 @@ from libs.clock import FixedClock
 from libs.custody import Secret
 from libs.errors import BindingConflict, PlexError, Unauthenticated
 from libs.ids import uuid7
+from services.identity.counted import Counted
 from services.identity.devices import Devices
+from services.identity.logout import Logout
 from services.identity.model import Tuple
-from services.identity.sign_in import Opened, SignIn
-from services.identity.sign_in_model import Binding, Device, NodeKey, Pending, Person, Session, Wanted
+from services.identity.sign_in import Opened, SignIn, Started
+from services.identity.sign_in_model import Binding, Callback, Device, NodeKey, Pending, Person, Session, Wanted
 from services.identity.sign_in_ports import ExchangeRefused
 from services.identity.tests.fakes import NOW, FakeAudit, FakeAuthority
 
@@ -100,8 +102,10 @@ class FakeSignInStore:
         self.pending[state_digest] = pending
 
     async def finish(self, state_digest: bytes, at: datetime.datetime) -> Pending | None:
-        pending = self.pending.pop(state_digest, None)
-        return pending if pending and pending.expires_at > at else None
+        pending = self.pending.get(state_digest)
+        if pending is not None:
+            self.pending[state_digest] = replace(pending, used=True)
+        return pending
 
     async def person(self, binding: Binding, subject: str) -> Person | None:
         return self.people.get((binding.id, subject))
@@ -156,10 +160,17 @@ class FakeSignInStore:
         if session.id not in {live.id for live in self.sessions.values()}:
             raise Unauthenticated
         device = self.devices[device_id]
-        if device.person_id is not None:
+        if device.person_id is not None or device.denied:
             return False
         self.devices[device_id] = replace(device, person_id=session.person.id, login=session.login)
         self.approvers[device_id] = session.id
+        return True
+
+    async def deny_device(self, device_id: UUID) -> bool:
+        device = self.devices[device_id]
+        if device.person_id is not None or device.denied:
+            return False
+        self.devices[device_id] = replace(device, denied=True)
         return True
 
     async def poll_device(self, device_digest: bytes, client_id: str, at: datetime.datetime) -> Device | None:
@@ -172,6 +183,7 @@ class FakeSignInStore:
     async def issue_token(
         self, device: Device, digest: bytes, at: datetime.datetime, expires_at: datetime.datetime
     ) -> bool:
+        self.trace.append("issue_token")
         approved = self.devices.pop(device.id, None)
         if approved is None or approved.person_id is None:
             return False
@@ -196,6 +208,31 @@ class FakeSignInStore:
 
 
 @dataclass
+class FakeLogoutStore:
+    """What a provider's logout ends, in the memory of a sign-in store."""
+
+    sign_ins: FakeSignInStore
+    jtis: set[tuple[UUID, bytes]] = field(default_factory=set)
+    ended: list[tuple[UUID, str, str]] = field(default_factory=list)
+
+    async def believing(self, issuer: str) -> list[Binding]:
+        return [row for row in self.sign_ins.binding_rows.values() if row.issuer == issuer]
+
+    async def known(self, binding_id: UUID, jti_digest: bytes) -> bool:
+        return (binding_id, jti_digest) in self.jtis
+
+    async def log_out(
+        self, binding_id: UUID, subject: str, sid: str, jti_digest: bytes, expires_at: datetime.datetime
+    ) -> bool:
+        self.sign_ins.trace.append("log_out")
+        if await self.known(binding_id, jti_digest):
+            return False
+        self.jtis.add((binding_id, jti_digest))
+        self.ended.append((binding_id, subject, sid))
+        return True
+
+
+@dataclass
 class FakeProvider:
     """An OpenID provider: gives a code for each authorization URL and a signed id_token for each code."""
 
@@ -214,6 +251,8 @@ class FakeProvider:
         return plain | {"authorization_response_iss_parameter_supported": True} | self.document
 
     async def keys(self, binding: Binding, kid: str) -> list[dict[str, Any]]:
+        if self.refusal:
+            raise self.refusal
         return [{**self.key.as_dict(private=False), "kid": "k1", "use": "sig"}]
 
     def authorize(self, url: str) -> str:
@@ -224,6 +263,8 @@ class FakeProvider:
 
     async def exchange(self, binding: Binding, secret: Secret, form: dict[str, str]) -> dict[str, Any]:
         assert bytes(secret.reveal()) == b"client-secret"
+        if self.refusal:
+            raise self.refusal
         self.exchanged.append(form)
         asked = self.asked.pop(form["code"], None)
         if asked is None:
@@ -277,18 +318,24 @@ class SignInWorld:
         self.store.binding_rows = {row.id: row for row in (self.platform, self.binding)}
         self.sign_in = SignIn(
             store=self.store, provider=self.provider, secrets=self.secrets, audit=self.audit, admins=self.admins,
-            clock=self.clock, pkce_key=Secret(b"p" * 32), csrf_key=Secret(b"c" * 32),
-            redirect_uri="https://edge/v1/auth/callback", bootstrap_issuer=self.platform.issuer,
-            platform_admins=("operator",), return_paths=("/", "/device"),
+            counted=Counted(self.audit, self.clock), clock=self.clock, pkce_key=Secret(b"p" * 32),
+            csrf_key=Secret(b"c" * 32), redirect_uri="https://edge/v1/auth/callback",
+            bootstrap_issuer=self.platform.issuer, platform_admins=("operator",), return_paths=("/", "/device"),
         )  # fmt: skip
+        self.logouts = FakeLogoutStore(self.store)
+        self.logout = Logout(self.logouts, self.provider, self.audit, self.sign_in.counted, self.clock)
         self.devices = Devices(self.store, self.audit, self.clock, "dev")
 
     async def walk(self, domain_id: UUID | None = None, wanted: Wanted | None = None, previous: str = "") -> Opened:
         """Sign in from the first click to the session."""
-        started = await self.sign_in.start(domain_id, None, "", "", wanted or Wanted())
+        started = await self.sign_in.start(domain_id, None, "", "", wanted or Wanted(), previous)
         code = self.provider.authorize(started.authorization_url)
         issuer = (self.binding if domain_id else self.platform).issuer
-        return await self.sign_in.complete(code, started.state, issuer, "", previous)
+        return await self.sign_in.complete(replace(self.back(started, code), issuer=issuer))
+
+    def back(self, started: Started, code: str) -> Callback:
+        """Return what the browser that started brings back from the Domain's provider."""
+        return Callback(started.state, code, self.binding.issuer, handle=started.handle)
 
 
 def sha256(text: str) -> bytes:

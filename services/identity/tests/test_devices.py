@@ -3,6 +3,7 @@
 import pytest
 
 from libs.errors import (
+    AccessDenied,
     AuditUnavailable,
     AuthorizationPending,
     DeviceCodeAlreadyApproved,
@@ -36,7 +37,8 @@ async def test_a_token_keeps_the_login_behind_it_and_rests_as_a_digest() -> None
     assert token.startswith("pat_dev_")
     assert lifetime_s <= 900
     assert world.trace.index("audit") < world.trace.index("approve_device")
-    assert world.audit.rows[-1].action == "device.approve"
+    assert world.trace.index("issue_token") > len(world.trace) - 1 - world.trace[::-1].index("audit")
+    assert [row.action for row in world.audit.rows[-2:]] == ["device.approve", "access_token.issue"]
     stored = repr((world.store.devices, world.store.tokens, world.store.codes))
     assert not any(text in stored for text in (token, device_code, user_code))
 
@@ -68,6 +70,44 @@ async def test_a_poll_says_how_it_stands(waited_s: float, client_id: str, refusa
     world.clock.advance(waited_s)
     with pytest.raises(refusal):
         await world.devices.poll(device_code, client_id)
+
+
+async def test_without_a_record_no_token_is_issued() -> None:
+    world = SignInWorld()
+    session = (await world.walk()).session
+    _, device_code, user_code = await world.devices.start(None, "cli", Wanted())
+    await world.devices.approve(session, user_code)
+    world.audit.refusal = AuditUnavailable("down")
+    with pytest.raises(AuditUnavailable):
+        await world.devices.poll(device_code, "cli")
+    assert world.store.tokens == {}
+
+
+async def test_a_person_may_deny_and_the_device_is_told() -> None:
+    world = SignInWorld()
+    session = (await world.walk()).session
+    _, device_code, user_code = await world.devices.start(None, "cli", Wanted(("urn:phr",)))
+    await world.devices.deny(session, user_code)
+    with pytest.raises(AccessDenied):
+        await world.devices.poll(device_code, "cli")
+    for again in (world.devices.approve, world.devices.deny):
+        with pytest.raises(DeviceCodeNotFound):
+            await again(session, user_code)
+    assert [(row.action, row.context) for row in world.audit.rows[1:]] == [
+        ("device.deny", {}),
+        ("device.approve", {"device": ["device_code_not_found"]}),
+        ("device.deny", {"device": ["device_code_not_found"]}),
+    ]
+
+
+async def test_an_age_of_zero_means_a_login_since_the_device_asked() -> None:
+    world = SignInWorld()
+    before = (await world.walk()).session
+    _, _, user_code = await world.devices.start(None, "cli", Wanted((), 0))
+    with pytest.raises(StepUpRequired):
+        await world.devices.approve(before, user_code)
+    world.clock.advance(60)
+    await world.devices.approve((await world.walk()).session, user_code)
 
 
 async def test_only_the_same_domain_may_approve() -> None:

@@ -18,9 +18,10 @@ from libs.bao import Bao
 from libs.clock import SystemClock
 from libs.custody import Secret, read_secret_file
 from libs.errors import SignInRefused
+from services.identity.counted import Counted
 from services.identity.oidc import HttpProvider
 from services.identity.sign_in import Opened, SignIn
-from services.identity.sign_in_model import Wanted
+from services.identity.sign_in_model import Callback, Wanted
 from services.identity.tests.fakes import FakeAudit
 from services.identity.tests.sign_in_fakes import FakeAdmins, FakeSignInStore, a_binding
 from services.identity.vault import BaoVault
@@ -52,7 +53,9 @@ class Party:
         edge = self.sign_in.redirect_uri.removesuffix("/v1/auth/callback")
         back = await authorize(self.http, started.authorization_url, edge, who, {})
         answer = dict(parse_qsl(urlsplit(back).query))
-        return await self.sign_in.complete(answer["code"], answer["state"], answer["iss"], "", "")
+        return await self.sign_in.complete(
+            Callback(answer["state"], answer["code"], answer["iss"], handle=started.handle)
+        )
 
 
 @contextlib.asynccontextmanager
@@ -63,7 +66,8 @@ async def party(state: State, bao: Bao, name: str, **binding: Any) -> AsyncItera
     bound = a_binding(None, issuer, client_id=CLIENT_ID, client_secret_ref=f"kv/idp/platform/{name}", **binding)
     store.binding_rows[bound.id] = bound
     sign_in = SignIn(
-        store=store, provider=provider, secrets=BaoVault(bao), audit=audit, admins=FakeAdmins([]), clock=SystemClock(),
+        store=store, provider=provider, secrets=BaoVault(bao), audit=audit, admins=FakeAdmins([]),
+        counted=Counted(audit, SystemClock()), clock=SystemClock(),
         pkce_key=read_secret_file(state / "secrets/pkce.key"), csrf_key=Secret(b"c" * 32),
         redirect_uri=f"{state.edge_url}/v1/auth/callback", bootstrap_issuer=issuer, platform_admins=(),
     )  # fmt: skip

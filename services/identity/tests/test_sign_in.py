@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+from dataclasses import replace
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -16,9 +17,10 @@ from libs.errors import (
     SignInStateInvalid,
 )
 from libs.ids import uuid7
-from services.identity.sign_in_model import Wanted
+from services.identity.sign_in_model import Callback, Wanted
 from services.identity.sign_in_ports import ProviderDoubted
-from services.identity.tests.sign_in_fakes import SignInWorld, a_binding, sha256
+from services.identity.tests.fakes import NOW
+from services.identity.tests.sign_in_fakes import CLIENT, SignInWorld, a_binding, sha256
 
 pytestmark = pytest.mark.unit
 
@@ -33,7 +35,7 @@ async def test_the_request_binds_code_to_verifier_and_token_to_nonce() -> None:
     asked = query_of(started.authorization_url)
     world.provider.claims = {"acr": "urn:mfa"}
     code = world.provider.authorize(started.authorization_url)
-    await world.sign_in.complete(code, started.state, world.binding.issuer, "", "")
+    await world.sign_in.complete(world.back(started, code))
     verifier = world.provider.exchanged[0]["code_verifier"]
     challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).decode().rstrip("=")
     assert (asked["code_challenge"], asked["code_challenge_method"]) == (challenge, "S256")
@@ -79,17 +81,53 @@ async def test_without_a_record_there_is_no_session_and_no_administrator() -> No
     assert (world.store.sessions, world.admins.granted) == ({}, [])
 
 
-async def test_a_state_is_used_once_and_dies_after_ten_minutes() -> None:
+async def test_a_state_is_used_once_in_time_and_by_the_browser_that_started() -> None:
     world = SignInWorld()
     started = await world.sign_in.start(world.domain_id, None, "", "", Wanted())
-    code = world.provider.authorize(started.authorization_url)
-    await world.sign_in.complete(code, started.state, world.binding.issuer, "", "")
-    with pytest.raises(SignInStateInvalid):
-        await world.sign_in.complete(code, started.state, world.binding.issuer, "", "")
+    back = world.back(started, world.provider.authorize(started.authorization_url))
+    await world.sign_in.complete(back)
+    for handle in ("", "forged", (await world.sign_in.start(world.domain_id, None, "", "", Wanted())).handle):
+        other = await world.sign_in.start(world.domain_id, None, "", "", Wanted())
+        with pytest.raises(SignInStateInvalid):
+            await world.sign_in.complete(replace(world.back(other, "code"), handle=handle))
+    for _ in range(2):
+        with pytest.raises(SignInStateInvalid):
+            await world.sign_in.complete(back)
     late = await world.sign_in.start(world.domain_id, None, "", "", Wanted())
     world.clock.advance(600)
     with pytest.raises(SignInStateInvalid):
-        await world.sign_in.complete("code", late.state, world.binding.issuer, "", "")
+        await world.sign_in.complete(world.back(late, "code"))
+    reasons = [row.context.get("id_token") for row in world.audit.rows if row.reason == "caveat_violation"]
+    # The chain keeps one of the two replays: their rows have one key.
+    assert reasons == [["state_foreign"]] * 3 + [["state_replayed"]] * 2 + [["state_expired"]]
+    keys = {row.idempotency_key for row in world.audit.rows if row.context == {"id_token": ["state_replayed"]}}
+    assert len(keys) == 1
+    assert {row.domain_id for row in world.audit.rows} == {str(world.domain_id)}
+    assert len(world.store.sessions) == 1
+
+
+async def test_invented_states_share_a_row_of_the_minute() -> None:
+    world = SignInWorld()
+    for state in ("a", "b", ""):
+        with pytest.raises(SignInStateInvalid):
+            await world.sign_in.complete(Callback(state, "code"))
+    world.clock.advance(60)
+    with pytest.raises(SignInStateInvalid):
+        await world.sign_in.complete(Callback("c", "code"))
+    assert [(row.domain_id, row.context["id_token"]) for row in world.audit.rows] == [("", ["state_unknown"])] * 2
+
+
+async def test_a_provider_that_does_not_name_itself_has_a_way_back_of_its_own() -> None:
+    world = SignInWorld()
+    world.provider.document = {"authorization_response_iss_parameter_supported": False}
+    started = await world.sign_in.start(world.domain_id, None, "", "", Wanted())
+    asked = query_of(started.authorization_url)["redirect_uri"]
+    assert asked == f"{world.sign_in.redirect_uri}/{world.binding.id}"
+    back = replace(
+        world.back(started, world.provider.authorize(started.authorization_url)), issuer="", binding_id=world.binding.id
+    )
+    await world.sign_in.complete(back)
+    assert world.provider.exchanged[0]["redirect_uri"] == asked
 
 
 async def test_a_new_session_ends_the_one_that_the_browser_had() -> None:
@@ -103,9 +141,14 @@ async def test_a_new_session_ends_the_one_that_the_browser_had() -> None:
 
 ANSWERS: dict[str, tuple[dict[str, Any], str]] = {
     "answer of another issuer": ({"issuer": "https://evil.example"}, "response_iss"),
-    "answer without the promised issuer": ({"issuer": ""}, "response_iss"),
+    "answer without an issuer": ({"issuer": ""}, "response_iss"),
+    "answer at the place of another binding": ({"issuer": "", "binding_id": uuid7()}, "response_binding"),
+    "answer of another issuer at its own place": (
+        {"issuer": "https://evil.example", "binding_id": ...},
+        "response_iss",
+    ),
     "refusal of the provider": ({"error": "access_denied"}, "provider_error"),
-    "no code": ({"code": ""}, "provider_error"),
+    "no code": ({"code": ""}, "code_missing"),
     "code of nobody": ({"code": "forged"}, "code_refused"),
 }
 
@@ -115,9 +158,11 @@ async def test_a_changed_answer_is_refused_with_one_row(name: str) -> None:
     changed, reason = ANSWERS[name]
     world = SignInWorld()
     started = await world.sign_in.start(world.domain_id, None, "", "", Wanted())
-    answer = {"code": world.provider.authorize(started.authorization_url), "issuer": world.binding.issuer, "error": ""}
+    back = world.back(started, world.provider.authorize(started.authorization_url))
+    if changed.get("binding_id") is ...:
+        changed = changed | {"binding_id": world.binding.id}
     with pytest.raises(SignInRefused):
-        await world.sign_in.complete(**(answer | changed), state=started.state, previous="")
+        await world.sign_in.complete(replace(back, **changed))
     assert [(row.reason, row.context) for row in world.audit.rows] == [("caveat_violation", {"id_token": [reason]})]
     assert (world.store.sessions, world.store.people) == ({}, {})
 
@@ -127,6 +172,9 @@ TOKENS: dict[str, tuple[dict[str, Any], dict[str, Any], Wanted, str]] = {
     "another audience": ({}, {"aud": "other"}, Wanted(), "aud"),
     "asked for a class that did not come back": ({}, {"acr": "urn:pwd"}, Wanted(("urn:mfa",)), "acr_asked"),
     "asked for an age": ({}, {"auth_time": 0}, Wanted((), 60), "auth_time"),
+    "asked for now and got a second ago": ({}, {"auth_time": int(NOW.timestamp()) - 1}, Wanted((), 0), "auth_time"),
+    "asked for now and got no time": ({}, {"auth_time": None}, Wanted((), 0), "auth_time_missing"),
+    "a provider's session without a name": ({}, {"sid": 7}, Wanted(), "sid_form"),
     "below the binding's class": ({"required_acr": ("urn:mfa",)}, {"acr": "urn:pwd"}, Wanted(), "acr"),
     # Whoever asks for less than the binding demands must not get it.
     "asked for less than the binding demands": (
@@ -161,11 +209,35 @@ async def test_a_crash_on_the_way_is_a_refusal_with_its_row() -> None:
     world = SignInWorld()
     started = await world.sign_in.start(world.domain_id, None, "", "", Wanted())
     # Nothing answers so; a bug of ours could meet it.
-    world.provider.document = None  # type: ignore[assignment]
-    with pytest.raises(TypeError):
-        await world.sign_in.complete("code", started.state, world.binding.issuer, "", "")
+    world.provider.asked = None  # type: ignore[assignment]
+    with pytest.raises(AttributeError):
+        await world.sign_in.complete(world.back(started, "code"))
     assert [row.context for row in world.audit.rows] == [{"id_token": ["internal"]}]
     assert world.store.sessions == {}
+
+
+async def test_an_age_of_zero_means_a_login_since_the_sign_in_began() -> None:
+    world = SignInWorld()
+    started = await world.sign_in.start(world.domain_id, None, "", "", Wanted((), 0))
+    assert query_of(started.authorization_url)["max_age"] == "0"
+    world.provider.claims = {"auth_time": int(NOW.timestamp()) + 20, "sid": "op-1"}
+    world.clock.advance(40)
+    opened = await world.sign_in.complete(world.back(started, world.provider.authorize(started.authorization_url)))
+    assert (opened.session.login.auth_time, opened.session.sid) == (int(NOW.timestamp()) + 20, "op-1")
+
+
+async def test_where_to_sign_out_of_the_provider() -> None:
+    world = SignInWorld()
+    person_id = (await world.walk(world.domain_id)).session.person.id
+    assert await world.sign_in.logout_url(person_id) == ""
+    world.provider.document = {"end_session_endpoint": "https://op.example/end?tenant=a"}
+    asked = query_of(await world.sign_in.logout_url(person_id))
+    assert asked == {"tenant": "a", "client_id": CLIENT, "post_logout_redirect_uri": "https://edge/"}
+    assert await world.sign_in.logout_url(uuid7()) == ""
+    world.provider.document = {"end_session_endpoint": "javascript:alert(1)"}
+    assert await world.sign_in.logout_url(person_id) == ""
+    world.provider.refusal = ProviderFailed("down")
+    assert await world.sign_in.logout_url(person_id) == ""
 
 
 async def test_a_class_above_the_binding_s_floor_that_was_asked_for_is_enough() -> None:
@@ -181,7 +253,7 @@ async def test_a_binding_that_was_taken_away_finishes_no_sign_in() -> None:
     code = world.provider.authorize(started.authorization_url)
     world.store.binding_rows[world.binding.id] = SignInWorld(status="deactivated", id=world.binding.id).binding
     with pytest.raises(SignInRefused):
-        await world.sign_in.complete(code, started.state, world.binding.issuer, "", "")
+        await world.sign_in.complete(world.back(started, code))
     assert world.store.sessions == {}
 
 
@@ -229,7 +301,7 @@ async def test_the_name_at_another_provider_of_the_platform_is_anybodys() -> Non
     world.provider.claims = {"sub": "operator"}
     started = await world.sign_in.start(None, other.id, "", "", Wanted())
     code = world.provider.authorize(started.authorization_url)
-    await world.sign_in.complete(code, started.state, other.issuer, "", "")
+    await world.sign_in.complete(replace(world.back(started, code), issuer=other.issuer))
     assert world.admins.granted == []
 
 
@@ -271,5 +343,5 @@ async def test_a_provider_that_fails_is_no_refusal_of_the_person() -> None:
     started = await world.sign_in.start(world.domain_id, None, "", "", Wanted())
     world.provider.refusal = ProviderDoubted("jwks_unreachable")
     with pytest.raises(ProviderFailed):
-        await world.sign_in.complete("code", started.state, world.binding.issuer, "", "")
+        await world.sign_in.complete(world.back(started, "code"))
     assert [row.context for row in world.audit.rows] == [{"id_token": ["jwks_unreachable"]}]

@@ -101,14 +101,12 @@ async def test_an_issuer_and_a_primary_are_there_once(doors: Doors) -> None:
             await doors.other.add_binding(again)
 
 
-async def test_a_sign_in_is_finished_once_and_in_time(doors: Doors) -> None:
-    binding, state, late = await doors.bound(), digest(random_text()), digest(random_text())
-    pending = Pending(binding.id, "/", Wanted(("urn:mfa",), 60), NOW + 10 * MINUTE)
+async def test_a_sign_in_is_found_unused_once(doors: Doors) -> None:
+    binding, state = await doors.bound(), digest(random_text())
+    pending = Pending(binding.id, "/", Wanted(("urn:mfa",), 60), NOW + 10 * MINUTE, digest("before"))
     await doors.one.start(state, pending)
-    await doors.one.start(late, pending)
     assert await doors.other.finish(state, NOW) == pending
-    assert await doors.one.finish(state, NOW) is None
-    assert await doors.one.finish(late, NOW + 10 * MINUTE) is None
+    assert await doors.one.finish(state, NOW) == replace(pending, used=True)
     assert await doors.one.finish(digest("never started"), NOW) is None
 
 
@@ -116,7 +114,7 @@ async def test_fifty_callbacks_with_one_state_finish_one(real: Doors) -> None:
     binding, state = await real.bound(), digest(random_text())
     await real.one.start(state, Pending(binding.id, "/", Wanted(), NOW + 10 * MINUTE))
     found = await asyncio.gather(*(door.finish(state, NOW) for door in (real.one, real.other) * 25))
-    assert len([pending for pending in found if pending]) == 1
+    assert [pending is not None and not pending.used for pending in found].count(True) == 1
 
 
 async def test_first_sign_ins_at_once_make_one_person(real: Doors) -> None:
@@ -218,6 +216,19 @@ async def test_signing_out_everywhere_takes_tokens_and_approvals_along(doors: Do
     assert await doors.other.use_token(digest(token), NOW) is None
     assert await doors.other.poll_device(digest(waiting_code), "cli", NOW) is None
     assert not await doors.other.issue_token(waiting, digest(random_text()), NOW, NOW + 15 * MINUTE)
+
+
+async def test_a_device_is_denied_once_and_for_good(doors: Doors) -> None:
+    session, _ = await doors.session()
+    device, device_code, _ = await doors.device()
+    assert await doors.one.deny_device(device.id)
+    assert not await doors.other.deny_device(device.id)
+    assert not await doors.other.approve_device(device.id, session)
+    polled = await doors.one.poll_device(digest(device_code), "cli", NOW)
+    assert polled == replace(device, denied=True)
+    approved, _, _ = await doors.device()
+    assert await doors.one.approve_device(approved.id, session)
+    assert not await doors.one.deny_device(approved.id)
 
 
 async def test_no_token_slips_past_signing_out_everywhere(real: Doors) -> None:

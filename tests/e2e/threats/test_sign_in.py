@@ -6,21 +6,23 @@ from urllib.parse import parse_qs, urlencode, urlsplit
 import pytest
 
 from tests.e2e.conftest import Scene
-from tests.e2e.outside import Answer, Login
+from tests.e2e.outside import Answer, Login, own_browser
 
 pytestmark = pytest.mark.e2e
 
 
-async def callback_of(scene: Scene, subject: str = "operator") -> str:
-    """Walk a sign-in up to the callback, without following it."""
+async def callback_of(scene: Scene, subject: str = "operator") -> tuple[str, dict[str, str]]:
+    """Walk a sign-in up to the callback, without following it; returns its URL and the browser's own header."""
     started = await scene.edge.call("POST", "/v1/auth/sign-in", {})
     login = Login(subject)
-    return await login.authorize(scene.outside.http, started.json["authorization_url"], scene.story.world.edge_url)
+    url = started.json["authorization_url"]
+    back = await login.authorize(scene.outside.http, url, scene.story.world.edge_url)
+    return back, own_browser(started)
 
 
-async def get(scene: Scene, url: str) -> Answer:
+async def get(scene: Scene, url: str, own: dict[str, str]) -> Answer:
     parts = urlsplit(url)
-    return await scene.edge.call("GET", f"{parts.path}?{parts.query}", headers={"Accept": "application/json"})
+    return await scene.edge.call("GET", f"{parts.path}?{parts.query}", headers={"Accept": "application/json", **own})
 
 
 def changed(url: str, **parameters: str) -> str:
@@ -34,10 +36,10 @@ def refused(answer: Answer) -> bool:
 
 
 async def test_a_state_is_used_once(scene: Scene) -> None:
-    url = await callback_of(scene)
-    first = await get(scene, url)
+    url, own = await callback_of(scene)
+    first = await get(scene, url, own)
     assert first.status == 303
-    assert refused(await get(scene, url))
+    assert refused(await get(scene, url, own))
 
 
 @pytest.mark.parametrize(
@@ -54,14 +56,14 @@ async def test_a_state_is_used_once(scene: Scene) -> None:
     ids=lambda parameters: "-".join(f"{name}={value}" for name, value in parameters.items()),
 )
 async def test_a_changed_answer_of_the_provider_opens_no_session(scene: Scene, parameters: dict[str, str]) -> None:
-    url = await callback_of(scene)
-    assert refused(await get(scene, changed(url, **parameters)))
+    url, own = await callback_of(scene)
+    assert refused(await get(scene, changed(url, **parameters), own))
 
 
 async def test_a_state_of_another_sign_in_does_not_fit_the_code(scene: Scene) -> None:
-    one, other = await callback_of(scene), await callback_of(scene)
+    (one, _), (other, own) = await callback_of(scene), await callback_of(scene)
     state = parse_qs(urlsplit(other).query)["state"][0]
-    assert refused(await get(scene, changed(one, state=state)))
+    assert refused(await get(scene, changed(one, state=state), own))
 
 
 async def test_a_session_ends_for_good_when_it_signs_out(scene: Scene) -> None:

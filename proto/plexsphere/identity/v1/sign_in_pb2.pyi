@@ -250,6 +250,7 @@ class StartSignInRequest(_message.Message):
     PROMPT_FIELD_NUMBER: _builtins.int
     ACR_VALUES_FIELD_NUMBER: _builtins.int
     MAX_AGE_FIELD_NUMBER: _builtins.int
+    PREVIOUS_SESSION_FIELD_NUMBER: _builtins.int
     domain_id: _builtins.str
     """The Domain; empty for the platform's bindings."""
     idp_binding_id: _builtins.str
@@ -260,6 +261,8 @@ class StartSignInRequest(_message.Message):
     """OIDC `prompt`, or empty."""
     max_age: _builtins.int
     """OIDC `max_age` in seconds for a step-up."""
+    previous_session: _builtins.str
+    """Session cookie that the browser has, or empty; its session ends when the sign-in is finished."""
     @_builtins.property
     def acr_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OIDC `acr_values` for a step-up, or empty."""
@@ -273,10 +276,11 @@ class StartSignInRequest(_message.Message):
         prompt: _builtins.str = ...,
         acr_values: _abc.Iterable[_builtins.str] | None = ...,
         max_age: _builtins.int | None = ...,
+        previous_session: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_age", b"_max_age", "max_age", b"max_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_age", b"_max_age", "acr_values", b"acr_values", "domain_id", b"domain_id", "idp_binding_id", b"idp_binding_id", "max_age", b"max_age", "prompt", b"prompt", "return_to", b"return_to"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_age", b"_max_age", "acr_values", b"acr_values", "domain_id", b"domain_id", "idp_binding_id", b"idp_binding_id", "max_age", b"max_age", "previous_session", b"previous_session", "prompt", b"prompt", "return_to", b"return_to"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_age: _TypeAlias = _typing.Literal["max_age"]  # noqa: Y015
     _WhichOneofArgType__max_age: _TypeAlias = _typing.Literal["_max_age", b"_max_age"]  # noqa: Y015
@@ -299,7 +303,7 @@ class StartSignInResponse(_message.Message):
     state: _builtins.str
     """`state` of the request."""
     code_verifier_handle: _builtins.str
-    """Handle of the PKCE verifier, which never leaves identity."""
+    """Handle of the PKCE verifier, which never leaves identity; whoever finishes the sign-in must bring it."""
     nonce: _builtins.str
     """`nonce` of the request."""
     def __init__(
@@ -328,7 +332,8 @@ class CompleteSignInRequest(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     ISSUER_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
-    PREVIOUS_SESSION_FIELD_NUMBER: _builtins.int
+    CODE_VERIFIER_HANDLE_FIELD_NUMBER: _builtins.int
+    IDP_BINDING_ID_FIELD_NUMBER: _builtins.int
     code: _builtins.str
     """`code`."""
     state: _builtins.str
@@ -337,8 +342,10 @@ class CompleteSignInRequest(_message.Message):
     """`iss` (RFC 9207), or empty."""
     error: _builtins.str
     """`error` when the provider refused, or empty."""
-    previous_session: _builtins.str
-    """Session cookie that the browser still had, or empty; its session ends."""
+    code_verifier_handle: _builtins.str
+    """Handle that StartSignIn answered, from the cookie of the browser that started."""
+    idp_binding_id: _builtins.str
+    """Binding that the path of the callback names, or empty."""
     def __init__(
         self,
         *,
@@ -346,11 +353,12 @@ class CompleteSignInRequest(_message.Message):
         state: _builtins.str = ...,
         issuer: _builtins.str = ...,
         error: _builtins.str = ...,
-        previous_session: _builtins.str = ...,
+        code_verifier_handle: _builtins.str = ...,
+        idp_binding_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "error", b"error", "issuer", b"issuer", "previous_session", b"previous_session", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "code_verifier_handle", b"code_verifier_handle", "error", b"error", "idp_binding_id", b"idp_binding_id", "issuer", b"issuer", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -616,12 +624,17 @@ class SignOutResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    LOGOUT_URL_FIELD_NUMBER: _builtins.int
+    logout_url: _builtins.str
+    """Where the browser signs out of the provider as well, or empty (OpenID Connect RP-Initiated Logout 1.0)."""
     def __init__(
         self,
+        *,
+        logout_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logout_url", b"logout_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -651,16 +664,20 @@ class SignOutEverywhereResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     ENDED_FIELD_NUMBER: _builtins.int
+    LOGOUT_URL_FIELD_NUMBER: _builtins.int
     ended: _builtins.int
     """How many sessions ended."""
+    logout_url: _builtins.str
+    """Where the browser signs out of the provider as well, or empty."""
     def __init__(
         self,
         *,
         ended: _builtins.int = ...,
+        logout_url: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "logout_url", b"logout_url"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -704,3 +721,81 @@ class ApproveDeviceResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ApproveDeviceResponse: _TypeAlias = ApproveDeviceResponse  # noqa: Y015
+
+@_typing.final
+class DenyDeviceRequest(_message.Message):
+    """Which device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_CODE_FIELD_NUMBER: _builtins.int
+    user_code: _builtins.str
+    """Code as typed."""
+    def __init__(
+        self,
+        *,
+        user_code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_code", b"user_code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DenyDeviceRequest: _TypeAlias = DenyDeviceRequest  # noqa: Y015
+
+@_typing.final
+class DenyDeviceResponse(_message.Message):
+    """The device gets nothing."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DenyDeviceResponse: _TypeAlias = DenyDeviceResponse  # noqa: Y015
+
+@_typing.final
+class LogOutRequest(_message.Message):
+    """What a provider posts when somebody signs out there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOGOUT_TOKEN_FIELD_NUMBER: _builtins.int
+    logout_token: _builtins.str
+    """`logout_token` of the form."""
+    def __init__(
+        self,
+        *,
+        logout_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logout_token", b"logout_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogOutRequest: _TypeAlias = LogOutRequest  # noqa: Y015
+
+@_typing.final
+class LogOutResponse(_message.Message):
+    """What it named is over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LogOutResponse: _TypeAlias = LogOutResponse  # noqa: Y015

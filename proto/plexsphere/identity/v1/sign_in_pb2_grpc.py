@@ -136,6 +136,11 @@ class SignInServiceStub:
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.PollDeviceRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.PollDeviceResponse.FromString,
                 _registered_method=True)
+        self.LogOut = channel.unary_unary(
+                '/plexsphere.identity.v1.SignInService/LogOut',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.LogOutRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.LogOutResponse.FromString,
+                _registered_method=True)
 
 
 class SignInServiceServicer:
@@ -177,6 +182,13 @@ class SignInServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def LogOut(self, request, context):
+        """Ends what a provider's session gave (OpenID Connect Back-Channel Logout 1.0).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SignInServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -204,6 +216,11 @@ def add_SignInServiceServicer_to_server(servicer, server):
                     servicer.PollDevice,
                     request_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.PollDeviceRequest.FromString,
                     response_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.PollDeviceResponse.SerializeToString,
+            ),
+            'LogOut': grpc.unary_unary_rpc_method_handler(
+                    servicer.LogOut,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.LogOutRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.LogOutResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -352,6 +369,33 @@ class SignInService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def LogOut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.SignInService/LogOut',
+            plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.LogOutRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.LogOutResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class SessionServiceStub:
     """What a signed-in person does with the own session.
@@ -382,6 +426,11 @@ class SessionServiceStub:
                 '/plexsphere.identity.v1.SessionService/ApproveDevice',
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.ApproveDeviceRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.ApproveDeviceResponse.FromString,
+                _registered_method=True)
+        self.DenyDevice = channel.unary_unary(
+                '/plexsphere.identity.v1.SessionService/DenyDevice',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.DenyDeviceRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.DenyDeviceResponse.FromString,
                 _registered_method=True)
 
 
@@ -417,6 +466,13 @@ class SessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DenyDevice(self, request, context):
+        """Denies a device's user code; the device is told so (RFC 8628, 3.5).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_SessionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -439,6 +495,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.ApproveDevice,
                     request_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.ApproveDeviceRequest.FromString,
                     response_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.ApproveDeviceResponse.SerializeToString,
+            ),
+            'DenyDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.DenyDevice,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.DenyDeviceRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.DenyDeviceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -550,6 +611,33 @@ class SessionService:
             '/plexsphere.identity.v1.SessionService/ApproveDevice',
             plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.ApproveDeviceRequest.SerializeToString,
             plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.ApproveDeviceResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DenyDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.SessionService/DenyDevice',
+            plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.DenyDeviceRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.DenyDeviceResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -74,6 +74,8 @@ class SignInServiceStub:
     """Starts a device authorization (RFC 8628, 3.1)."""
     PollDevice: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.PollDeviceRequest, _sign_in_pb2.PollDeviceResponse]
     """Polls for the token of an approved device (RFC 8628, 3.4)."""
+    LogOut: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.LogOutRequest, _sign_in_pb2.LogOutResponse]
+    """Ends what a provider's session gave (OpenID Connect Back-Channel Logout 1.0)."""
 
 @_typing.type_check_only
 class SignInServiceAsyncStub(SignInServiceStub):
@@ -90,6 +92,8 @@ class SignInServiceAsyncStub(SignInServiceStub):
     """Starts a device authorization (RFC 8628, 3.1)."""
     PollDevice: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.PollDeviceRequest, _sign_in_pb2.PollDeviceResponse]  # type: ignore[assignment]
     """Polls for the token of an approved device (RFC 8628, 3.4)."""
+    LogOut: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.LogOutRequest, _sign_in_pb2.LogOutResponse]  # type: ignore[assignment]
+    """Ends what a provider's session gave (OpenID Connect Back-Channel Logout 1.0)."""
 
 class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
     """Brings people in through their Domain's OpenID provider."""
@@ -134,6 +138,14 @@ class SignInServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_sign_in_pb2.PollDeviceResponse, _abc.Awaitable[_sign_in_pb2.PollDeviceResponse]]:
         """Polls for the token of an approved device (RFC 8628, 3.4)."""
 
+    @_abc_1.abstractmethod
+    def LogOut(
+        self,
+        request: _sign_in_pb2.LogOutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sign_in_pb2.LogOutResponse, _abc.Awaitable[_sign_in_pb2.LogOutResponse]]:
+        """Ends what a provider's session gave (OpenID Connect Back-Channel Logout 1.0)."""
+
 def add_SignInServiceServicer_to_server(servicer: SignInServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class SessionServiceStub:
@@ -151,6 +163,8 @@ class SessionServiceStub:
     """Ends every session of the caller."""
     ApproveDevice: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.ApproveDeviceRequest, _sign_in_pb2.ApproveDeviceResponse]
     """Approves a device's user code; the device gets the login behind this session."""
+    DenyDevice: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.DenyDeviceRequest, _sign_in_pb2.DenyDeviceResponse]
+    """Denies a device's user code; the device is told so (RFC 8628, 3.5)."""
 
 @_typing.type_check_only
 class SessionServiceAsyncStub(SessionServiceStub):
@@ -165,6 +179,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Ends every session of the caller."""
     ApproveDevice: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.ApproveDeviceRequest, _sign_in_pb2.ApproveDeviceResponse]  # type: ignore[assignment]
     """Approves a device's user code; the device gets the login behind this session."""
+    DenyDevice: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.DenyDeviceRequest, _sign_in_pb2.DenyDeviceResponse]  # type: ignore[assignment]
+    """Denies a device's user code; the device is told so (RFC 8628, 3.5)."""
 
 class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
     """What a signed-in person does with the own session."""
@@ -200,5 +216,13 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sign_in_pb2.ApproveDeviceResponse, _abc.Awaitable[_sign_in_pb2.ApproveDeviceResponse]]:
         """Approves a device's user code; the device gets the login behind this session."""
+
+    @_abc_1.abstractmethod
+    def DenyDevice(
+        self,
+        request: _sign_in_pb2.DenyDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sign_in_pb2.DenyDeviceResponse, _abc.Awaitable[_sign_in_pb2.DenyDeviceResponse]]:
+        """Denies a device's user code; the device is told so (RFC 8628, 3.5)."""
 
 def add_SessionServiceServicer_to_server(servicer: SessionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
