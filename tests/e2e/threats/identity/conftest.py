@@ -1,6 +1,8 @@
 """A sign-in through the hostile provider, and all that must be true after it."""
 
+import json
 import uuid
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -145,6 +147,11 @@ class Ring:
         found: list[JSON] = page.json["items"]
         return found
 
+    def logged(self) -> Counter[str]:
+        """Count the reasons of refused sign-ins in identity's log."""
+        lines = (self.world.state / "log/identity.log").read_text().splitlines()
+        return Counter(json.loads(line)["reason"] for line in lines if '"sign_in.refused"' in line)
+
     async def sessions(self, bound: Bound) -> int:
         """Count the sessions at a binding, as a DBA."""
         query = (
@@ -158,12 +165,13 @@ class Ring:
             await database.close()
 
     async def refuses(self, bound: Bound, way: Way, reason: str, code: str = "sign_in_refused") -> None:
-        """Come back and be refused: one code outwards, one reason in metric and row, and nothing else happens."""
-        counted, rows = await refusals(self.world, "identity", "sign_in"), await self.rows(bound)
+        """Come back and be refused: one code outwards; one reason in log, metric and row; and nothing else happens."""
+        logged, counted, rows = self.logged(), await refusals(self.world, "identity", "sign_in"), await self.rows(bound)
         before = await self.sessions(bound), bound.door.userinfo_calls
         finished = await self.finish(way)
         assert (finished.status, finished.code, finished.cookies) == (OUTWARD[code], code, {})
         assert await refusals(self.world, "identity", "sign_in") - counted == {reason: 1}
+        assert self.logged() - logged == {reason: 1}
         known = {row["seq"] for row in rows}
         new = [row["decision"] for row in await self.rows(bound) if row["seq"] not in known]
         assert [decision["caveat_context"] for decision in new] == [
