@@ -175,6 +175,28 @@ async def test_what_services_refuse_reaches_the_caller(
     assert header.items() <= dict(answer.headers).items()
 
 
+async def test_bad_credentials_of_every_kind_are_one_limit_and_a_row_a_reason(peer: FakePeer, tmp_path: Path) -> None:
+    def unknown(_: Any) -> Any:
+        raise errors.TokenUnknown
+
+    peer.answers["Register"] = unknown
+    client = await start(peer, tmp_path, rate=Rate(per_minute=1, burst=4))
+    seen = [(await client.post("/v1/register", json=ENROL)).status for _ in range(2)]
+    malformed = ({"Authorization": "Bearer nsk_x"}, {"Cookie": "plexsphere_session=x@y"})
+    seen += [(await client.get("/v1/domains", headers=headers)).status for headers in malformed]
+    assert seen == [403, 403, 401, 401]
+    # Nothing presented is no guess.
+    assert (await client.get("/v1/domains")).status == 401
+    assert [(await client.get("/v1/domains", headers=OPERATOR)).status for _ in range(2)] == [429, 429]
+    rows = [request for name, request, _ in peer.asked if name == "Append"]
+    assert [(row.action, row.caveat_context[row.object_id].names[0]) for row in rows] == [
+        ("edge.credential_refused", "token_unknown"),
+        ("edge.credential_refused", "unauthenticated"),
+        ("edge.limit_refused", "rate_limited"),
+    ]
+    await client.close()
+
+
 async def test_an_address_that_guesses_or_floods_is_refused(peer: FakePeer, tmp_path: Path) -> None:
     def refuse(_: Any) -> Any:
         raise errors.Unauthenticated
