@@ -39,6 +39,7 @@ PLACES = {
 }
 HOMES = {
     "user": "SELECT domain_id FROM identity.identities WHERE id = $1",
+    "service": "SELECT domain_id FROM identity.service_identities WHERE id = $1",
     "node": "SELECT domain_id FROM identity.nodes WHERE id = $1",
 }
 BY_KEY = f"SELECT {ROW} FROM identity.relation_tuples WHERE ({KEY}) = ($1, $2, $3, $4, $5)"

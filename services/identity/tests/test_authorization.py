@@ -32,9 +32,14 @@ NOW = SystemClock().now()
 BINDING = """
 INSERT INTO identity.idp_bindings (id, issuer, client_id, client_secret_ref, discovery_url, claim_mappings,
     required_acr, required_amr, jit_policy, status, alias, is_primary, created_at, updated_at)
-SELECT uuidv7(), 'https://roles.example', 'c', 'kv/idp/x', 'https://roles.example', '{}', '{}', '{}', 'allow', 'active',
-    'roles', false, now(), now()
+SELECT uuidv7(), 'https://roles.example', 'c', 'kv/idp/platform/roles', 'https://roles.example', '{}', '{}', '{}',
+    'allow', 'active', 'roles', false, now(), now()
 WHERE NOT EXISTS (SELECT FROM identity.idp_bindings)
+"""
+SERVICE = """
+INSERT INTO identity.service_identities
+    (id, domain_id, display_name, subject, audience, federation_kind, created_at)
+VALUES ($1, $2, 'robot', $1::uuid::text, '', 'api_token', now())
 """
 PERSON = """
 INSERT INTO identity.identities (id, domain_id, binding_id, subject, display_name, email, created_at, last_sign_in_at)
@@ -72,6 +77,12 @@ async def person(pool: asyncpg.Pool, domain_id: UUID | None) -> Caller:
     someone = Caller("user", str(uuid7()))
     await pool.execute(PERSON, UUID(someone.subject), domain_id)
     return someone
+
+
+async def service(pool: asyncpg.Pool, project: Project) -> Caller:
+    robot = Caller("service", str(uuid7()))
+    await pool.execute(SERVICE, UUID(robot.subject), project.domain_id)
+    return robot
 
 
 @dataclass
@@ -184,7 +195,7 @@ async def test_what_is_not_a_role_or_not_from_here_is_refused_with_its_own_code(
         ],
         "relation_subject_not_found": [
             town.role(to=town.stranger), town.role(to=Caller("user", str(uuid7()))),
-            town.role(to=Caller("service", str(uuid7()))),
+            town.role(to=Caller("service", str(uuid7()))), town.role(to=await service(town.pool, town.other)),
         ],
         "caveat_invalid": [
             town.role(caveat=Caveat("moonlight", {})),
@@ -199,7 +210,7 @@ async def test_what_is_not_a_role_or_not_from_here_is_refused_with_its_own_code(
         ],
         "done": [
             town.role("operator", f"resource:{town.resource.id}"), town.role(to=platform_person),
-            town.role("member", f"domain:{town.mine.domain_id}"),
+            town.role("member", f"domain:{town.mine.domain_id}"), town.role(to=await service(town.pool, town.mine)),
         ],
     }  # fmt: skip
     for code, rows in wanted.items():
