@@ -73,6 +73,7 @@ def requests(state: State) -> list[dict[str, Any]]:
         ("cert", "sys/auth/cert", {"type": "cert"}),
         *((f"transit-{name}", f"sys/mounts/transit-{name}", {"type": "transit"}) for name in TRANSIT),
         ("nsk", "transit-identity/keys/nsk", {"type": "aes256-gcm96", "derived": True}),
+        ("refresh", "transit-identity/keys/refresh", {"type": "aes256-gcm96", "derived": True}),
         ("acp", "transit-audit/keys/acp", {"type": "ed25519"}),
     ]
     policies = {name: (POLICIES / f"{name}.hcl").read_text() for name in ROLES} | {"operator": OPERATOR}

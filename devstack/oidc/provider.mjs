@@ -1,6 +1,6 @@
 // One OpenID provider of the embedded stack. A login is finished by plain HTTP: POST the interaction's own URL with
 // subject, acr, amr (space-separated) and auth_age (seconds). POST /development/rotate-keys signs with a new key from
-// then on, and with forget=1 no longer publishes the old ones. Development and tests only.
+// then on, and with forget=1 no longer publishes the old ones; POST /development/disable forgets a subject. Development and tests only.
 import { generateKeyPairSync, randomUUID } from "node:crypto";
 import { readFileSync, writeFileSync } from "node:fs";
 import { createServer } from "node:https";
@@ -47,10 +47,11 @@ const configuration = {
   acrValues: ["urn:plexsphere:acr:pwd", "urn:plexsphere:acr:mfa", "urn:plexsphere:acr:phr"],
   ttl: { AuthorizationCode: 60, AccessToken: 300, IdToken: 300, Interaction: 600, Session: 3600, Grant: 3600 },
   interactions: { url: (_ctx, interaction) => `/interaction/${interaction.uid}` },
-  findAccount: (_ctx, sub) => ({
-    accountId: sub,
-    claims: () => ({ sub, name: sub, email: `${sub}@example.test`, email_verified: true }),
-  }),
+  rotateRefreshToken: true,
+  findAccount: (_ctx, sub) =>
+    disabled.has(sub)
+      ? undefined
+      : { accountId: sub, claims: () => ({ sub, name: sub, email: `${sub}@example.test`, email_verified: true }) },
   // Whoever signs in consents to what the client asks for.
   loadExistingGrant: async (ctx) => {
     const grant = new ctx.oidc.provider.Grant({
@@ -69,6 +70,8 @@ const configuration = {
 
 let provider;
 let serve;
+// People whom the provider no longer knows.
+const disabled = new Set();
 
 function begin() {
   provider = new Provider(settings.issuer, { ...configuration, jwks: JSON.parse(readFileSync(settings.jwks, "utf8")) });
@@ -133,6 +136,10 @@ async function answer(request, response) {
     await interact(request, response);
   } else if (request.url === "/development/rotate-keys" && request.method === "POST") {
     rotateKeys((await readForm(request)).get("forget") === "1");
+    response.statusCode = 204;
+    response.end();
+  } else if (request.url === "/development/disable" && request.method === "POST") {
+    disabled.add((await readForm(request)).get("subject"));
     response.statusCode = 204;
     response.end();
   } else {

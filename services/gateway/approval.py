@@ -44,6 +44,11 @@ at("approve").addEventListener("submit", async (event) => {
   if (answer.ok) { sessionStorage.removeItem("user_code"); say("Approved. You can close this page."); }
   else say((await answer.json()).detail);
 });
+at("deny").addEventListener("click", async () => {
+  const answer = await post("/v1/auth/device/deny", { user_code: at("code").value.trim().toUpperCase() });
+  if (answer.ok) { sessionStorage.removeItem("user_code"); say("Denied. You can close this page."); }
+  else say((await answer.json()).detail);
+});
 show();
 """
 PAGE = (
@@ -51,7 +56,7 @@ PAGE = (
     f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
     "<h1>Approve a device</h1><p>Approve a code only when you asked for it yourself, a moment ago.</p>"
     '<form id="approve" hidden><p><label>Code <input id="code" name="code" maxlength="9" autocomplete="off"></label>'
-    "<p><button>Approve</button></form>"
+    '<p><button>Approve</button> <button type="button" id="deny">Deny</button></form>'
     '<p><button id="in" hidden>Sign in</button><p id="say" role="status"></p>'
     f"<script>{SCRIPT}</script></html>"
 )

@@ -55,6 +55,8 @@ from services.identity.node_store import PgNodeStore
 from services.identity.oidc import HttpProvider
 from services.identity.people import People
 from services.identity.reconcile import Reconcile
+from services.identity.refresh import Refresh
+from services.identity.refresh_store import PgRefreshStore
 from services.identity.relation_store import PgTupleStore
 from services.identity.relations import Feed, Relations
 from services.identity.revocation_feed import follow
@@ -144,6 +146,7 @@ async def run(settings: IdentitySettings) -> None:
             store=sign_in_store,
             provider=provider,
             secrets=vault,
+            vault=vault,
             audit=audit,
             admins=PlatformAdmins(sign_in_store, relations),
             counted=counted,
@@ -157,6 +160,7 @@ async def run(settings: IdentitySettings) -> None:
         )
         devices = Devices(sign_in_store, audit, clock, settings.environment)
         logout = Logout(PgLogoutStore(pool), provider, audit, counted, clock)
+        refresh = Refresh(PgRefreshStore(pool), provider, vault, vault, audit, clock)
         signer = AssertionSigner(settings.assertion.certificate_file, settings.assertion.key_file, clock)
         authentication = Authentication(sign_in_store, token_store, relations, signer, clock)
         bindings = Bindings(sign_in_store, provider, gate, clock)
@@ -192,6 +196,7 @@ async def run(settings: IdentitySettings) -> None:
                 background=[
                     relations.run(),
                     reconcile.watch(),
+                    refresh.run(),
                     follow(pool, feed),
                     retire_keys(key_store, clock),
                     Relay(pool, "identity", MeshPublisher(mesh_peer)).run(),

@@ -58,7 +58,14 @@ COLUMNS: Declared = {
         "acr_values": Is.METADATA,
         "previous_digest": Is.HASH,
     },
-    "sessions": {"digest": Is.HASH, "acr": Is.METADATA, "amr": Is.METADATA, "sid": Is.IDENTIFIER},
+    "sessions": {
+        "digest": Is.HASH,
+        "acr": Is.METADATA,
+        "amr": Is.METADATA,
+        "sid": Is.IDENTIFIER,
+        "refresh_token": Is.CIPHERTEXT,
+        "nonce_digest": Is.HASH,
+    },
     "logout_tokens": {"jti_digest": Is.HASH},
     "device_codes": {
         "device_digest": Is.HASH,

@@ -151,6 +151,11 @@ class HttpProvider:
             raise ProviderDoubted("token_status")
         return _object("token", body)
 
+    async def userinfo(self, binding: Binding, access_token: str) -> JSON:
+        """Return what the userinfo endpoint says of whom the access token is for (OpenID Connect Core 1.0, 5.3)."""
+        document = await self.metadata(binding)
+        return await self._fetch("userinfo", document["userinfo_endpoint"], {"Authorization": f"Bearer {access_token}"})
+
     def _now(self) -> float:
         return self._clock.now().timestamp()
 
@@ -182,9 +187,9 @@ class HttpProvider:
             raise ProviderDoubted("jwks_form")
         return [key for key in keys if isinstance(key, dict)]
 
-    async def _fetch(self, what: str, url: str) -> JSON:
+    async def _fetch(self, what: str, url: str, headers: dict[str, str] | None = None) -> JSON:
         try:
-            status, body = await self._ask(what, "GET", url)
+            status, body = await self._ask(what, "GET", url, headers)
         except TooLarge:
             raise ProviderDoubted(f"{what}_too_large") from None
         if status != OK:

@@ -4,7 +4,7 @@ import base64
 import datetime
 import hashlib
 import hmac
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlencode, urljoin
 from uuid import UUID, uuid5
 
@@ -20,9 +20,11 @@ from services.identity.bindings import offered
 from services.identity.counted import SPACE, Counted
 from services.identity.id_token import Expected, TokenRefused, header_of, validate
 from services.identity.ports import Recorder
+from services.identity.refresh import ASK_EVERY, BELIEVED_FOR
 from services.identity.sign_in_model import (
     Binding,
     Callback,
+    Grant,
     Login,
     Pending,
     Person,
@@ -31,7 +33,7 @@ from services.identity.sign_in_model import (
     digest,
     random_text,
 )
-from services.identity.sign_in_ports import Admins, ClientSecrets, Provider, SignInStore
+from services.identity.sign_in_ports import Admins, ClientSecrets, Provider, RefreshVault, SignInStore
 
 PENDING_FOR = datetime.timedelta(minutes=10)
 SESSION_FOR = datetime.timedelta(hours=12)
@@ -42,6 +44,10 @@ log = structlog.get_logger()
 def _text(claim: object) -> str:
     # Characters that no database stores and no page shows are left out: NUL, lone surrogates, line ends.
     return "".join(filter(str.isprintable, claim))[:256] if isinstance(claim, str) else ""
+
+
+def _names(binding: Binding) -> dict[str, str]:
+    return {"email": "email", "display_name": "name"} | binding.claim_mappings
 
 
 def _with_query(endpoint: str, query: dict[str, str]) -> str:
@@ -73,6 +79,21 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Proved:
+    """What the provider has proved of a person, and what it may be asked more with."""
+
+    claims: dict[str, object]
+    login: Login
+    access_token: str = field(repr=False)
+    refresh_token: str = field(repr=False)
+
+    @property
+    def sid(self) -> str:
+        """The provider's name of its session, or nothing."""
+        return str(self.claims.get("sid", ""))
+
+
+@dataclass(frozen=True)
 class Opened:
     """A new session; `cookie` and `csrf` are nowhere else."""
 
@@ -89,6 +110,7 @@ class SignIn:
     store: SignInStore
     provider: Provider
     secrets: ClientSecrets
+    vault: RefreshVault
     audit: Recorder
     admins: Admins
     counted: Counted
@@ -142,6 +164,9 @@ class SignIn:
         query |= {"acr_values": " ".join(acr_values)} if acr_values else {}
         max_age_s = binding.max_age_s(wanted.max_age_s)
         query |= {"max_age": str(max_age_s)} if max_age_s is not None else {}
+        if "offline_access" in binding.scopes and prompt != "none":
+            # A provider gives none without it (OpenID Connect Core 1.0, 11).
+            prompt = " ".join(dict.fromkeys([*prompt.split(), "consent"]))
         query |= {"prompt": prompt} if prompt else {}
         url = _with_query(str(document["authorization_endpoint"]), query)
         return Started(url, state, self._derive("handle", state), nonce)
@@ -193,8 +218,10 @@ class SignIn:
             await self._refused(binding, reason, key)
             raise SignInStateInvalid
         try:
-            subject, claims, login = await self._verified(binding, pending, callback)
-            person = await self._person(binding, subject, claims)
+            proved = await self._verified(binding, pending, callback)
+            person = await self._person(binding, await self._completed(binding, proved))
+            session_id = uuid7()
+            grant = await self._grant(binding, session_id, proved, callback)
         except TokenRefused as refused:
             await self._refused(binding, refused.reason)
             raise SignInRefused from None
@@ -205,7 +232,8 @@ class SignIn:
             # A bug on the way refuses too, and no refusal is without its row.
             await self._refused(binding, "internal")
             raise
-        return await self._open(binding, person, subject, login, pending, str(claims.get("sid", "")))
+        session = Session(session_id, person, proved.login, self.clock.now() + SESSION_FOR, proved.sid, grant)
+        return await self._open(binding, session, str(proved.claims["sub"]), pending)
 
     def _state_refusal(self, pending: Pending, callback: Callback) -> str:
         if pending.used:
@@ -221,9 +249,7 @@ class SignIn:
         log.info("sign_in.refused", binding=str(binding.id), reason=reason)
         await self.audit.record(replace(_refusal(binding, reason), idempotency_key=key or uuid7()))
 
-    async def _verified(
-        self, binding: Binding, pending: Pending, callback: Callback
-    ) -> tuple[str, dict[str, object], Login]:
+    async def _verified(self, binding: Binding, pending: Pending, callback: Callback) -> Proved:
         if binding.status != "active":
             raise TokenRefused("binding_inactive")
         if callback.binding_id not in {None, binding.id}:
@@ -268,13 +294,35 @@ class SignIn:
                 raise TokenRefused("auth_time_missing")
             if login.auth_time < began_s:
                 raise TokenRefused("auth_time")
-        return claims["sub"], claims, login
+        return Proved(claims, login, str(answer.get("access_token", "")), str(answer.get("refresh_token", "")))
 
-    async def _person(self, binding: Binding, subject: str, claims: dict[str, object]) -> Person:
-        known = await self.store.person(binding, subject)
+    async def _completed(self, binding: Binding, proved: Proved) -> dict[str, object]:
+        """Return the claims, with the names that only the userinfo endpoint has (OpenID Connect Core 1.0, 5.3)."""
+        missing = set(_names(binding).values()) - proved.claims.keys()
+        if not missing or not proved.access_token:
+            return proved.claims
+        if "userinfo_endpoint" not in await self.provider.metadata(binding):
+            return proved.claims
+        found = await self.provider.userinfo(binding, proved.access_token)
+        # Else it is about somebody else (5.3.2).
+        if found.get("sub") != proved.claims["sub"]:
+            raise TokenRefused("userinfo_sub")
+        return proved.claims | {name: found[name] for name in missing & found.keys()}
+
+    async def _grant(self, binding: Binding, session_id: UUID, proved: Proved, callback: Callback) -> Grant | None:
+        if not proved.refresh_token:
+            return None
+        with Secret(proved.refresh_token.encode()) as token:
+            wrapped = await self.vault.wrap_refresh(binding.domain_id, session_id, token)
+        now = self.clock.now()
+        nonce = digest(self._derive("nonce", callback.state))
+        return Grant(wrapped, nonce, now + ASK_EVERY, now + BELIEVED_FOR)
+
+    async def _person(self, binding: Binding, claims: dict[str, object]) -> Person:
+        known = await self.store.person(binding, str(claims["sub"]))
         if known is None and binding.jit_policy != "allow":
             raise TokenRefused("unknown_person")
-        names = {"email": "email", "display_name": "name"} | binding.claim_mappings
+        names = _names(binding)
         return Person(
             id=known.id if known else uuid7(),
             domain_id=binding.domain_id,
@@ -287,13 +335,11 @@ class SignIn:
         ours = binding.domain_id is None and binding.issuer == self.bootstrap_issuer
         return ours and subject in self.platform_admins
 
-    async def _open(
-        self, binding: Binding, person: Person, subject: str, login: Login, pending: Pending, sid: str
-    ) -> Opened:
+    async def _open(self, binding: Binding, session: Session, subject: str, pending: Pending) -> Opened:
         now = self.clock.now()
         # Known before it is recorded: of two first sign-ins at once one id stays, and the row must name that one. It
         # opens nothing by itself.
-        person = await self.store.admit(binding, person, subject, now)
+        person = await self.store.admit(binding, session.person, subject, now)
         admin = self._administers(binding, subject) and not await self.store.was_made_admin(person.id)
         await self.audit.record(
             Record(
@@ -310,7 +356,7 @@ class SignIn:
         )
         if admin:
             await self.admins.grant_platform_admin(person.id)
-        session = Session(uuid7(), person, login, now + SESSION_FOR, sid)
+        session = replace(session, person=person)
         cookie = random_text()
         # The id changes at every sign-in, so that a session fixed before it is worth nothing (step-up included).
         await self.store.open_session(session, digest(cookie), now, pending.previous)

@@ -114,6 +114,16 @@ class Person:
 
 
 @dataclass(frozen=True)
+class Grant:
+    """What the provider is asked with whether it still knows a person: a refresh token, as ciphertext only."""
+
+    refresh_token: str
+    nonce_digest: bytes
+    refresh_at: datetime.datetime
+    confirmed_until: datetime.datetime
+
+
+@dataclass(frozen=True)
 class Session:
     """A session of a person; `sid` is the provider's name of its own session, if it has one."""
 
@@ -122,6 +132,21 @@ class Session:
     login: Login
     expires_at: datetime.datetime
     sid: str = ""
+    grant: Grant | None = None
+
+
+@dataclass(frozen=True)
+class Held:
+    """A session that its provider is to be asked about."""
+
+    session_id: UUID
+    person_id: UUID
+    domain_id: UUID | None
+    subject: str
+    binding: Binding
+    auth_time: int | None
+    nonce_digest: bytes
+    refresh_token: str
 
 
 @dataclass(frozen=True)

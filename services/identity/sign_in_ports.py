@@ -7,7 +7,7 @@ from uuid import UUID
 from libs.custody import Secret
 from libs.errors import ProviderFailed, SignInRefused
 from services.identity.model import Tuple
-from services.identity.sign_in_model import Binding, Device, Login, NodeKey, Pending, Person, Session
+from services.identity.sign_in_model import Binding, Device, Held, Login, NodeKey, Pending, Person, Session
 
 
 class ProviderDoubted(ProviderFailed):
@@ -136,6 +136,29 @@ class LogoutStore(Protocol):
         """
 
 
+class RefreshStore(Protocol):
+    """Sessions with a refresh token; a method is a transaction."""
+
+    async def due(self, at: datetime.datetime, next_at: datetime.datetime, limit: int) -> list[Held]:
+        """Return sessions whose time has come, each to one caller only, and come back to them at `next_at`."""
+
+    async def confirm(self, session_id: UUID, refresh_token: str, until: datetime.datetime) -> None:
+        """Believe the provider about a session until then, and keep what to ask with next."""
+
+    async def end(self, session_id: UUID) -> None:
+        """End a session, its approvals and the access tokens of the same provider's session, for every replica."""
+
+
+class RefreshVault(Protocol):
+    """Refresh tokens at rest; raises OpenbaoUnavailable."""
+
+    async def wrap_refresh(self, domain_id: UUID | None, session_id: UUID, token: Secret) -> str:
+        """Return ciphertext bound to Domain and session."""
+
+    async def unwrap_refresh(self, domain_id: UUID | None, session_id: UUID, ciphertext: str) -> Secret:
+        """Return the token; the caller wipes it."""
+
+
 class Provider(Protocol):
     """An OpenID provider."""
 
@@ -150,6 +173,9 @@ class Provider(Protocol):
 
     async def exchange(self, binding: Binding, secret: Secret, form: dict[str, str]) -> dict[str, Any]:
         """Exchange a code at the token endpoint; raises ExchangeRefused or ProviderDoubted."""
+
+    async def userinfo(self, binding: Binding, access_token: str) -> dict[str, Any]:
+        """Return what the userinfo endpoint says of whom the access token is for; raises ProviderDoubted."""
 
 
 class ClientSecrets(Protocol):

@@ -132,8 +132,9 @@ class PgSignInStore(PgBindingStore):
         """Store a session, and end the one whose digest is given."""
         sql = """
         INSERT INTO identity.sessions
-            (id, digest, identity_id, acr, amr, auth_time, created_at, last_seen_at, expires_at, sid)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9)
+            (id, digest, identity_id, acr, amr, auth_time, created_at, last_seen_at, expires_at, sid,
+            refresh_token, nonce_digest, refresh_at, confirmed_until)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $7, $8, $9, $10, $11, $12, $13)
         """
         async with transaction(self.pool, "open_session") as lent:
             await self._require_active(lent, session.person.id)
@@ -143,7 +144,7 @@ class PgSignInStore(PgBindingStore):
             login = session.login
             await lent.execute(
                 sql, session.id, digest, session.person.id, login.acr, list(login.amr), login.auth_time, at,
-                session.expires_at, session.sid,
+                session.expires_at, session.sid, *(vars(session.grant).values() if session.grant else [None] * 4),
             )  # fmt: skip
 
     async def _require_active(self, lent: asyncpg.Connection, person_id: UUID) -> None:
@@ -159,7 +160,8 @@ class PgSignInStore(PgBindingStore):
         """Return a live session and move its idle time."""
         sql = """
         UPDATE identity.sessions s SET last_seen_at = $2 FROM identity.identities i
-        WHERE s.digest = $1 AND s.expires_at > $2 AND s.last_seen_at > $3 AND i.id = s.identity_id
+        WHERE s.digest = $1 AND s.expires_at > $2 AND s.last_seen_at > $3
+            AND (s.confirmed_until IS NULL OR s.confirmed_until > $2) AND i.id = s.identity_id
         RETURNING s.id, s.identity_id, i.domain_id, s.acr, s.amr, s.auth_time, s.expires_at
         """
         async with connection(self.pool, "use_session") as lent:

@@ -7,7 +7,10 @@ from libs.bao import Bao, BaoRefused
 from libs.custody import Secret
 from libs.errors import OpenbaoUnavailable
 
-MOUNT, KEY = "transit-identity", "nsk"
+MOUNT, KEY, REFRESH = "transit-identity", "nsk", "refresh"
+# The derivation of whoever belongs to no Domain.
+PLATFORM = UUID(int=0)
+SHORTEST = 64
 
 
 def bound_to(domain_id: UUID, node_id: UUID, kid: str) -> bytes:
@@ -25,6 +28,25 @@ class BaoVault:
         """Return ciphertext bound to Domain, node and KID."""
         try:
             return await self.bao.wrap(MOUNT, KEY, domain_id.bytes, bound_to(domain_id, node_id, kid), key)
+        except BaoRefused as refused:
+            raise OpenbaoUnavailable(str(refused)) from refused
+
+    async def wrap_refresh(self, domain_id: UUID | None, session_id: UUID, token: Secret) -> str:
+        """Return ciphertext bound to Domain and session."""
+        context = (domain_id or PLATFORM).bytes
+        try:
+            # Padded: a short token is still as long as what the database takes for ciphertext.
+            with Secret(bytes(token.reveal()).ljust(SHORTEST, b"\0")) as padded:
+                return await self.bao.wrap(MOUNT, REFRESH, context, session_id.bytes, padded)
+        except BaoRefused as refused:
+            raise OpenbaoUnavailable(str(refused)) from refused
+
+    async def unwrap_refresh(self, domain_id: UUID | None, session_id: UUID, ciphertext: str) -> Secret:
+        """Return the token; the caller wipes it."""
+        context = (domain_id or PLATFORM).bytes
+        try:
+            with await self.bao.unwrap(MOUNT, REFRESH, context, session_id.bytes, ciphertext) as padded:
+                return Secret(bytes(padded.reveal()).rstrip(b"\0"))
         except BaoRefused as refused:
             raise OpenbaoUnavailable(str(refused)) from refused
 

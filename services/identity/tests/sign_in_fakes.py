@@ -243,6 +243,9 @@ class FakeProvider:
     asked: dict[str, dict[str, str]] = field(default_factory=dict)
     exchanged: list[dict[str, str]] = field(default_factory=list)
     refusal: PlexError | None = None
+    given: dict[str, Any] = field(default_factory=dict)
+    known: dict[str, Any] = field(default_factory=dict)
+    userinfo_asked: list[str] = field(default_factory=list)
 
     async def metadata(self, binding: Binding) -> dict[str, Any]:
         if self.refusal:
@@ -277,7 +280,11 @@ class FakeProvider:
         header = {"alg": "Ed25519", "kid": "k1"}
         payload = json.dumps(claims).encode()
         token = jws.serialize_compact(header, payload, self.key, algorithms=["Ed25519"])
-        return {"access_token": "at", "id_token": token}
+        return {"access_token": "at", "id_token": token} | self.given
+
+    async def userinfo(self, binding: Binding, access_token: str) -> dict[str, Any]:
+        self.userinfo_asked.append(access_token)
+        return self.known
 
 
 @dataclass
@@ -289,6 +296,23 @@ class FakeClientSecrets:
     async def client_secret(self, reference: str) -> Secret:
         self.handed_out.append(Secret(b"client-secret"))
         return self.handed_out[-1]
+
+
+@dataclass
+class FakeRefreshVault:
+    """Ciphertext that only its own session opens."""
+
+    kept: dict[str, tuple[UUID | None, UUID, bytes]] = field(default_factory=dict)
+
+    async def wrap_refresh(self, domain_id: UUID | None, session_id: UUID, token: Secret) -> str:
+        ciphertext = f"vault:v1:{len(self.kept)}"
+        self.kept[ciphertext] = (domain_id, session_id, bytes(token.reveal()))
+        return ciphertext
+
+    async def unwrap_refresh(self, domain_id: UUID | None, session_id: UUID, ciphertext: str) -> Secret:
+        bound_domain, bound_session, token = self.kept[ciphertext]
+        assert (bound_domain, bound_session) == (domain_id, session_id)
+        return Secret(token)
 
 
 @dataclass
@@ -312,13 +336,14 @@ class SignInWorld:
         self.authority = FakeAuthority(self.trace)
         self.store, self.audit, self.admins = FakeSignInStore(self.trace), FakeAudit(self.trace), FakeAdmins(self.trace)
         self.provider, self.secrets = FakeProvider(self.clock), FakeClientSecrets()
+        self.vault = FakeRefreshVault()
         self.platform = a_binding(None, "https://platform.example", alias="platform")
         self.domain_id = uuid7()
         self.binding = a_binding(self.domain_id, **binding)
         self.store.binding_rows = {row.id: row for row in (self.platform, self.binding)}
         self.sign_in = SignIn(
-            store=self.store, provider=self.provider, secrets=self.secrets, audit=self.audit, admins=self.admins,
-            counted=Counted(self.audit, self.clock), clock=self.clock, pkce_key=Secret(b"p" * 32),
+            store=self.store, provider=self.provider, secrets=self.secrets, vault=self.vault, audit=self.audit,
+            admins=self.admins, counted=Counted(self.audit, self.clock), clock=self.clock, pkce_key=Secret(b"p" * 32),
             csrf_key=Secret(b"c" * 32), redirect_uri="https://edge/v1/auth/callback",
             bootstrap_issuer=self.platform.issuer, platform_admins=("operator",), return_paths=("/", "/device"),
         )  # fmt: skip
