@@ -10,7 +10,7 @@ import contextlib
 import io
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import aiohttp
@@ -107,6 +107,25 @@ class Bao:
         }
         answer = await self.request("POST", f"{mount}/encrypt/{key}", body)
         return str(answer["data"]["ciphertext"])
+
+    async def wrap_all(
+        self, mount: str, key: str, wanted: Sequence[tuple[bytes, bytes, Secret]]
+    ) -> list[str | BaoRefused]:
+        """Encrypt many as `wrap` does, each a context, what it is bound to, and the plaintext; in their order."""
+        items = [
+            {
+                "plaintext": base64.b64encode(plain.reveal()).decode(),
+                "context": base64.b64encode(context).decode(),
+                "associated_data": base64.b64encode(bound_to).decode(),
+            }
+            for context, bound_to, plain in wanted
+        ]
+        answer = await self.request("POST", f"{mount}/encrypt/{key}", {"batch_input": items})
+        # A batch answers 200 with an error in the place of what it did not encrypt.
+        return [
+            BaoRefused(BAD, f"{mount}/encrypt/{key}") if item.get("error") else str(item["ciphertext"])
+            for item in answer["data"]["batch_results"]
+        ]
 
     async def unwrap(self, mount: str, key: str, context: bytes, bound_to: bytes, ciphertext: str) -> Secret:
         """Decrypt what `wrap` encrypted with the same context and associated data; raises BaoRefused otherwise."""

@@ -8,7 +8,7 @@ import asyncio
 import datetime
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -74,6 +74,32 @@ class Outgoing:
 Publish = Callable[[Outgoing], Awaitable[object]]
 
 
+@dataclass(frozen=True)
+class Event:
+    """What is to be announced."""
+
+    domain_id: UUID
+    type: str
+    scope: str
+    payload: dict[str, Any]
+
+
+async def add_events(
+    lent: asyncpg.Connection, schema: str, events: Sequence[Event], at: datetime.datetime
+) -> list[UUID]:
+    """Add events in the transaction of their change, after the change itself: rows of one scope keep its order."""
+    sql = f"""
+    INSERT INTO {schema}.event_outbox (id, domain_id, type, scope, payload, created_at)
+    SELECT id, domain_id, type, scope, payload, $6
+    FROM unnest($1::uuid[], $2::uuid[], $3::text[], $4::text[], $5::jsonb[])
+        WITH ORDINALITY AS one (id, domain_id, type, scope, payload, turn) ORDER BY turn
+    """  # noqa: S608 — the schema is a constant of its service
+    identifiers = [uuid7() for _ in events]
+    rows = [(event.domain_id, event.type, event.scope, json.dumps(event.payload)) for event in events]
+    await lent.execute(sql, identifiers, *zip(*rows, strict=True), at)
+    return identifiers
+
+
 async def add_event(
     lent: asyncpg.Connection,
     schema: str,
@@ -83,13 +109,8 @@ async def add_event(
     payload: dict[str, Any],
     at: datetime.datetime,
 ) -> UUID:
-    """Add an event in the transaction of its change, after the change itself: rows of one scope keep its order."""
-    sql = f"""
-    INSERT INTO {schema}.event_outbox (id, domain_id, type, scope, payload, created_at)
-    VALUES ($1, $2, $3, $4, $5, $6)
-    """  # noqa: S608 — the schema is a constant of its service
-    identifier = uuid7()
-    await lent.execute(sql, identifier, domain_id, kind, scope, json.dumps(payload), at)
+    """Add one event, as `add_events` does."""
+    (identifier,) = await add_events(lent, schema, [Event(domain_id, kind, scope, payload)], at)
     return identifier
 
 

@@ -57,6 +57,7 @@ from services.identity.people import People
 from services.identity.reconcile import Reconcile
 from services.identity.refresh import Refresh
 from services.identity.refresh_store import PgRefreshStore
+from services.identity.registration_store import Registrations
 from services.identity.relation_store import PgTupleStore
 from services.identity.relations import Feed, Relations
 from services.identity.revocation_feed import follow
@@ -129,7 +130,7 @@ async def run(settings: IdentitySettings) -> None:
         people = People(token_store, gate, cursors, clock, read_secret_file(settings.pseudonym_key_file))
         api_tokens = ApiTokens(token_store, gate, clock, settings.environment)
         service_tokens = ServiceTokens(token_store, audit, clock, settings.environment)
-        enrolment = Enrolment(PgEnrolmentStore(pool), gate, mesh, vault, clock)
+        enrolment = Enrolment(PgEnrolmentStore(pool, Registrations(pool)), gate, mesh, vault, clock)
         node_store = PgNodeStore(pool)
         state, endpoints = NodeState(node_store, gate, clock), Endpoints(node_store, gate, clock)
         rotation = KeyRotation(PgRotationStore(pool), gate, clock)

@@ -28,15 +28,18 @@ WHERE revoked_at IS NULL AND valid_until <= $1 RETURNING node_id
 """
 ADD = """
 INSERT INTO identity.node_secret_keys (kid, node_id, domain_id, wrapped, fingerprint, created_at)
-SELECT $2, id, domain_id, $3, $4, $5 FROM identity.nodes WHERE id = $1
+SELECT w.kid, n.id, n.domain_id, w.wrapped, w.fingerprint, $5
+FROM unnest($1::uuid[], $2::text[], $3::text[], $4::bytea[]) AS w (node_id, kid, wrapped, fingerprint)
+JOIN identity.nodes n ON n.id = w.node_id
 """
 
 log = structlog.get_logger()
 
 
-async def add_key(lent: asyncpg.Connection, node_id: UUID, key: WrappedKey, at: datetime.datetime) -> None:
-    """Store a node's current key, in the transaction that made room for it."""
-    await lent.execute(ADD, node_id, key.kid, key.wrapped, key.fingerprint, at)
+async def add_keys(lent: asyncpg.Connection, keys: list[tuple[UUID, WrappedKey]], at: datetime.datetime) -> None:
+    """Store nodes' current keys, in the transaction that made room for them."""
+    rows = [(node_id, key.kid, key.wrapped, key.fingerprint) for node_id, key in keys]
+    await lent.execute(ADD, *zip(*rows, strict=True), at)
 
 
 async def revoke_keys(lent: asyncpg.Connection, node_id: UUID, at: datetime.datetime, keep: str = "") -> None:
@@ -78,7 +81,7 @@ class PgNodeKeyStore:
             await revoke_keys(lent, node_id, at, keep=kid)
             last = live[kid] or until
             await lent.execute("UPDATE identity.node_secret_keys SET valid_until = $2 WHERE kid = $1", kid, last)
-            await add_key(lent, node_id, key, at)
+            await add_keys(lent, [(node_id, key)], at)
         return last
 
     async def revoke(self, node_id: UUID, at: datetime.datetime) -> None:

@@ -8,7 +8,7 @@ from uuid import UUID
 import asyncpg
 
 from libs.errors import EndpointPeerGone, EndpointPeerNotFound
-from libs.outbox import add_event
+from libs.outbox import Event, add_events
 from libs.pg import connection, transaction
 from services.identity.model import Peer, Reachability
 from services.identity.node_model import SignsOfLife, Surroundings, peer_object, spend_change
@@ -69,9 +69,13 @@ async def lock_peer(lent: asyncpg.Connection, node_id: UUID) -> tuple[UUID, Peer
     return (row["domain_id"], peer_of(row)) if row else None
 
 
-async def announce(lent: asyncpg.Connection, domain_id: UUID, kind: str, peer: Peer, at: datetime.datetime) -> None:
-    """Tell the Domain's nodes what became of a peer, in the transaction of the change and after it."""
-    await add_event(lent, "identity", domain_id, kind, f"domain:{domain_id}", {"peer": peer_object(peer)}, at)
+async def announce(
+    lent: asyncpg.Connection, domain_id: UUID, told: list[tuple[str, Peer]], at: datetime.datetime
+) -> None:
+    """Tell the Domain's nodes what became of peers, in the transaction of the change and after it."""
+    scope = f"domain:{domain_id}"
+    events = [Event(domain_id, kind, scope, {"peer": peer_object(peer)}) for kind, peer in told]
+    await add_events(lent, "identity", events, at)
 
 
 @dataclass(frozen=True)
@@ -114,4 +118,4 @@ class PgNodeStore:
                 tat = spend_change(taken["changes_tat"], at)
                 await lent.execute("UPDATE identity.endpoints SET changes_tat = $2 WHERE node_id = $1", node_id, tat)
                 moved = Peer(peer.node_id, peer.mesh_ip, peer.public_key, endpoint)
-                await announce(lent, domain_id, "peer_endpoint_changed", moved, at)
+                await announce(lent, domain_id, [("peer_endpoint_changed", moved)], at)

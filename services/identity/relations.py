@@ -1,6 +1,7 @@
 """Relations: identity's own tuple table is the truth, SpiceDB answers from it, and a doubt is never a denial."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
@@ -12,6 +13,7 @@ from libs.decision import Decision
 from libs.errors import AuthzUnavailable, PlexError, Unavailable
 from libs.rpc.context import current_call
 from libs.scope import beyond
+from libs.together import Together
 from services.identity.model import Tuple
 from services.identity.schema import HIDDEN, require_askable
 
@@ -252,10 +254,19 @@ class Relations:
         """Finish the removal of tuples that are marked; raises AuthzUnavailable, and then they stay marked."""
         await self.tuples.finish(self.checker, rows)
 
+    @functools.cached_property
+    def _delivering(self) -> Together[None, None]:
+        # One delivery brings everybody's: who comes while one is under way shares the next.
+        async def deliver(askers: list[None]) -> list[None]:
+            await self.tuples.deliver(self.checker)
+            return askers
+
+        return Together(deliver)
+
     async def deliver(self) -> None:
         """Bring what was committed to SpiceDB now; what fails is brought by the background task."""
         try:
-            await self.tuples.deliver(self.checker)
+            await self._delivering.ask(None)
         except PlexError as error:
             log.warning("relations.delivery_postponed", reason=error.code)
 

@@ -110,5 +110,5 @@ class PgRotationStore:
                 return None
             await lent.execute("UPDATE identity.nodes SET public_key = $2 WHERE id = $1", node_id, public_key)
             rotated = Peer(peer.node_id, peer.mesh_ip, public_key, peer.fallback_endpoint)
-            await announce(lent, domain_id, "peer_key_rotated", rotated, at)
+            await announce(lent, domain_id, [("peer_key_rotated", rotated)], at)
         return Receipt(rotation_id, row["kid"], row["wrap_key_version"])

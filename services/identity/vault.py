@@ -1,11 +1,13 @@
 """OpenBao as identity uses it: node keys are wrapped there, client secrets read from there."""
 
+import functools
 from dataclasses import dataclass
 from uuid import UUID
 
 from libs.bao import Bao, BaoRefused
 from libs.custody import Secret
 from libs.errors import OpenbaoUnavailable
+from libs.together import Together
 
 MOUNT, KEY, REFRESH = "transit-identity", "nsk", "refresh"
 # The derivation of whoever belongs to no Domain.
@@ -24,10 +26,14 @@ class BaoVault:
 
     bao: Bao
 
+    @functools.cached_property
+    def _wrapping(self) -> Together[tuple[bytes, bytes, Secret], str]:
+        return Together(functools.partial(self.bao.wrap_all, MOUNT, KEY))
+
     async def wrap(self, domain_id: UUID, node_id: UUID, kid: str, key: Secret) -> str:
         """Return ciphertext bound to Domain, node and KID."""
         try:
-            return await self.bao.wrap(MOUNT, KEY, domain_id.bytes, bound_to(domain_id, node_id, kid), key)
+            return await self._wrapping.ask((domain_id.bytes, bound_to(domain_id, node_id, kid), key))
         except BaoRefused as refused:
             raise OpenbaoUnavailable(str(refused)) from refused
 

@@ -20,6 +20,7 @@ from services.identity.enrolment_store import PgEnrolmentStore
 from services.identity.model import Caller, Domain, Project, Reachability, Resource
 from services.identity.node_key_store import PgNodeKeyStore
 from services.identity.node_keys import NodeKeys
+from services.identity.registration_store import Registrations
 from services.identity.relation_store import PgTupleStore
 from services.identity.relations import Relations
 from services.identity.service import Identity
@@ -74,7 +75,7 @@ def replica(pool: asyncpg.Pool, relations: Relations, bao: Bao, admin: Caller) -
     store, keys, clock = PgStore(pool), FakeSigningKeys([]), SystemClock()
     gate = Gate(relations, FakeAudit([]), store)
     identity = Identity(store, gate, keys, Cursors(Secret(b"k" * 32)), clock)
-    enrolment = Enrolment(PgEnrolmentStore(pool), gate, keys, BaoVault(bao), clock)
+    enrolment = Enrolment(PgEnrolmentStore(pool, Registrations(pool)), gate, keys, BaoVault(bao), clock)
     node_keys = NodeKeys(PgNodeKeyStore(pool), gate, BaoVault(bao), clock)
     return Replica(identity, enrolment, node_keys, relations, admin)
 

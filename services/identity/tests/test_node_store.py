@@ -11,6 +11,7 @@ from libs.errors import KeysRotatePeerNotFound
 from services.identity.enrolment_store import PgEnrolmentStore
 from services.identity.node_model import Wanted
 from services.identity.node_store import PgNodeStore
+from services.identity.registration_store import Registrations
 from services.identity.rotation_store import PgRotationStore
 from services.identity.store import PgStore
 from services.identity.tests.conftest import Pools
@@ -67,7 +68,7 @@ async def test_health_lasts_from_registration_until_a_node_was_silent_for_too_lo
     replicas: Replicas, pools: Pools
 ) -> None:
     (node_id,) = await nodes(replicas[0], 1)
-    enrolment, store = PgEnrolmentStore(pools[0]), PgNodeStore(pools[1])
+    enrolment, store = PgEnrolmentStore(pools[0], Registrations(pools[0])), PgNodeStore(pools[1])
     first = await store.signs(node_id)
     assert first is not None
     since = []
@@ -87,7 +88,7 @@ async def test_health_lasts_from_registration_until_a_node_was_silent_for_too_lo
 async def test_a_first_heartbeat_that_is_late_begins_anew(replicas: Replicas, pools: Pools) -> None:
     (node_id,) = await nodes(replicas[0], 1)
     at = now() + datetime.timedelta(seconds=200)
-    await PgEnrolmentStore(pools[0]).heartbeat(node_id, bytes(32), "1", "{}", at)
+    await PgEnrolmentStore(pools[0], Registrations(pools[0])).heartbeat(node_id, bytes(32), "1", "{}", at)
     signs = await PgNodeStore(pools[0]).signs(node_id)
     assert signs is not None
     assert signs.healthy_since == at
@@ -95,7 +96,7 @@ async def test_a_first_heartbeat_that_is_late_begins_anew(replicas: Replicas, po
 
 async def test_heartbeats_ask_for_a_key_until_it_is_there(replicas: Replicas, pools: Pools) -> None:
     (node_id,) = await nodes(replicas[0], 1)
-    enrolment, rotations = PgEnrolmentStore(pools[0]), PgRotationStore(pools[1])
+    enrolment, rotations = PgEnrolmentStore(pools[0], Registrations(pools[0])), PgRotationStore(pools[1])
     asked = await rotations.request(node_id, now())
     assert asked is not None
     assert await enrolment.heartbeat(node_id, bytes(32), "1", "{}", now()) == Wanted(rotate_keys=True, reconcile=False)

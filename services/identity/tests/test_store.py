@@ -4,8 +4,8 @@ import asyncio
 import hashlib
 import ipaddress
 from collections import Counter
-from dataclasses import dataclass, replace
-from uuid import uuid4
+from dataclasses import replace
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
@@ -20,8 +20,9 @@ from libs.settings import load
 from services.identity.columns import COLUMNS
 from services.identity.enrolment_store import PgEnrolmentStore
 from services.identity.model import Peer, Reachability, Tuple
+from services.identity.registration_store import Registration, Registrations
 from services.identity.tests.conftest import Pools
-from services.identity.tests.replicas import Replica, code, count, fresh_cidr
+from services.identity.tests.replicas import Replica, code, count, fresh_cidr, fresh_key
 
 pytestmark = pytest.mark.integration
 
@@ -78,11 +79,13 @@ async def test_a_hundred_registrations_at_once_get_distinct_addresses(
     assert all(decision.granted for decision in await one.relations.decide_all(allowed))
 
 
-@dataclass(frozen=True)
-class Crashing(PgEnrolmentStore):
+class Crashing(Registrations):
     """PostgreSQL, and a process that dies in the middle of a transaction."""
 
-    async def _peers(self, *_: object) -> list[Peer]:
+    async def _commit(
+        self, lent: asyncpg.Connection, domain_id: UUID, wanted: list[Registration]
+    ) -> list[tuple[Peer, str]]:
+        await super()._commit(lent, domain_id, wanted)
         raise RuntimeError("killed")
 
 
@@ -90,11 +93,35 @@ async def test_a_crash_between_the_steps_uses_no_token(replicas: tuple[Replica, 
     one, other = replicas
     project = await one.project(await one.domain())
     wanted = await one.wish(project, str((await one.resource(project)).id))
+    crashing = PgEnrolmentStore(pools[0], Crashing(pools[0]))
     with pytest.raises(RuntimeError):
-        await replace(one.enrolment, store=Crashing(pools[0])).register(wanted)
+        await replace(one.enrolment, store=crashing).register(wanted)
     assert await count(pools[0], "nodes", "project_id = $1", project.id) == 0
     assert await count(pools[0], "event_outbox", "domain_id = $1", project.domain_id) == 0
     assert (await other.enrolment.register(wanted)).node.mesh_ip
+
+
+async def test_who_cannot_be_registered_takes_nobody_along(replicas: tuple[Replica, Replica], pools: Pools) -> None:
+    one, _ = replicas
+    project = await one.project(await one.domain())
+    taken, _ = await one.node(project)
+    wishes = [await one.wish(project, str((await one.resource(project)).id)) for _ in range(9)]
+    of_another = replace(wishes[3], public_key=wishes[2].public_key)
+    twice = await one.wish(project, str(taken.id))
+    colliding = replace(wishes[7], nonce=wishes[6].nonce)
+    asked = [*wishes[:3], of_another, *wishes[4:7], colliding, wishes[8], twice]
+    answers = await asyncio.gather(*(code(one.enrolment.register(wish)) for wish in asked))
+    # Of two that cannot both be, either may be first.
+    assert sorted({answers[2], answers[3]}) == ["ok", "public_key_invalid"]
+    assert sorted({answers[6], answers[7]}) == ["nonce_collision", "ok"]
+    assert answers[9] == "resource_not_found"
+    assert Counter(answers)["ok"] == 7
+    assert await count(pools[0], "nodes", "project_id = $1", project.id) == 8
+    assert await count(pools[0], "bootstrap_tokens", "project_id = $1 AND consumed_at IS NOT NULL", project.id) == 8
+    lost = {wish.bootstrap_token for wish, answer in zip(asked, answers, strict=True) if answer != "ok"}
+    for wish in (wish for wish in wishes if wish.bootstrap_token in lost):
+        again = replace(wish, public_key=fresh_key(), nonce=str(uuid4()))
+        assert await code(one.enrolment.register(again)) == "ok"
 
 
 async def test_the_nonce_of_another_token_collides(replicas: tuple[Replica, Replica]) -> None:
@@ -251,7 +278,7 @@ async def test_tokens_are_listed_newest_first(replicas: tuple[Replica, Replica])
 async def test_a_heartbeat_that_cannot_be_stored_is_malformed(replicas: tuple[Replica, Replica], pools: Pools) -> None:
     one, _ = replicas
     _, enrolled = await one.node(await one.project(await one.domain()))
-    store, now = PgEnrolmentStore(pools[0]), SystemClock().now()
+    store, now = PgEnrolmentStore(pools[0], Registrations(pools[0])), SystemClock().now()
     for nat_summary in ("{", '{"a": "\\u0000"}'):
         beat = store.heartbeat(enrolled.node.node_id, bytes(32), "1", nat_summary, now)
         assert await code(beat) == "malformed_heartbeat_request"

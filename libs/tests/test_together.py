@@ -1,0 +1,73 @@
+"""What is asked at once is worked for together, and each gets its own answer."""
+
+import asyncio
+
+import pytest
+
+from libs.together import Together
+
+pytestmark = pytest.mark.unit
+
+
+class Doubling:
+    """Doubles numbers, when it is let; the odd one out is refused alone, and a zero breaks its whole batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[int]] = []
+        self.open = asyncio.Event()
+
+    async def __call__(self, numbers: list[int]) -> list[int | Exception]:
+        self.batches.append(numbers)
+        await self.open.wait()
+        if 0 in numbers:
+            raise ZeroDivisionError
+        return [ValueError(str(number)) if number % 2 else number * 2 for number in numbers]
+
+
+async def test_what_is_asked_while_a_batch_is_under_way_goes_into_the_next() -> None:
+    work = Doubling()
+    together = Together(work)
+    first = asyncio.create_task(together.ask(2))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    others = [asyncio.create_task(together.ask(number)) for number in (4, 6, 8)]
+    await asyncio.sleep(0)
+    work.open.set()
+    assert list(await asyncio.gather(first, *others)) == [4, 8, 12, 16]
+    assert work.batches == [[2], [4, 6, 8]]
+
+
+async def test_a_batch_has_a_largest_size() -> None:
+    work = Doubling()
+    work.open.set()
+    together = Together(work, most=2)
+    assert await asyncio.gather(*(together.ask(number) for number in (2, 4, 6))) == [4, 8, 12]
+    assert [len(batch) for batch in work.batches] == [2, 1]
+
+
+async def test_a_refusal_is_for_its_asker_and_a_failure_for_its_batch() -> None:
+    work = Doubling()
+    work.open.set()
+    together = Together(work)
+    even, odd = await asyncio.gather(together.ask(2), together.ask(3), return_exceptions=True)
+    assert even == 4
+    assert isinstance(odd, ValueError)
+    failed = await asyncio.gather(*(together.ask(number) for number in (2, 0)), return_exceptions=True)
+    assert [type(one) for one in failed] == [ZeroDivisionError, ZeroDivisionError]
+    assert await together.ask(2) == 4
+
+
+async def test_who_leaves_takes_nobody_along_and_is_not_worked_for() -> None:
+    work = Doubling()
+    together = Together(work)
+    first, second = asyncio.create_task(together.ask(2)), asyncio.create_task(together.ask(4))
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    waiting, leaving = asyncio.create_task(together.ask(6)), asyncio.create_task(together.ask(8))
+    await asyncio.sleep(0)
+    second.cancel()
+    leaving.cancel()
+    await asyncio.sleep(0)
+    work.open.set()
+    assert list(await asyncio.gather(first, waiting)) == [4, 12]
+    assert work.batches == [[2, 4], [6]]
