@@ -33,7 +33,7 @@ from libs.settings import Tls
 from tests.e2e.outside import Edge, Login, Node, Outside
 from tests.e2e.world import PLEXCTL, World
 
-HEALTHY_WITHIN_S = 120.0
+HEALTHY_WITHIN_S = 240.0
 TICKS = os.sysconf("SC_CLK_TCK")
 METRIC = re.compile(r"^(\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 

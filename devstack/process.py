@@ -40,7 +40,8 @@ class Spec:
     env: dict[str, str] = field(default_factory=dict)
     unprivileged: bool = False
     stop: signal.Signals = signal.SIGTERM
-    within_s: float = 30.0
+    # A machine that does much else at once is slow to start them.
+    within_s: float = 90.0
 
 
 def _unprivileged(how: str, command: list[str]) -> list[str]:

@@ -29,7 +29,7 @@ def _wants_services(request: pytest.FixtureRequest) -> bool:
 
 
 async def _until_healthy(state: State, supervisor: "subprocess.Popen[bytes]") -> None:
-    async with asyncio.timeout(90):
+    async with asyncio.timeout(240):
         while supervisor.poll() is None:
             with contextlib.suppress(StackError):
                 if (await ask(state, do="status"))["healthy"]:

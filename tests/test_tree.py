@@ -77,6 +77,11 @@ def test_migrations_are_one_line(service: str) -> None:
         assert f'down_revision = "{before}"' in text or not before
 
 
+def test_each_decision_has_a_number_of_its_own() -> None:
+    records = sorted(path.name[:4] for path in (ROOT / "docs/decisions").glob("*.md"))
+    assert records == [f"{number:04}" for number in range(1, len(records) + 1)]
+
+
 def test_files_stay_short() -> None:
     long = {
         str(path.relative_to(ROOT)): count
