@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import audit, conformance, dev, events, idp, nodes, relations, secrets, sign_in, tenancy
+from cli import audit, conformance, dev, events, idp, nodes, relations, secrets, sign_in, tenancy, tokens
 from cli.edge import EXIT_CODES
 
 app = typer.Typer(
@@ -23,6 +23,9 @@ app.add_typer(nodes.node_app, name="node")
 app.add_typer(events.events_app, name="events")
 app.add_typer(secrets.secret_app, name="secret")
 app.add_typer(relations.relation_app, name="relation")
+app.add_typer(tokens.token_app, name="token")
+app.add_typer(tokens.identity_app, name="identity")
+app.add_typer(tokens.service_app, name="service")
 app.add_typer(audit.audit_app, name="audit")
 app.add_typer(conformance.app, name="conformance")
 app.add_typer(dev.app, name="dev")

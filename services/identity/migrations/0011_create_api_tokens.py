@@ -1,6 +1,6 @@
 """Service identities, API tokens, service tokens."""
 
-from libs.migrations import run
+from libs.migrations import refuse, run
 
 revision = "0011"
 down_revision = "0010"
@@ -50,14 +50,10 @@ GRANT SELECT, INSERT, UPDATE, DELETE ON identity.service_identities, identity.ap
     TO identity;
 """
 
-DOWNGRADE = """
-DROP TABLE identity.service_tokens, identity.api_tokens, identity.service_identities;
-"""
-
 
 def upgrade() -> None:
     run(UPGRADE)
 
 
 def downgrade() -> None:
-    run(DOWNGRADE)
+    refuse("below this revision no API token and no service identity would be left")
