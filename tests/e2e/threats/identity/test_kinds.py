@@ -21,7 +21,7 @@ from devstack.layout import State
 from plexsphere.identity.v1 import sign_in_pb2, sign_in_pb2_grpc
 from tests.e2e.attacker import peer
 from tests.e2e.conftest import Scene
-from tests.e2e.outside import JSON, Answer, Edge, Login, Outside
+from tests.e2e.outside import JSON, Answer, Edge, Login, Outside, own_browser
 from tests.e2e.stories.main_job import Story
 
 pytestmark = pytest.mark.e2e
@@ -43,6 +43,7 @@ VERIFIERS = {
     # The secret of a service identity is an API token of its own.
     "client secret": ({"API token"}, {"401 invalid_client"}),
     "assertion": ({"assertion"}, {"UNAUTHENTICATED"}),
+    "logout token": ({"logout token"}, {"400 logout_refused"}),
     "code at the callback": (set(), {"400 sign_in_refused"}),
 }  # fmt: skip
 
@@ -185,10 +186,15 @@ class Wallet:
         return "OK"
 
     async def code_at_the_callback(self, value: str) -> Answer:
-        started = (await self.scene.edge.call("POST", "/v1/auth/sign-in", {})).json
-        query = {"code": value, "state": started["state"], "iss": State(self.world.state).issuer("oidc-a")}
+        started = await self.scene.edge.call("POST", "/v1/auth/sign-in", {})
+        query = {"code": value, "state": started.json["state"], "iss": State(self.world.state).issuer("oidc-a")}
         path = f"/v1/auth/callback?{urlencode(query)}"
-        return await self.scene.edge.call("GET", path, headers={"Accept": "application/json"})
+        return await self.scene.edge.call("GET", path, headers={"Accept": "application/json", **own_browser(started)})
+
+    async def logout_token(self, value: str) -> Answer:
+        form = {"Content-Type": "application/x-www-form-urlencoded"}
+        body = urlencode({"logout_token": value}).encode()
+        return await self.scene.edge.call("POST", "/v1/auth/backchannel-logout", body, headers=form)
 
 
 # Presented once more before each try, so that the edge has just believed it as what it is.
@@ -229,7 +235,9 @@ async def test_every_kind_is_refused_where_another_is_expected(wallet: Wallet, v
             assert said in refusals, f"{kind} as {verifier}: {said}"
 
 
-@pytest.mark.parametrize("verifier", ["session cookie", "operator bearer", "node bearer", "client secret", "assertion"])
+@pytest.mark.parametrize(
+    "verifier", ["session cookie", "operator bearer", "node bearer", "client secret", "assertion", "logout token"]
+)
 async def test_each_verifier_takes_its_own(wallet: Wallet, verifier: str) -> None:
     # Else the table could pass because nothing is believed at all.
     for kind in VERIFIERS[verifier][0]:
