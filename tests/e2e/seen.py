@@ -99,7 +99,7 @@ def note_body(name: str, content: bytes, kind: str) -> None:
     elif content[:1] in {b"{", b"["}:
         try:
             note_json(name, json.loads(content))
-        except ValueError:
+        except (ValueError, RecursionError):
             return
         for url in re.findall(rb'"(https?://[^"]*\?[^"]*)"', content):
             note_url(name, url.decode(errors="replace"))

@@ -68,7 +68,7 @@ MIXED: dict[str, tuple[Callable[[Visit, Visit, Party], str], str]] = {
     "code of another provider without an issuer": (lambda mine, _, __: mine.with_query(iss=""), "response_iss"),
     "code of another provider under the right name": (
         lambda mine, _, party: mine.with_query(iss=party.world.env["PLEX_OIDC_B_ISSUER"]),
-        "sign_in_refused",
+        "code_refused",
     ),
     "at the place of a binding that nobody has": (
         lambda mine, _, __: mine.with_query("/v1/auth/callback/0190a000-0000-7000-8000-000000000000", iss=""),
