@@ -14,7 +14,7 @@ from libs.ids import uuid7
 from libs.principal import Principal
 from libs.scope import named
 from services.audit.entry import agrees, draft, pseudonym
-from services.audit.model import Decision, Filter, Page, Stored, Verdict, resource_of
+from services.audit.model import PLATFORM, Decision, Filter, Page, Stored, Verdict, resource_of
 from services.audit.ports import Appender, Peppers, Relations, Store
 
 AUDIT, MANAGE = "audit", "manage"
@@ -129,7 +129,9 @@ class Audit:
     async def _admit(self, request: Request, chain: str, permission: str, action: str, object_id: str) -> None:
         decision = await self.relations.check(request.principal.reference, permission, resource_of(chain))
         if not decision.granted:
-            await self._record(request, chain, permission, action, object_id, decision.reason)
+            # A made-up Domain must not get a chain: whoever is refused could fill the database with them.
+            known = (await self.store.head(chain)).seq > 0
+            await self._record(request, chain if known else PLATFORM, permission, action, object_id, decision.reason)
         decision.require()
 
     async def _record(

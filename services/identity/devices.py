@@ -111,13 +111,15 @@ class Devices:
         device = await self.store.device_by_user_code(user_code_digest(user_code))
         provider = await self.store.provider_of(session.person.id)
         refusal = _refusal(device, session, provider, self.clock.now(), strong=action == "device.approve")
+        # Also in the row, which the person's own Domain reads, another one's device is as none.
+        shown = device is not None and device.domain_id == session.person.domain_id
         await self.audit.record(
             Record(
                 domain_id=str(session.person.domain_id or ""),
                 action=action,
                 relation="approve",
                 object_type="device",
-                object_id=str(device.id) if device else "unknown",
+                object_id=str(device.id) if device and shown else "unknown",
                 reason="caveat_violation" if refusal else GRANTED,
                 subject_id=str(session.person.id),
                 subject_kind="user",

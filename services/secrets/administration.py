@@ -121,7 +121,8 @@ class SecretsAdmin:
         place = await self.fleet.project(project_id)
         reason = await self.relations.check(caller.reference, permission, f"project:{project_id}")
         if reason != GRANTED:
-            chain = str(place.domain_id) if place else caller.domain_id
+            # The platform's chain for a project that is none: a row in the caller's own would tell him so.
+            chain = str(place.domain_id) if place else ""
             await self.audit.record(_decided(caller, action, permission, chain, project_id, reason))
             raise Forbidden(reason=reason, relation_path=[])
         if place is None:

@@ -12,7 +12,7 @@ from libs.cursor import Cursors
 from libs.custody import Secret
 from libs.errors import Forbidden, InvalidCursor, InvalidRequest, NotFound
 from libs.principal import Principal
-from services.audit.model import Decision, Filter
+from services.audit.model import PLATFORM, Decision, Filter
 from services.audit.service import Audit, Request
 from services.audit.tests.fakes import FakeChains, FakePeppers, FakeRelations
 
@@ -81,10 +81,19 @@ async def test_a_cursor_of_another_chain_or_caller_is_invalid(audit: Audit) -> N
 
 
 async def test_a_denied_read_is_recorded_and_refused(audit: Audit, chains: FakeChains) -> None:
+    await fill(audit, 1)
     bare = replace(audit, relations=FakeRelations())
     with pytest.raises(Forbidden):
         await bare.list(OTHER, CHAIN, Filter(), "", 10)
-    assert [row.reason for row in chains.rows[CHAIN]] == ["out_of_scope"]
+    assert [row.reason for row in chains.rows[CHAIN]] == ["granted", "out_of_scope"]
+
+
+async def test_a_domain_that_is_none_gets_no_chain(audit: Audit, chains: FakeChains) -> None:
+    made_up = str(uuid.uuid4())
+    with pytest.raises(Forbidden):
+        await audit.list(OTHER, made_up, Filter(), "", 10)
+    assert [(row.reason, row.object_id) for row in chains.rows[PLATFORM]] == [("out_of_scope", made_up)]
+    assert not chains.rows[made_up]
 
 
 async def test_a_missing_relation_and_a_missing_entry_answer_the_same(audit: Audit) -> None:

@@ -117,8 +117,11 @@ async def test_only_the_same_domain_may_approve() -> None:
         _, _, user_code = await world.devices.start(domain_id, "cli", Wanted())
         with pytest.raises(DeviceCodeNotFound):
             await world.devices.approve(session, user_code)
-    _, _, user_code = await world.devices.start(world.domain_id, "cli", Wanted())
+        # His own Domain reads the row: it does not say either that there is such a device.
+        assert world.audit.rows[-1].object_id == "unknown"
+    device, _, user_code = await world.devices.start(world.domain_id, "cli", Wanted())
     await world.devices.approve(at_domain, user_code)
+    assert world.audit.rows[-1].object_id == str(device.id)
 
 
 async def test_only_a_login_at_the_binding_that_was_asked_for_may_approve() -> None:
