@@ -77,7 +77,9 @@ async def tenant(scene: Scene) -> Tenant:
             "user_code": (await made(
                 scene.edge, "/v1/auth/device-code", {"client_id": "cli", "domain_id": desk.domain_id}, 200
             ))["user_code"],
-            "new_resource": (await desk.resource())["id"], "session": str(uuid.uuid4()),
+            "new_resource": (await desk.resource())["id"],
+            # To be a real one as soon as sessions are issued.
+            "session": str(uuid.uuid4()),
         },
         node, value,
     )  # fmt: skip
