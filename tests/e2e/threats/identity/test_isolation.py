@@ -53,6 +53,8 @@ OTHERWISE = {
     ("PublishDomainEvent", "domain"): SCOPE,
     ("EraseIdentityFromAudit", "person"): (200, "of somebody who is not in the chain nothing is erased"),
 }
+# Filters of the own chain, a name from outside, and what provisioned resources would have, which nobody creates.
+NO_IDS = {"external_ref", "object_id", "correlation_id", "blueprint_version_id", "cloud_credential_id"}
 # Differ from answer to answer: these headers, pseudonyms, times.
 PASSING = {"Date", "X-Correlation-Id", "Content-Length"}
 VARYING = re.compile(r"[0-9a-f]{64}|\d{4}-\d\d-\d\dT[\d:.]+Z")
@@ -73,8 +75,12 @@ def tenants(set_scene: tuple[Story, str]) -> tuple[Tenant, Tenant]:
 
 
 @pytest.fixture
-async def served(scene: Scene) -> dict[str, Operation]:
-    document = (await scene.edge.call("GET", "/v1/openapi.json")).json
+async def document(scene: Scene) -> JSON:
+    return (await scene.edge.call("GET", "/v1/openapi.json")).json
+
+
+@pytest.fixture
+def served(document: JSON) -> dict[str, Operation]:
     return {operation.id: operation for operation in operations(document)}
 
 
@@ -244,7 +250,7 @@ async def test_lists_know_nothing_of_another_domain(scene: Scene, tenants: tuple
         assert not tells(answer, other, ()), path
 
 
-async def test_no_operation_is_forgotten(served: dict[str, Operation]) -> None:
+async def test_no_operation_and_no_id_is_forgotten(document: JSON, served: dict[str, Operation]) -> None:
     tried = {request.operation for request in REQUESTS}
     assert not tried & set(NOT_TRIED)
     assert tried | set(NOT_TRIED) == set(served)
@@ -252,3 +258,16 @@ async def test_no_operation_is_forgotten(served: dict[str, Operation]) -> None:
         shape = re.sub(r"\{(seq|version)\}", "1", served[request.operation].path)
         assert re.fullmatch(PLACE.sub("[^/]+", shape), request.path.partition("?")[0]), request
         assert kinds(request), request
+    for name in tried:
+        text = repr([request for request in REQUESTS if request.operation == name])
+        named = {parameter["name"] for parameter in served[name].parameters if parameter["in"] == "query"}
+        members = {one for one in named | members_of(document, served[name]) if one.endswith(("_id", "_ref"))}
+        assert not {one for one in members - NO_IDS if one not in text}, name
+
+
+def members_of(document: JSON, operation: Operation) -> set[str]:
+    """Return the members of an operation's JSON body."""
+    schema = operation.body[operation.media]["schema"] if operation.body else {}
+    if "$ref" in schema:
+        schema = document["components"]["schemas"][schema["$ref"].rpartition("/")[2]]
+    return set(schema.get("properties", ()))
