@@ -6,12 +6,12 @@ audit; outwards there is one code.
 
 import base64
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
 from services.identity.sign_in_model import Login
-from services.identity.signed import ALGORITHMS, JSON, TokenRefused, header_of, verified
+from services.identity.signed import ALGORITHMS, JSON, LONGEST, TokenRefused, header_of, verified
 
 LEEWAY_S, LONGEST_LEEWAY_S = 30, 60
 # OpenID Connect Core 1.0, 2.
@@ -53,7 +53,8 @@ class Expected:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != ""
+    # A lone surrogate is valid JSON, and has no encoding; it is not printable either.
+    return isinstance(value, str) and value != "" and value.isprintable()
 
 
 def _is_plain(value: object) -> bool:
@@ -137,17 +138,33 @@ CHECKS: tuple[tuple[str, Callable[[JSON, Expected], Any]], ...] = (
 )
 
 
-def validate(token: str, keys: list[JSON], want: Expected) -> tuple[JSON, Login]:
-    """Return the claims and the login; raises TokenRefused with the reason of the first check that fails."""
-    claims, algorithm = verified(token, keys, want.algorithms)
-    # A claim that is null says nothing.
+def formed(claims: JSON, required: Collection[str] = REQUIRED) -> JSON:
+    """Return the claims that say something; raises TokenRefused for a required one that does not, or a wrong form."""
     claims = {name: value for name, value in claims.items() if value is not None}
-    for name in REQUIRED:
+    for name in required:
         if name not in claims:
             raise TokenRefused(f"{name}_missing")
     for name, has_form in FORMS.items():
         if name in claims and not has_form(claims[name]):
             raise TokenRefused(f"{name}_form")
+    return claims
+
+
+def credential(answer: JSON, name: str) -> str:
+    """Return a token of a token endpoint's answer, or nothing; raises TokenRefused when it cannot be one."""
+    value = answer.get(name)
+    if value is None:
+        return ""
+    # RFC 6749, A.12 and A.17.
+    if not (isinstance(value, str) and len(value) <= LONGEST and value.isascii() and value.isprintable()):
+        raise TokenRefused(f"{name}_form")
+    return value
+
+
+def validate(token: str, keys: list[JSON], want: Expected) -> tuple[JSON, Login]:
+    """Return the claims and the login; raises TokenRefused with the reason of the first check that fails."""
+    claims, algorithm = verified(token, keys, want.algorithms)
+    claims = formed(claims)
     for reason, check in CHECKS:
         if not check(claims, want):
             raise TokenRefused(reason)
@@ -158,4 +175,4 @@ def validate(token: str, keys: list[JSON], want: Expected) -> tuple[JSON, Login]
     return claims, login
 
 
-__all__ = ["Expected", "TokenRefused", "header_of", "validate"]
+__all__ = ["Expected", "TokenRefused", "credential", "formed", "header_of", "validate"]

@@ -3,9 +3,11 @@
 A logout token is believed by each binding for itself: with that binding's keys, and for its own people only.
 """
 
+import asyncio
 import datetime
 from collections.abc import Callable
 from dataclasses import dataclass
+from uuid import UUID
 
 import structlog
 
@@ -15,7 +17,7 @@ from libs.errors import LogoutRefused, PlexError
 from services.identity.counted import Counted
 from services.identity.ports import Recorder
 from services.identity.sign_in_model import MOST_LEEWAY_S, Binding, digest
-from services.identity.sign_in_ports import LogoutStore, Provider
+from services.identity.sign_in_ports import LogoutStore, Provider, ProviderDoubted
 from services.identity.signed import JSON, TokenRefused, header_of, unverified, verified
 
 EVENT = "http://schemas.openid.net/event/backchannel-logout"
@@ -25,6 +27,8 @@ LONGEST_NAME = 255
 REMEMBERED_S = 2 * MOST_LEEWAY_S
 # 9999-12-31: the last moment that the calendar has.
 LAST_SECOND = 253_402_300_799
+# The edge gives up after 15 s, and a refusal must have its row by then.
+KEYS_WITHIN_S = 10.0
 
 log = structlog.get_logger()
 
@@ -76,29 +80,38 @@ class Logout:
     audit: Recorder
     counted: Counted
     clock: Clock
+    keys_within_s: float = KEYS_WITHIN_S
 
     async def accept(self, token: str) -> None:
         """End what a logout token names at each binding that believes it; raises LogoutRefused when none does."""
-        refusal: PlexError = LogoutRefused()
-        reason, binding, believed = "iss_unknown", None, False
+        refusal: BaseException = LogoutRefused()
+        reason = "iss_unknown"
         try:
-            bindings = await self.store.believing(str(unverified(token, KINDS).get("iss", "")))
+            issuer = str(unverified(token, KINDS).get("iss", ""))
+            # A lone surrogate is valid JSON, and no text for a database.
+            bindings = await self.store.believing(issuer) if issuer.isprintable() else []
         except TokenRefused as refused:
             bindings, reason = [], refused.reason
-        for binding in bindings:
-            try:
-                await self._end(binding, token)
-                believed = True
-            except TokenRefused as refused:
-                reason = refused.reason
-            except PlexError as error:
-                reason, refusal = error.code, error
-        if not believed:
-            await self.counted.record(_record(binding, reason))
+        # At once: whoever binds an issuer and answers slowly keeps no other Domain's people signed in.
+        ends = [self._end(binding, token) for binding in bindings]
+        outcomes = await asyncio.gather(*ends, return_exceptions=True)
+        for outcome in outcomes:
+            if isinstance(outcome, TokenRefused):
+                reason = outcome.reason
+            elif isinstance(outcome, BaseException):
+                # A bug of one binding refuses too, and no refusal is without its row.
+                reason, refusal = outcome.code if isinstance(outcome, PlexError) else "internal", outcome
+        if None not in outcomes:
+            await self.counted.record(_record(bindings[-1] if bindings else None, reason))
             raise refusal
 
     async def _end(self, binding: Binding, token: str) -> None:
-        keys = await self.provider.keys(binding, str(header_of(token, KINDS).get("kid", "")))
+        try:
+            async with asyncio.timeout(self.keys_within_s):
+                kid = str(header_of(token, KINDS).get("kid", ""))
+                keys = await self.provider.keys(binding, kid, "logout")
+        except TimeoutError:
+            raise ProviderDoubted("keys_late") from None
         claims, _ = verified(token, keys, binding.algorithms, KINDS)
         now = self.clock.now()
         for reason, check in CHECKS:
@@ -107,14 +120,15 @@ class Logout:
         jti = digest(claims["jti"])
         if await self.store.known(binding.id, jti):
             raise TokenRefused("jti_replayed")
-        await self.audit.record(_record(binding))
+        subject, sid = claims.get("sub", ""), claims.get("sid", "")
+        await self.audit.record(_record(binding, person_id=await self.store.whose(binding.id, subject, sid)))
         until = datetime.datetime.fromtimestamp(min(_time(claims["exp"]) + REMEMBERED_S, LAST_SECOND), datetime.UTC)
-        if not await self.store.log_out(binding.id, claims.get("sub", ""), claims.get("sid", ""), jti, until):
+        if not await self.store.log_out(binding.id, subject, sid, jti, until):
             raise TokenRefused("jti_replayed")
         log.info("session.logged_out", binding=str(binding.id))
 
 
-def _record(binding: Binding | None, reason: str = "") -> Record:
+def _record(binding: Binding | None, reason: str = "", person_id: UUID | None = None) -> Record:
     return Record(
         domain_id=str(binding.domain_id or "") if binding else "",
         action="session.log_out",
@@ -122,6 +136,7 @@ def _record(binding: Binding | None, reason: str = "") -> Record:
         object_type="idp_binding" if binding else "platform",
         object_id=str(binding.id) if binding else "main",
         reason="caveat_violation" if reason else "granted",
-        subject_kind=ANONYMOUS,
+        subject_id=str(person_id or ""),
+        subject_kind="user" if person_id else ANONYMOUS,
         context={"logout_token": [reason]} if reason else {},
     )

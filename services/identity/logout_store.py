@@ -37,6 +37,16 @@ class PgLogoutStore:
         async with connection(self.pool, "known_logout") as lent:
             return bool(await lent.fetchval(sql, binding_id, jti_digest))
 
+    async def whose(self, binding_id: UUID, subject: str, sid: str) -> UUID | None:
+        """Return the one person whose sessions a logout would end, if that is one."""
+        sql = f"""
+        SELECT identity_id FROM identity.sessions WHERE {WHOSE}
+        UNION SELECT identity_id FROM identity.access_tokens WHERE {WHOSE}
+        """
+        async with connection(self.pool, "whose_logout") as lent:
+            found = await lent.fetch(sql, binding_id, subject, sid)
+        return found[0]["identity_id"] if len(found) == 1 else None
+
     async def log_out(
         self, binding_id: UUID, subject: str, sid: str, jti_digest: bytes, expires_at: datetime.datetime
     ) -> bool:

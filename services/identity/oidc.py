@@ -23,7 +23,7 @@ from services.identity.sign_in_ports import ExchangeRefused, ProviderDoubted
 # edge gives up on it after 15 s.
 TIMEOUT = aiohttp.ClientTimeout(total=3)
 LIFETIME_S = 300.0
-# One fetch an unknown key id and minute; and so many a binding and minute, however many ids a provider makes up.
+# One fetch an unknown key id and minute; and so many a binding, purpose and minute, however many ids somebody makes up.
 A_MINUTE_S = 60.0
 MOST_REFRESHES = 5
 # Whoever comes right after a failed discovery is told the same, instead of waiting for the same.
@@ -32,6 +32,10 @@ LARGEST_ANSWER = 256 * 1024
 OK, CLIENT_ERRORS = 200, range(400, 500)
 NEEDED = ("authorization_endpoint", "token_endpoint", "jwks_uri")
 ENDPOINTS = (*NEEDED, "userinfo_endpoint", "end_session_endpoint")
+# What is used of a discovery document; a provider can write anything else into it.
+KEPT = {"issuer", "authorization_response_iss_parameter_supported", *ENDPOINTS}
+# So many providers are remembered, those that were asked last.
+MOST_KNOWN = 256
 # RFC 6749, 5.2; anything else is token_refused.
 REFUSALS = {"invalid_grant": "code_refused", "invalid_client": "client_refused"}
 JSON = dict[str, Any]
@@ -47,19 +51,19 @@ class Known:
     until: float = 0.0
     doubt: str = ""
     rests_until: float = 0.0
-    asked: dict[str, float] = field(default_factory=dict)
+    asked: dict[tuple[str, str], float] = field(default_factory=dict)
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def has(self, kid: str) -> bool:
         """Whether a key of this id is among them."""
         return any(key.get("kid") == kid for key in self.keys)
 
-    def asks(self, kid: str, now: float) -> bool:
+    def asks(self, purpose: str, kid: str, now: float) -> bool:
         """Whether the keys may be fetched again for this id, and note it: also when nothing comes of it."""
         self.asked = {name: at for name, at in self.asked.items() if now - at < A_MINUTE_S}
-        if kid in self.asked or len(self.asked) >= MOST_REFRESHES:
+        if (purpose, kid) in self.asked or sum(name == purpose for name, _ in self.asked) >= MOST_REFRESHES:
             return False
-        self.asked[kid] = now
+        self.asked[purpose, kid] = now
         return True
 
 
@@ -100,7 +104,7 @@ def _checked(binding: Binding, document: JSON) -> JSON:
     for endpoint in ENDPOINTS:
         if (endpoint in NEEDED or endpoint in document) and not is_endpoint(document.get(endpoint)):
             raise ProviderDoubted("discovery_endpoint")
-    return document
+    return {name: value for name, value in document.items() if name in KEPT}
 
 
 class HttpProvider:
@@ -122,16 +126,16 @@ class HttpProvider:
             await self._http.close()
 
     async def metadata(self, binding: Binding) -> JSON:
-        """Return the discovery document, whose issuer is exactly the binding's."""
+        """Return what is used of the discovery document, whose issuer is exactly the binding's."""
         return (await self._of(binding)).metadata
 
-    async def keys(self, binding: Binding, kid: str) -> list[JSON]:
-        """Return the provider's public keys, fetched again at most once a minute for an unknown key id."""
+    async def keys(self, binding: Binding, kid: str, purpose: str = "sign_in") -> list[JSON]:
+        """Return the provider's public keys, fetched again at most once a purpose and minute for an unknown key id."""
         known = await self._of(binding)
         if kid and not known.has(kid):
             # Whoever comes while the keys are fetched waits for that fetch, and looks again.
             async with known.turn:
-                if not known.has(kid) and known.asks(kid, self._now()):
+                if not known.has(kid) and known.asks(purpose, kid, self._now()):
                     known.keys = await self._fetch_keys(known.metadata)
         return known.keys
 
@@ -159,11 +163,18 @@ class HttpProvider:
     def _now(self) -> float:
         return self._clock.now().timestamp()
 
-    async def _of(self, binding: Binding) -> Known:
+    def _remember(self, binding: Binding) -> Known:
         source = (binding.discovery_url, binding.issuer)
-        known = self._known.get(binding.id)
+        known = self._known.pop(binding.id, None)
         if known is None or known.source != source:
-            known = self._known[binding.id] = Known(source)
+            known = Known(source)
+        self._known[binding.id] = known
+        if len(self._known) > MOST_KNOWN:
+            del self._known[next(iter(self._known))]
+        return known
+
+    async def _of(self, binding: Binding) -> Known:
+        known = self._remember(binding)
         if self._now() >= known.until:
             async with known.turn:
                 if self._now() >= known.until:

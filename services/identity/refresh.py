@@ -5,8 +5,9 @@ OpenID Connect Core 1.0, 12. What comes back never makes a login fresher: its ti
 
 import asyncio
 import datetime
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from uuid import UUID
 
 import structlog
 
@@ -15,41 +16,57 @@ from libs.custody import Secret
 from libs.decision import Record
 from libs.errors import PlexError
 from libs.telemetry import REFUSALS
+from services.identity.id_token import credential, formed
 from services.identity.ports import Recorder
 from services.identity.sign_in_model import Held, digest
-from services.identity.sign_in_ports import ClientSecrets, ExchangeRefused, Provider, RefreshStore, RefreshVault
+from services.identity.sign_in_ports import (
+    ClientSecrets,
+    ExchangeRefused,
+    Provider,
+    ProviderDoubted,
+    RefreshStore,
+    RefreshVault,
+)
 from services.identity.signed import JSON, TokenRefused, header_of, verified
 
 ASK_EVERY = datetime.timedelta(minutes=5)
 # A provider that cannot be asked for this long is no longer believed about whom it let in.
 BELIEVED_FOR = datetime.timedelta(minutes=30)
 LOOK_EVERY_S = 5.0
-MOST_AT_ONCE = 16
+# Of all, and of one binding: a provider that takes its time holds up its own people only.
+MOST_AT_ONCE, MOST_OF_ONE = 64, 4
+REQUIRED = ("iss", "sub", "aud", "exp", "iat")
 
 log = structlog.get_logger()
 
 
 def _audiences(claims: JSON) -> list[object]:
-    audience = claims.get("aud")
+    audience = claims["aud"]
     return audience if isinstance(audience, list) else [audience]
 
 
-def _before(claims: JSON, name: str, moment: float) -> bool:
-    value = claims.get(name)
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value <= moment
-
-
-# OpenID Connect Core 1.0, 12.2, in this order; the first that fails is the reason. The last argument is Unix seconds.
+# OpenID Connect Core 1.0, 12.2, in this order; the first that fails is the reason. Each may count on the form of the
+# claims. The last argument is Unix seconds.
 CHECKS: tuple[tuple[str, Callable[[JSON, Held, float], bool]], ...] = (
-    ("iss", lambda claims, held, _: claims.get("iss") == held.binding.issuer),
-    ("sub", lambda claims, held, _: claims.get("sub") == held.subject),
+    ("iss", lambda claims, held, _: claims["iss"] == held.binding.issuer),
+    ("sub", lambda claims, held, _: claims["sub"] == held.subject),
     ("aud", lambda claims, held, _: _audiences(claims) == [held.binding.client_id]),
     ("azp", lambda claims, held, _: claims.get("azp", held.binding.client_id) == held.binding.client_id),
-    ("exp", lambda claims, held, now: "exp" in claims and not _before(claims, "exp", now - held.binding.leeway_s)),
-    ("iat", lambda claims, held, now: _before(claims, "iat", now + held.binding.leeway_s)),
+    ("exp", lambda claims, held, now: claims["exp"] > now - held.binding.leeway_s),
+    ("iat", lambda claims, held, now: claims["iat"] <= now + held.binding.leeway_s),
     ("auth_time", lambda claims, held, _: claims.get("auth_time") in {None, held.auth_time}),
-    ("nonce", lambda claims, held, _: "nonce" not in claims or digest(str(claims["nonce"])) == held.nonce_digest),
+    ("nonce", lambda claims, held, _: "nonce" not in claims or digest(claims["nonce"]) == held.nonce_digest),
 )
+
+
+async def _alone(step: Coroutine[None, None, None]) -> None:
+    try:
+        await step
+    except PlexError as error:
+        log.warning("refresh.postponed", code=error.code)
+    except Exception:
+        # One answer must not end everybody's.
+        log.exception("refresh.bug")
 
 
 @dataclass(frozen=True)
@@ -62,30 +79,36 @@ class Refresh:
     vault: RefreshVault
     audit: Recorder
     clock: Clock
+    under_way: dict[asyncio.Task[None], UUID] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Ask for ever; what cannot be asked now is asked again, and believed until then only for a while."""
-        while True:
-            try:
-                await self.round()
-            except PlexError as error:
-                log.warning("refresh.postponed", code=error.code)
-            await asyncio.sleep(LOOK_EVERY_S)
+        try:
+            while True:
+                await _alone(self.look())
+                if self.under_way:
+                    # Whoever is done makes room for the next.
+                    first = asyncio.FIRST_COMPLETED
+                    await asyncio.wait(self.under_way, timeout=LOOK_EVERY_S, return_when=first)
+                else:
+                    await asyncio.sleep(LOOK_EVERY_S)
+        finally:
+            for task in self.under_way:
+                task.cancel()
 
-    async def round(self) -> None:
-        """Ask about the sessions whose time it is."""
-        now = self.clock.now()
-        held = await self.store.due(now, now + ASK_EVERY, MOST_AT_ONCE)
-        for failed in await asyncio.gather(*map(self.ask, held), return_exceptions=True):
-            if isinstance(failed, PlexError):
-                log.warning("refresh.postponed", code=failed.code)
-            elif isinstance(failed, BaseException):
-                raise failed
+    async def look(self) -> None:
+        """Begin to ask about the sessions whose time it is; nobody waits for another's provider."""
+        now, busy = self.clock.now(), list(self.under_way.values())
+        for held in await self.store.due(now, now + ASK_EVERY, MOST_AT_ONCE - len(busy), MOST_OF_ONE, busy):
+            task = asyncio.create_task(_alone(self.ask(held)))
+            self.under_way[task] = held.binding.id
+            task.add_done_callback(self.under_way.pop)
 
     async def ask(self, held: Held) -> None:
         """Ask the provider about one session; raises PlexError when it cannot be asked."""
         try:
             answer = await self._answer(held)
+            await self._keep(held, credential(answer, "refresh_token"))
             await self._require_same(held, answer)
         except TokenRefused as refused:
             return await self._end(held, refused.reason)
@@ -94,14 +117,15 @@ class Refresh:
             if refused.reason != "code_refused":
                 raise
             return await self._end(held, "invalid_grant")
-        fresh = answer.get("refresh_token")
-        wrapped = held.refresh_token
-        if isinstance(fresh, str) and fresh:
-            # A provider that rotates takes the old one only once.
+        await self.store.confirm(held.session_id, self.clock.now() + BELIEVED_FOR)
+        return None
+
+    async def _keep(self, held: Held, fresh: str) -> None:
+        # A provider that rotates takes the old one only once, whatever comes of the rest of its answer.
+        if fresh:
             with Secret(fresh.encode()) as token:
                 wrapped = await self.vault.wrap_refresh(held.domain_id, held.session_id, token)
-        await self.store.confirm(held.session_id, wrapped, self.clock.now() + BELIEVED_FOR)
-        return None
+            await self.store.keep(held.session_id, wrapped)
 
     async def _answer(self, held: Held) -> JSON:
         with (
@@ -117,8 +141,15 @@ class Refresh:
             return
         if not isinstance(token, str):
             raise TokenRefused("id_token_form")
-        keys = await self.provider.keys(held.binding, str(header_of(token).get("kid", "")))
-        claims, _ = verified(token, keys, held.binding.algorithms)
+        keys = await self.provider.keys(held.binding, str(header_of(token).get("kid", "")), "refresh")
+        try:
+            claims, _ = verified(token, keys, held.binding.algorithms)
+        except TokenRefused as refused:
+            if refused.reason == "kid_unknown":
+                # The keys may be newer than what was fetched of them, which says nothing of the person.
+                raise ProviderDoubted("kid_unknown") from None
+            raise
+        claims = formed(claims, REQUIRED)
         for reason, check in CHECKS:
             if not check(claims, held, self.clock.now().timestamp()):
                 raise TokenRefused(reason)

@@ -18,7 +18,7 @@ from libs.ids import uuid7
 from libs.telemetry import REFUSALS
 from services.identity.bindings import offered
 from services.identity.counted import SPACE, Counted
-from services.identity.id_token import Expected, TokenRefused, header_of, validate
+from services.identity.id_token import Expected, TokenRefused, credential, header_of, validate
 from services.identity.ports import Recorder
 from services.identity.refresh import ASK_EVERY, BELIEVED_FOR
 from services.identity.sign_in_model import (
@@ -192,7 +192,8 @@ class SignIn:
             log.warning("sign_out.provider_unknown", code=error.code)
             return ""
         endpoint = str(document.get("end_session_endpoint", ""))
-        if binding is None or not endpoint.startswith("https://"):
+        # It goes into a header: no line end, and nothing that a browser would read in its own way.
+        if binding is None or not (endpoint.startswith("https://") and endpoint.isascii() and endpoint.isprintable()):
             return ""
         home = urljoin(self.redirect_uri, "/")
         return _with_query(endpoint, {"client_id": binding.client_id, "post_logout_redirect_uri": home})
@@ -268,6 +269,7 @@ class SignIn:
         }
         with await self.secrets.client_secret(binding.client_secret_ref) as secret:
             answer = await self.provider.exchange(binding, secret, form)
+        access_token, refresh_token = credential(answer, "access_token"), credential(answer, "refresh_token")
         token = answer.get("id_token")
         if not isinstance(token, str):
             raise TokenRefused("id_token_missing")
@@ -277,7 +279,7 @@ class SignIn:
             client_id=binding.client_id,
             nonce=self._derive("nonce", callback.state),
             now=self.clock.now().timestamp(),
-            access_token=str(answer.get("access_token", "")),
+            access_token=access_token,
             required_acr=binding.required_acr,
             asked_acr=pending.wanted.acr_values,
             required_amr=binding.required_amr,
@@ -294,7 +296,7 @@ class SignIn:
                 raise TokenRefused("auth_time_missing")
             if login.auth_time < began_s:
                 raise TokenRefused("auth_time")
-        return Proved(claims, login, str(answer.get("access_token", "")), str(answer.get("refresh_token", "")))
+        return Proved(claims, login, access_token, refresh_token)
 
     async def _completed(self, binding: Binding, proved: Proved) -> dict[str, object]:
         """Return the claims, with the names that only the userinfo endpoint has (OpenID Connect Core 1.0, 5.3)."""

@@ -126,6 +126,9 @@ class LogoutStore(Protocol):
     async def known(self, binding_id: UUID, jti_digest: bytes) -> bool:
         """Whether a logout token of a binding came before."""
 
+    async def whose(self, binding_id: UUID, subject: str, sid: str) -> UUID | None:
+        """Return the one person whose sessions a logout would end, if that is one."""
+
     async def log_out(
         self, binding_id: UUID, subject: str, sid: str, jti_digest: bytes, expires_at: datetime.datetime
     ) -> bool:
@@ -139,11 +142,19 @@ class LogoutStore(Protocol):
 class RefreshStore(Protocol):
     """Sessions with a refresh token; a method is a transaction."""
 
-    async def due(self, at: datetime.datetime, next_at: datetime.datetime, limit: int) -> list[Held]:
-        """Return sessions whose time has come, each to one caller only, and come back to them at `next_at`."""
+    async def due(
+        self, at: datetime.datetime, next_at: datetime.datetime, limit: int, of_one: int, busy: list[UUID]
+    ) -> list[Held]:
+        """Return sessions whose time has come, each to one caller only, and come back to them at `next_at`.
 
-    async def confirm(self, session_id: UUID, refresh_token: str, until: datetime.datetime) -> None:
-        """Believe the provider about a session until then, and keep what to ask with next."""
+        Of a binding at most `of_one`, those counted that `busy` names.
+        """
+
+    async def keep(self, session_id: UUID, refresh_token: str) -> None:
+        """Keep what to ask with next."""
+
+    async def confirm(self, session_id: UUID, until: datetime.datetime) -> None:
+        """Believe the provider about a session until then."""
 
     async def end(self, session_id: UUID) -> None:
         """End a session, its approvals and the access tokens of the same provider's session, for every replica."""
@@ -163,11 +174,15 @@ class Provider(Protocol):
     """An OpenID provider."""
 
     async def metadata(self, binding: Binding) -> dict[str, Any]:
-        """Return the discovery document, whose issuer is exactly the binding's; raises ProviderDoubted."""
+        """Return what is used of the discovery document, whose issuer is exactly the binding's.
 
-    async def keys(self, binding: Binding, kid: str) -> list[dict[str, Any]]:
-        """Return the provider's public keys, fetched again at most once a minute for an unknown key id.
+        Raises ProviderDoubted.
+        """
 
+    async def keys(self, binding: Binding, kid: str, purpose: str = "sign_in") -> list[dict[str, Any]]:
+        """Return the provider's public keys, fetched again at most once a purpose and minute for an unknown key id.
+
+        How often they are fetched is counted for each purpose: what strangers send never uses up what sign-ins need.
         Raises ProviderDoubted.
         """
 

@@ -1,5 +1,6 @@
 """One fake a port of signing in, in memory, and a provider that signs real id_tokens with keys of its own."""
 
+import asyncio
 import datetime
 import hashlib
 import json
@@ -13,7 +14,7 @@ from joserfc.jwk import OKPKey
 
 from libs.clock import FixedClock
 from libs.custody import Secret
-from libs.errors import BindingConflict, PlexError, Unauthenticated
+from libs.errors import BindingConflict, Unauthenticated
 from libs.ids import uuid7
 from services.identity.counted import Counted
 from services.identity.devices import Devices
@@ -215,6 +216,12 @@ class FakeLogoutStore:
     jtis: set[tuple[UUID, bytes]] = field(default_factory=set)
     ended: list[tuple[UUID, str, str]] = field(default_factory=list)
 
+    async def whose(self, binding_id: UUID, subject: str, sid: str) -> UUID | None:
+        people = {key: person.id for key, person in self.sign_ins.people.items() if key[0] == binding_id}
+        signed_in = [one.person.id for one in self.sign_ins.sessions.values() if sid in {"", one.sid}]
+        found = {person for (_, name), person in people.items() if subject in {"", name} and person in signed_in}
+        return found.pop() if len(found) == 1 else None
+
     async def believing(self, issuer: str) -> list[Binding]:
         return [row for row in self.sign_ins.binding_rows.values() if row.issuer == issuer]
 
@@ -242,10 +249,11 @@ class FakeProvider:
     document: dict[str, Any] = field(default_factory=dict)
     asked: dict[str, dict[str, str]] = field(default_factory=dict)
     exchanged: list[dict[str, str]] = field(default_factory=list)
-    refusal: PlexError | None = None
+    refusal: Exception | None = None
     given: dict[str, Any] = field(default_factory=dict)
     known: dict[str, Any] = field(default_factory=dict)
     userinfo_asked: list[str] = field(default_factory=list)
+    slow: set[UUID] = field(default_factory=set)
 
     async def metadata(self, binding: Binding) -> dict[str, Any]:
         if self.refusal:
@@ -253,9 +261,11 @@ class FakeProvider:
         plain = {"authorization_endpoint": f"{binding.issuer}/auth", "issuer": binding.issuer}
         return plain | {"authorization_response_iss_parameter_supported": True} | self.document
 
-    async def keys(self, binding: Binding, kid: str) -> list[dict[str, Any]]:
+    async def keys(self, binding: Binding, kid: str, purpose: str = "sign_in") -> list[dict[str, Any]]:
         if self.refusal:
             raise self.refusal
+        if binding.id in self.slow:
+            await asyncio.Event().wait()
         return [{**self.key.as_dict(private=False), "kid": "k1", "use": "sig"}]
 
     def authorize(self, url: str) -> str:

@@ -21,6 +21,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "subject that is no text": ({"sub": 7}, "sub_form"),
     "empty subject": ({"sub": ""}, "sub_form"),
     "subject with NUL": ({"sub": "a\x00"}, "sub_form"),
+    "nonce without an encoding": ({"nonce": "\ud800"}, "nonce_form"),
     "subject beyond ASCII": ({"sub": "\u0430lice"}, "sub_form"),
     "subject too long": ({"sub": "a" * 256}, "sub_form"),
     "wrong audience": ({"aud": "other"}, "aud"),

@@ -1,5 +1,6 @@
 """Back-channel logout: what a logout token must say to be believed, by whom, and what is recorded before it counts."""
 
+import asyncio
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,6 +42,16 @@ async def test_a_logout_is_recorded_before_it_ends_anything() -> None:
     assert world.logouts.ended == [(world.binding.id, "alice", "op-1")]
     (row,) = world.audit.rows
     assert (row.action, row.reason, row.domain_id) == ("session.log_out", "granted", str(world.domain_id))
+    assert (row.subject_id, row.subject_kind) == ("", "anonymous")
+
+
+@pytest.mark.parametrize("whom", [{}, {"sid": ...}, {"sub": ...}])
+async def test_the_row_names_whose_sessions_end(whom: Claims) -> None:
+    world = SignInWorld()
+    world.provider.claims = {"sid": "op-1"}
+    person = (await world.walk(world.domain_id)).session.person
+    await world.logout.accept(token(world, claims(**whom)))
+    assert (world.audit.rows[-1].subject_id, world.audit.rows[-1].subject_kind) == (str(person.id), "user")
 
 
 @pytest.mark.parametrize("whom", [{"sid": ...}, {"sub": ...}])
@@ -62,6 +73,8 @@ async def test_without_a_record_nothing_ends() -> None:
 
 REFUSED: dict[str, tuple[Claims, str]] = {
     "issuer that nobody believes": ({"iss": "https://evil.example"}, "iss_unknown"),
+    "issuer that has no encoding": ({"iss": "\ud800"}, "iss_unknown"),
+    "id that has no encoding": ({"jti": "\ud800"}, "jti"),
     "another audience": ({"aud": "other"}, "aud"),
     "no audience": ({"aud": ...}, "aud"),
     "issued in the future": ({"iat": NOW_S + 31}, "iat"),
@@ -145,3 +158,22 @@ async def test_a_provider_whose_keys_cannot_be_had_may_try_again() -> None:
     world.provider.refusal = None
     await world.logout.accept(sent)
     assert len(world.logouts.ended) == 1
+
+
+async def test_a_binding_whose_keys_do_not_come_keeps_nobody_elses_people_signed_in() -> None:
+    world = SignInWorld()
+    slow = a_binding(uuid7(), ISSUER)
+    world.store.binding_rows = {slow.id: slow, **world.store.binding_rows}
+    world.provider.slow = {slow.id}
+    logout = replace(world.logout, keys_within_s=0.05)
+    async with asyncio.timeout(2):
+        await logout.accept(token(world, claims()))
+    assert [binding_id for binding_id, _, _ in world.logouts.ended] == [world.binding.id]
+
+
+async def test_a_bug_of_one_binding_is_refused_with_a_row_after_the_others_were_asked() -> None:
+    world = SignInWorld()
+    world.provider.refusal = ValueError("a bug")
+    with pytest.raises(ValueError, match="a bug"):
+        await world.logout.accept(token(world, claims()))
+    assert [row.context["logout_token"] for row in world.audit.rows] == [["internal"]]

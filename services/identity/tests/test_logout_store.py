@@ -83,3 +83,13 @@ async def test_every_binding_to_an_issuer_is_found(real: Doors, pools: Pools) ->
     found: list[UUID] = [row.id for row in await PgLogoutStore(pools[1]).believing(binding.issuer)]
     assert found == [binding.id]
     assert await PgLogoutStore(pools[1]).believing(binding.issuer + "/") == []
+
+
+async def test_whose_sessions_a_logout_ends_is_known_before(real: Doors, pools: Pools) -> None:
+    logouts, binding = PgLogoutStore(pools[0]), await real.bound()
+    session, *_ = await signed_in(real, binding, "alice", "op-1")
+    await signed_in(real, binding, "bob", "op-2")
+    for whom in (("alice", ""), ("", "op-1"), ("alice", "op-1")):
+        assert await logouts.whose(binding.id, *whom) == session.person.id
+    for nobody in (("carol", ""), ("", "op-3"), ("alice", "op-2"), ("", "")):
+        assert await logouts.whose(binding.id, *nobody) is None

@@ -17,11 +17,13 @@ from devstack.layout import State
 from libs.clock import FixedClock, SystemClock
 from libs.custody import Secret
 from libs.errors import ProviderFailed
+from libs.ids import uuid7
 from services.identity.oidc import (
     A_MINUTE_S,
     ENDPOINTS,
     LARGEST_ANSWER,
     LIFETIME_S,
+    MOST_KNOWN,
     MOST_REFRESHES,
     REST_S,
     HttpProvider,
@@ -251,6 +253,28 @@ async def test_an_unknown_key_is_asked_for_once_a_minute_and_holds_up_no_other(
     assert await fetches(*(f"bad-{number}" for number in range(50))) == MOST_REFRESHES - 2
     clock.advance(A_MINUTE_S)
     assert await fetches("bad", "bad") == 1
+    # What strangers send in logout tokens counts for itself.
+    before = crooked.paths.count("/jwks")
+    for number in range(50):
+        await provider.keys(crooked.binding, f"made-up-{number}", "logout")
+    assert crooked.paths.count("/jwks") - before == MOST_REFRESHES
+    assert await fetches("another") == 1
+
+
+async def test_so_many_providers_are_remembered_and_of_each_what_is_used(
+    crooked: Crooked, provider: HttpProvider
+) -> None:
+    crooked.answers[DISCOVERY]["padding"] = "a" * 1000
+    assert "padding" not in await provider.metadata(crooked.binding)
+    for _ in range(MOST_KNOWN):
+        provider._remember(replace(crooked.binding, id=uuid7()))
+        provider._remember(crooked.binding)
+    await provider.metadata(crooked.binding)
+    assert (len(provider._known), crooked.paths.count(DISCOVERY)) == (MOST_KNOWN, 1)
+    for _ in range(MOST_KNOWN):
+        provider._remember(replace(crooked.binding, id=uuid7()))
+    await provider.metadata(crooked.binding)
+    assert (len(provider._known), crooked.paths.count(DISCOVERY)) == (MOST_KNOWN, 2)
 
 
 async def test_keys_that_cannot_be_had_are_a_doubt_and_no_old_keys(

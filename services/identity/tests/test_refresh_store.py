@@ -33,10 +33,17 @@ async def granted(doors: Doors) -> tuple[Session, str]:
     return session, cookie
 
 
+async def again(doors: Doors, session: Session) -> Session:
+    """Sign the same person in once more."""
+    more = replace(session, id=uuid7())
+    await doors.one.open_session(more, digest(random_text()), NOW, None)
+    return more
+
+
 async def test_a_session_is_asked_about_by_one_of_all_replicas(real: Doors, pools: Pools) -> None:
     sessions = [(await granted(real))[0] for _ in range(10)]
     stores = [PgRefreshStore(pool) for pool in pools * 5]
-    rounds = await asyncio.gather(*(store.due(THEN, NOW + 9 * MINUTE, 16) for store in stores))
+    rounds = await asyncio.gather(*(store.due(THEN, NOW + 9 * MINUTE, 16, 4, []) for store in stores))
     found = [held for held_at_once in rounds for held in held_at_once]
     assert sorted(held.session_id for held in found) == sorted(session.id for session in sessions)
     (held,) = [held for held in found if held.session_id == sessions[0].id]
@@ -50,7 +57,7 @@ async def test_a_session_counts_while_the_providers_word_holds(real: Doors, pool
     late = NOW + 30 * MINUTE
     assert await real.other.use_session(digest(cookie), late - MINUTE, NOW - MINUTE)
     assert await real.other.use_session(digest(cookie), late, NOW - MINUTE) is None
-    await PgRefreshStore(pools[1]).confirm(session.id, SECOND, late + MINUTE)
+    await PgRefreshStore(pools[1]).confirm(session.id, late + MINUTE)
     assert await real.one.use_session(digest(cookie), late, NOW - MINUTE)
 
 
@@ -89,3 +96,25 @@ async def test_a_refresh_token_opens_for_its_own_session_and_domain(bao: Bao) ->
     for domain, session in ((uuid7(), session_id), (None, session_id), (domain_id, uuid7())):
         with pytest.raises(OpenbaoUnavailable):
             await vault.unwrap_refresh(domain, session, wrapped)
+
+
+async def test_of_one_binding_so_many_are_asked_about_at_once(real: Doors, pools: Pools) -> None:
+    session, _ = await granted(real)
+    mine = {session.id} | {(await again(real, session)).id for _ in range(5)}
+    other, _ = await granted(real)
+    store = PgRefreshStore(pools[0])
+    first = await store.due(THEN, NOW + MINUTE, 64, 4, [])
+    assert (len(first), len({held.session_id for held in first} & mine)) == (5, 4)
+    assert other.id in {held.session_id for held in first}
+    binding_id = next(held.binding.id for held in first if held.session_id in mine)
+    assert await store.due(THEN, NOW + MINUTE, 64, 4, [binding_id] * 4) == []
+    assert len(await store.due(THEN, NOW + MINUTE, 64, 4, [binding_id] * 3)) == 1
+    assert len(await store.due(THEN, NOW + MINUTE, 64, 4, [])) == 1
+
+
+async def test_what_to_ask_with_next_is_kept_before_anything_is_believed(real: Doors, pools: Pools) -> None:
+    session, _ = await granted(real)
+    store = PgRefreshStore(pools[0])
+    await store.keep(session.id, SECOND)
+    (held,) = await store.due(THEN, NOW + MINUTE, 16, 4, [])
+    assert (held.session_id, held.refresh_token) == (session.id, SECOND)

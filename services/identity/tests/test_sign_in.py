@@ -234,8 +234,9 @@ async def test_where_to_sign_out_of_the_provider() -> None:
     asked = query_of(await world.sign_in.logout_url(person_id))
     assert asked == {"tenant": "a", "client_id": CLIENT, "post_logout_redirect_uri": "https://edge/"}
     assert await world.sign_in.logout_url(uuid7()) == ""
-    world.provider.document = {"end_session_endpoint": "javascript:alert(1)"}
-    assert await world.sign_in.logout_url(person_id) == ""
+    for bad in ("javascript:alert(1)", "https://op.example/\r\nSet-Cookie: a=b", "https://op.example/\ud800"):
+        world.provider.document = {"end_session_endpoint": bad}
+        assert await world.sign_in.logout_url(person_id) == ""
     world.provider.refusal = ProviderFailed("down")
     assert await world.sign_in.logout_url(person_id) == ""
 
@@ -345,3 +346,12 @@ async def test_a_provider_that_fails_is_no_refusal_of_the_person() -> None:
     with pytest.raises(ProviderFailed):
         await world.sign_in.complete(world.back(started, "code"))
     assert [row.context for row in world.audit.rows] == [{"id_token": ["jwks_unreachable"]}]
+
+
+@pytest.mark.parametrize("name", ["access_token", "refresh_token"])
+async def test_a_credential_that_cannot_be_one_opens_no_session(name: str) -> None:
+    world = SignInWorld()
+    world.provider.given = {name: "\ud800"}
+    with pytest.raises(SignInRefused):
+        await world.walk(world.domain_id)
+    assert [row.context for row in world.audit.rows] == [{"id_token": [f"{name}_form"]}]
