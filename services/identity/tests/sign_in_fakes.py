@@ -223,6 +223,8 @@ class FakeLogoutStore:
         return found.pop() if len(found) == 1 else None
 
     async def believing(self, issuer: str) -> list[Binding]:
+        # As a database would, which takes no lone surrogate.
+        issuer.encode()
         return [row for row in self.sign_ins.binding_rows.values() if row.issuer == issuer]
 
     async def known(self, binding_id: UUID, jti_digest: bytes) -> bool:
