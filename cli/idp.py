@@ -33,7 +33,6 @@ def show(binding_id: str, as_json: Json = False) -> None:
 def change(
     binding_id: str,
     alias: Annotated[str | None, typer.Option(help="Its name at sign-in.")] = None,
-    discovery_url: Annotated[str | None, typer.Option(help="Discovery document.")] = None,
     jit: Annotated[bool | None, typer.Option("--jit/--no-jit", help="Let people in who never were.")] = None,
     primary: Annotated[bool | None, typer.Option("--primary/--no-primary", help="First choice at sign-in.")] = None,
     required_acr: Annotated[str | None, typer.Option(help="Any one of these classes, separated by spaces.")] = None,
@@ -52,7 +51,6 @@ def change(
     """
     changes: dict[str, Any] = {
         "alias": alias,
-        "discovery_url": discovery_url,
         "jit_policy": None if jit is None else "allow" if jit else "deny",
         "primary": primary,
         "max_auth_age_seconds": max_auth_age,

@@ -94,18 +94,16 @@ class PgBindingStore:
         """Put one state of a binding for another; raises BindingConflict when it changed, or for a second primary."""
         sql = """
         UPDATE identity.idp_bindings SET
-            discovery_url = $3, claim_mappings = $4, required_acr = $5, required_amr = $6, jit_policy = $7, alias = $8,
-            is_primary = $9, updated_at = $10, scopes = $11, accepted_amr = $12, max_auth_age_s = $13, leeway_s = $14,
-            algorithms = $15
+            claim_mappings = $3, required_acr = $4, required_amr = $5, jit_policy = $6, alias = $7, is_primary = $8,
+            updated_at = $9, scopes = $10, accepted_amr = $11, max_auth_age_s = $12, leeway_s = $13, algorithms = $14
         WHERE id = $1 AND updated_at = $2 RETURNING true
         """
         try:
             async with transaction(self.pool, "change_binding") as lent:
                 changed = await lent.fetchval(
-                    sql, after.id, before.updated_at, after.discovery_url, json.dumps(after.claim_mappings),
-                    after.required_acr, after.required_amr, after.jit_policy, after.alias, after.primary,
-                    after.updated_at, after.scopes, after.accepted_amr, after.max_auth_age_s, after.leeway_s,
-                    after.algorithms,
+                    sql, after.id, before.updated_at, json.dumps(after.claim_mappings), after.required_acr,
+                    after.required_amr, after.jit_policy, after.alias, after.primary, after.updated_at, after.scopes,
+                    after.accepted_amr, after.max_auth_age_s, after.leeway_s, after.algorithms,
                 )  # fmt: skip
         except asyncpg.UniqueViolationError:
             raise BindingConflict from None

@@ -10,7 +10,7 @@ from libs.clock import Clock
 from libs.errors import BindingConflict, EmptyPatch, InvalidRequest, NotFound
 from libs.ids import uuid7
 from services.identity.authority import Act, Gate
-from services.identity.egress import is_endpoint, is_issuer
+from services.identity.egress import is_issuer
 from services.identity.model import Caller
 from services.identity.sign_in_model import ALGORITHMS, SCOPES, Binding
 from services.identity.sign_in_ports import BindingStore, Provider
@@ -26,6 +26,11 @@ def resource_of(domain_id: UUID | None) -> str:
     return f"domain:{domain_id}" if domain_id else "platform:main"
 
 
+def discovery_of(issuer: str) -> str:
+    """Return where an issuer's discovery document is, and nowhere else (OpenID Connect Discovery 1.0, 4)."""
+    return issuer.removesuffix("/") + "/.well-known/openid-configuration"
+
+
 async def offered(store: BindingStore, domain_id: UUID | None) -> list[Binding]:
     """Return through which bindings somebody may sign in; an unknown Domain answers as one without any."""
     own = await store.bindings(domain_id) if domain_id else []
@@ -35,8 +40,11 @@ async def offered(store: BindingStore, domain_id: UUID | None) -> list[Binding]:
 def checked(binding: Binding) -> Binding:
     """Return a binding in full; raises InvalidRequest for one that cannot be believed, or lets nobody in."""
     owner = str(binding.domain_id or "platform")
-    if not is_issuer(binding.issuer) or not is_endpoint(binding.discovery_url):
-        raise InvalidRequest("issuer and discovery_url must be https URLs, the issuer without query and fragment")
+    if not is_issuer(binding.issuer):
+        raise InvalidRequest("issuer must be an https URL without query and fragment")
+    # A document elsewhere could name this issuer with keys of its own, and sign in as anybody whom it has here.
+    if binding.discovery_url != discovery_of(binding.issuer):
+        raise InvalidRequest(f"discovery_url must be {discovery_of(binding.issuer)}: the issuer says where it is")
     # An owner names only its own secrets: identity would hand another one's to the provider that this binding names.
     if not re.fullmatch(rf"kv/idp/{owner}/[a-z0-9][a-z0-9-]{{0,62}}", binding.client_secret_ref):
         raise InvalidRequest(f"client_secret_ref must be a reference like kv/idp/{owner}/<name>, never the secret")
@@ -94,8 +102,6 @@ class Bindings:
         # Two changes within one tick of the clock are two states.
         at = max(self.clock.now(), before.updated_at + TICK)
         after = checked(replace(before, **changes, updated_at=at))
-        if after.discovery_url != before.discovery_url:
-            await self.provider.metadata(after)
         await self.store.change_binding(before, after)
         return after
 

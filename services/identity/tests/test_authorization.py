@@ -32,8 +32,9 @@ NOW = SystemClock().now()
 BINDING = """
 INSERT INTO identity.idp_bindings (id, issuer, client_id, client_secret_ref, discovery_url, claim_mappings,
     required_acr, required_amr, jit_policy, status, alias, is_primary, created_at, updated_at)
-SELECT uuidv7(), 'https://roles.example', 'c', 'kv/idp/platform/roles', 'https://roles.example', '{}', '{}', '{}',
-    'allow', 'active', 'roles', false, now(), now()
+SELECT uuidv7(), 'https://roles.example', 'c', 'kv/idp/platform/roles',
+    'https://roles.example/.well-known/openid-configuration', '{}', '{}', '{}', 'allow', 'active', 'roles', false,
+    now(), now()
 WHERE NOT EXISTS (SELECT FROM identity.idp_bindings)
 """
 SERVICE = """

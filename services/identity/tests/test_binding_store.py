@@ -81,12 +81,28 @@ async def told(pools: Pools) -> AsyncIterator[list[str]]:
 )
 async def test_the_database_refuses_another_owners_secret(bound: Bound, reference: str) -> None:
     text = reference.format(own=bound.binding.domain_id, other=uuid7())
-    stolen = replace(bound.binding, id=uuid7(), issuer="https://thief.example", primary=False, client_secret_ref=text)
-    with pytest.raises(asyncpg.CheckViolationError):
+    stolen = a_binding(bound.binding.domain_id, "https://thief.example", primary=False, client_secret_ref=text)
+    with pytest.raises(asyncpg.CheckViolationError, match="client_secret"):
         await bound.one.add_binding(stolen)
     platforms = replace(stolen, domain_id=None, client_secret_ref=bound.binding.client_secret_ref)
-    with pytest.raises(asyncpg.CheckViolationError):
+    with pytest.raises(asyncpg.CheckViolationError, match="client_secret"):
         await bound.one.add_binding(platforms)
+
+
+async def test_the_database_refuses_a_discovery_document_elsewhere(bound: Bound, pools: Pools) -> None:
+    rule, own = "discovery_is_the_issuers", bound.binding
+    move = "UPDATE identity.idp_bindings SET discovery_url = $2 WHERE id = $1"
+    rename = "UPDATE identity.idp_bindings SET issuer = 'https://evil.example' WHERE id = $1"
+    for url in ("https://evil.example/.well-known/openid-configuration", own.discovery_url + "?a", ""):
+        with pytest.raises(asyncpg.CheckViolationError, match=rule):
+            await bound.one.add_binding(replace(own, id=uuid7(), primary=False, discovery_url=url))
+        with pytest.raises(asyncpg.CheckViolationError, match=rule):
+            await pools[0].execute(move, own.id, url)
+    with pytest.raises(asyncpg.CheckViolationError, match=rule):
+        await pools[0].execute(rename, own.id)
+    slash = replace(own, id=uuid7(), issuer=f"{own.issuer}/", primary=False)
+    await bound.one.add_binding(slash)
+    assert (await bound.one.binding(slash.id)) == slash
 
 
 @pytest.mark.parametrize(
@@ -105,16 +121,15 @@ async def test_the_database_refuses_what_no_binding_may_say(bound: Bound, wrong:
 async def test_a_change_comes_back_whole_and_an_older_one_is_refused(bound: Bound) -> None:
     before = bound.binding
     after = replace(
-        before, discovery_url="https://x.example/d", claim_mappings={"email": "upn"}, required_acr=("a",),
-        required_amr=("otp",), jit_policy="deny", alias="new", primary=False, scopes=("openid", "groups"),
-        accepted_amr=("otp", "pwd"), max_auth_age_s=60, leeway_s=0, algorithms=("ES256",),
-        updated_at=before.updated_at + MINUTE,
+        before, claim_mappings={"email": "upn"}, required_acr=("a",), required_amr=("otp",), jit_policy="deny",
+        alias="new", primary=False, scopes=("openid", "groups"), accepted_amr=("otp", "pwd"), max_auth_age_s=60,
+        leeway_s=0, algorithms=("ES256",), updated_at=before.updated_at + MINUTE,
     )  # fmt: skip
     await bound.one.change_binding(before, after)
     assert await bound.other.binding(before.id) == after
     with pytest.raises(BindingConflict):
         await bound.other.change_binding(before, replace(after, alias="late"))
-    rival = replace(before, id=uuid7(), issuer="https://rival.example", primary=True)
+    rival = a_binding(before.domain_id, "https://rival.example", primary=True)
     await bound.one.add_binding(rival)
     with pytest.raises(BindingConflict):
         await bound.one.change_binding(after, replace(after, primary=True))

@@ -5,6 +5,7 @@ from uuid import UUID
 
 import pytest
 
+from libs.clock import SystemClock
 from libs.errors import (
     AuditUnavailable,
     BindingConflict,
@@ -16,9 +17,11 @@ from libs.errors import (
     ProviderFailed,
 )
 from libs.ids import uuid7
+from services.identity.__main__ import platform_binding
 from services.identity.authority import Gate
 from services.identity.bindings import Bindings
 from services.identity.model import Caller
+from services.identity.settings import Bootstrap
 from services.identity.sign_in_model import ALGORITHMS, SCOPES, Binding
 from services.identity.tests.fakes import FakeStore
 from services.identity.tests.sign_in_fakes import SignInWorld, a_binding
@@ -44,8 +47,8 @@ class World(SignInWorld):
         return [(row.action, row.reason) for row in self.audit.rows]
 
     def wanted(self, **more: Any) -> Binding:
-        plain: dict[str, Any] = {"issuer": "https://new.example", "discovery_url": "https://new.example/d"}
-        return a_binding(self.domain_id, **(plain | {"primary": False} | more))
+        plain: dict[str, Any] = {"issuer": "https://new.example", "primary": False}
+        return a_binding(self.domain_id, **(plain | more))
 
 
 REFERENCES = {
@@ -89,8 +92,6 @@ async def test_the_platforms_binding_names_only_the_platforms() -> None:
         {"issuer": "https://new.example?tenant=a"},
         {"issuer": "https://new.example#a"},
         {"issuer": "https://user:word@new.example"},
-        {"discovery_url": "http://new.example"},
-        {"discovery_url": "https://user@new.example"},
         {"client_id": ""},
         {"scopes": ("openid", "e mail")},
         {"scopes": ("",)},
@@ -105,6 +106,55 @@ async def test_what_no_binding_may_say(wrong: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
         await world.bindings.create(ADMIN, world.wanted(**wrong))
     assert world.trace == []
+
+
+ELSEWHERE = [
+    "https://evil.example/.well-known/openid-configuration",
+    "https://new.example.evil.example/.well-known/openid-configuration",
+    "https://new.example@evil.example/.well-known/openid-configuration",
+    "https://new.example/upload/.well-known/openid-configuration",
+    "https://new.example/.well-known/openid-configuration/../../upload",
+    "https://new.example/.well-known/openid-configuration?redirect=https://evil.example",
+    "https://new.example/.well-known/openid-configuration/",
+    "https://new.example/.well-known/openid-configuration\n",
+    "https://new.example//.well-known/openid-configuration",
+    "https://NEW.example/.well-known/openid-configuration",
+    "http://new.example/.well-known/openid-configuration",
+    "https://new.example",
+    "",
+]
+
+
+@pytest.mark.parametrize("url", ELSEWHERE)
+async def test_a_discovery_document_is_where_its_issuer_has_it(url: str) -> None:
+    world = World()
+    with pytest.raises(InvalidRequest, match="discovery_url"):
+        await world.bindings.create(ADMIN, world.wanted(discovery_url=url))
+    made = await world.bindings.create(ADMIN, world.wanted())
+    with pytest.raises(InvalidRequest, match="discovery_url"):
+        await world.bindings.update(ADMIN, made.id, {"discovery_url": url}, None)
+    assert world.store.binding_rows[made.id] == made
+    same = await world.bindings.update(ADMIN, made.id, {"discovery_url": made.discovery_url}, None)
+    assert same.discovery_url == made.discovery_url
+
+
+async def test_the_slash_at_the_end_of_an_issuer_is_not_doubled() -> None:
+    world = World()
+    right, doubled = ("https://new.example" + path + "/.well-known/openid-configuration" for path in ("/a", "/a/"))
+    with pytest.raises(InvalidRequest, match="discovery_url"):
+        await world.bindings.create(ADMIN, world.wanted(issuer="https://new.example/a/", discovery_url=doubled))
+    made = await world.bindings.create(ADMIN, world.wanted(issuer="https://new.example/a/", discovery_url=right))
+    assert made.discovery_url == right
+
+
+def test_the_file_cannot_lead_the_platform_elsewhere() -> None:
+    plain = Bootstrap(
+        issuer="https://op.example", client_id="c", client_secret_ref="kv/idp/platform/op", platform_admins=[],
+        discovery_url="https://op.example/.well-known/openid-configuration",
+    )  # fmt: skip
+    assert platform_binding(plain, SystemClock()).discovery_url == plain.discovery_url
+    with pytest.raises(InvalidRequest, match="discovery_url"):
+        platform_binding(plain.model_copy(update={"discovery_url": "https://evil.example/d"}), SystemClock())
 
 
 async def test_openid_is_always_asked_for_and_both_names_of_a_curve_count() -> None:
@@ -122,10 +172,7 @@ async def test_a_provider_is_asked_after_the_row_and_before_it_counts() -> None:
         await world.bindings.create(ADMIN, world.wanted())
     assert world.actions == [("idp_binding.create", "granted")]
     assert len(world.store.binding_rows) == 3
-    with pytest.raises(ProviderFailed):
-        await world.bindings.update(ADMIN, world.binding.id, {"discovery_url": "https://elsewhere.example"}, None)
-    assert world.store.binding_rows[world.binding.id] == world.binding
-    # What does not move it is not held up by it.
+    # A change cannot lead to another provider, so it is not held up by this one.
     await world.bindings.update(ADMIN, world.binding.id, {"alias": "new"}, None)
 
 

@@ -98,7 +98,7 @@ class Ring:
         await self.keep(domain_id, {"client_secret": secret})
         binding = {
             "domain_id": domain_id,
-            "issuer": self.hostile.issuer,
+            "issuer": door.url,
             "client_id": self.world.env["PLEX_OIDC_A_CLIENT_ID"],
             "client_secret_ref": f"kv/idp/{domain_id}/op",
             "discovery_url": door.url + DISCOVERY,
@@ -116,8 +116,14 @@ class Ring:
     async def begin(self, bound: Bound, sign_in: JSON | None = None, login: Login = ADA) -> Way:
         """Start a sign-in and finish the provider's part of it."""
         url, cookies = await self.start(bound, sign_in)
+        return await self.authorize(bound, url, cookies, login)
+
+    async def authorize(self, bound: Bound, url: str, cookies: Query, login: Login = ADA) -> Way:
+        """Sign in at the real provider; the door answers in its place."""
         back = await login.authorize(self.scene.outside.http, url, self.world.edge_url)
-        return Way(dict(parse_qsl(urlsplit(back).query)), cookies)
+        query = dict(parse_qsl(urlsplit(back).query))
+        assert query["iss"] == self.hostile.issuer
+        return Way(query | {"iss": bound.door.url}, cookies)
 
     async def start(self, bound: Bound, sign_in: JSON | None = None) -> tuple[str, Query]:
         """Start a sign-in; returns where the browser goes, and the cookies it got."""

@@ -1,8 +1,9 @@
 """A hostile OpenID provider: a TLS proxy before the real one, which changes its answers on their way.
 
-Every binding has a `Door` of its own, a path at the proxy. Its discovery document names the real issuer and the token,
-jwks and userinfo endpoints of the proxy; people still sign in at the real provider. A test puts into the
-door what changes:
+Every binding has a `Door` of its own, a path at the proxy, which is an issuer: its discovery document names itself and
+the token, jwks and userinfo endpoints of the proxy, and id_tokens are signed once more in its name, by the provider's
+key. People still sign in at the real provider; who brings its answer back says that the door answered (`Ring.begin`). A
+test puts into the door what changes:
 
 - `token` makes an id_token of the `Genuine` answer; also of a refresh, where `Genuine.form["grant_type"]` says so;
 - `asked` changes the form that goes to the token endpoint;
@@ -188,6 +189,7 @@ class Hostile:
 
     async def _discovery(self, door: Door, request: web.Request) -> web.StreamResponse:
         _, document = await self._ask(DISCOVERY, request)
+        document["issuer"] = door.url
         for endpoint, path in (("token_endpoint", "/token"), ("jwks_uri", "/jwks"), ("userinfo_endpoint", "/me")):
             assert urlsplit(document[endpoint]).path == path
             document[endpoint] = door.url + path
@@ -197,6 +199,7 @@ class Hostile:
         form = dict(parse_qsl((await request.read()).decode()))
         status, answer = await self._ask("/token", request, door.asked(form))
         if "id_token" in answer:
+            answer["id_token"] = Genuine(answer, form, self.keys()).says(iss=door.url)
             made = door.token(Genuine(answer, form, self.keys()))
             return _answered(made if isinstance(made, web.Response) else answer | {"id_token": made}, status)
         return web.json_response(answer, status=status)

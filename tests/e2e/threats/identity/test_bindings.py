@@ -15,6 +15,7 @@ from aiohttp import web
 from tests.e2e.conftest import Scene
 from tests.e2e.outside import JSON, Answer, Edge, Login
 from tests.e2e.stories.main_job import Story, action, entries
+from tests.e2e.threats.identity.hostile import DISCOVERY
 
 pytestmark = pytest.mark.e2e
 
@@ -103,9 +104,11 @@ class Thief:
 
     issuer: str = ""
     document: dict[str, str] = field(default_factory=dict)
+    asked: list[str] = field(default_factory=list)
     caught: list[str] = field(default_factory=list)
 
     async def serve(self, request: web.Request) -> web.Response:
+        self.asked.append(request.path)
         if "Authorization" in request.headers:
             self.caught.append(request.headers["Authorization"])
         if request.path == "/jwks":
@@ -195,10 +198,9 @@ async def test_a_provider_cannot_be_inside(scene: Scene, thief: Thief, host: str
     reference = await scene.story.world.lend_client_secret(own)
     async with inside(host) as (url, seen):
         direct = await bind(scene, own, url, reference)
-        elsewhere = await bind(scene, own, thief.issuer, reference, discovery_url=f"{url}/d")
         thief.document["jwks_uri"] = f"{url}/jwks"
         keys = await bind(scene, own, thief.issuer, reference)
-        assert [str(one) for one in (direct, elsewhere, keys)] == ["502 provider_failed"] * 3
+        assert [str(one) for one in (direct, keys)] == ["502 provider_failed"] * 2
         thief.document |= {"jwks_uri": f"{thief.issuer}/jwks", "token_endpoint": f"{url}/token"}
         assert (await bind(scene, own, thief.issuer, reference)).status == 201
         assert str(await come_back(scene, own)) == "502 provider_failed"
@@ -209,20 +211,46 @@ async def test_a_providers_url_holds_no_credentials_and_an_issuer_no_query(scene
     own = await a_domain(scene)
     reference = await scene.story.world.lend_client_secret(own)
     with_word = thief.issuer.replace("https://", "https://user:word@")
-    for issuer, url in (
-        (with_word, thief.issuer),
-        (thief.issuer, with_word),
-        (f"{thief.issuer}?a", thief.issuer),
-        (f"{thief.issuer}#a", thief.issuer),
-        (thief.issuer.replace("https", "http"), thief.issuer),
-    ):
-        assert (await bind(scene, own, issuer, reference, discovery_url=f"{url}/d")).status == 400
+    for issuer in (with_word, f"{thief.issuer}?a", f"{thief.issuer}#a", thief.issuer.replace("https", "http")):
+        assert (await bind(scene, own, issuer, reference)).status == 400
     for name in ("token_endpoint", "jwks_uri", "authorization_endpoint"):
         good = thief.document[name]
         thief.document[name] = good.replace("https://", "https://user:word@")
         assert (await bind(scene, own, thief.issuer, reference)).status == 502
         thief.document[name] = good
     assert thief.caught == []
+
+
+# The accounts of a binding --------------------------------------------------------------------------------------------
+
+
+async def test_whoever_manages_a_binding_cannot_be_its_people(scene: Scene, thief: Thief, bound: Bound) -> None:
+    """A document elsewhere that names the real issuer, with keys of its own, would say who anybody is."""
+    issuer = bound.binding["issuer"]
+    thief.document["issuer"] = issuer
+    elsewhere = f"{thief.issuer}{DISCOVERY}"
+    own = await a_domain(scene)
+    reference = await scene.story.world.lend_client_secret(own)
+    for answer in (
+        await bound.patch(discovery_url=elsewhere),
+        await bound.patch(discovery_url=f"{bound.binding['discovery_url']}?a"),
+        await bind(scene, own, issuer, reference, discovery_url=elsewhere),
+    ):
+        assert str(answer) == "400 invalid_request"
+        assert "discovery_url must be" in answer.json["detail"]
+    assert (await scene.operator.call("GET", bound.path)).json == bound.binding
+    await come_back(scene, bound.domain_id)
+    assert (thief.asked, thief.caught) == ([], [])
+    dba = await scene.story.world.superuser()
+    try:
+        with pytest.raises(Exception, match="discovery_is_the_issuers"):
+            await dba.execute(
+                "UPDATE identity.idp_bindings SET discovery_url = $2 WHERE id = $1",
+                uuid.UUID(bound.binding["id"]),
+                elsewhere,
+            )
+    finally:
+        await dba.close()
 
 
 # What a binding says holds -------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import pytest
 from aiohttp import web
 
-from tests.e2e.threats.identity.conftest import ADA, Case, Ring, Way
+from tests.e2e.threats.identity.conftest import Case, Ring
 from tests.e2e.threats.identity.hostile import Broken, Genuine
 
 pytestmark = pytest.mark.e2e
@@ -26,6 +26,12 @@ async def test_a_changed_way_back_is_refused(ring: Ring, name: str) -> None:
     changes, reason = BACK[name]
     bound = await ring.bound("flow")
     await ring.refuses(bound, (await ring.begin(bound)).changed(**changes), reason)
+
+
+async def test_the_answer_of_the_provider_behind_a_door_is_not_the_doors(ring: Ring) -> None:
+    bound, other = await ring.bound("flow"), await ring.bound("another Domain")
+    for issuer in (ring.hostile.issuer, f"{bound.door.url}/", other.door.url):
+        await ring.refuses(bound, (await ring.begin(bound)).changed(iss=issuer), "response_iss")
 
 
 async def test_a_replayed_code_is_refused_though_its_state_is_fresh(ring: Ring) -> None:
@@ -93,8 +99,7 @@ async def test_a_request_without_pkce_gets_no_code(ring: Ring) -> None:
     asked = dict(parse_qsl(urlsplit(url).query))
     assert asked["code_challenge_method"] == "S256"
     stripped = urlencode({name: value for name, value in asked.items() if not name.startswith("code_challenge")})
-    back = await ADA.authorize(ring.scene.outside.http, f"{url.partition('?')[0]}?{stripped}", ring.world.edge_url)
-    way = Way(dict(parse_qsl(urlsplit(back).query)), cookies)
+    way = await ring.authorize(bound, f"{url.partition('?')[0]}?{stripped}", cookies)
     assert way.query["error"] == "invalid_request"
     await ring.refuses(bound, way, "provider_error")
 

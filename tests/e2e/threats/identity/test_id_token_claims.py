@@ -96,6 +96,13 @@ async def test_a_token_is_from_our_provider_for_us_and_for_this_sign_in(ring: Ri
     await ring.attempt(await ring.bound("parties"), PARTIES[name])
 
 
+async def test_the_issuer_of_another_binding_is_another_issuer(ring: Ring) -> None:
+    bound, other = await ring.bound("parties"), await ring.bound("another Domain")
+    # The same provider, client and key.
+    await ring.attempt(bound, Case("iss", lambda g: g.says(iss=ring.hostile.issuer)))
+    await ring.attempt(bound, Case("iss", lambda g: g.says(iss=other.door.url)))
+
+
 @pytest.mark.parametrize("name", KINDS)
 async def test_another_kind_of_token_is_no_id_token(ring: Ring, name: str) -> None:
     await ring.attempt(await ring.bound("kinds"), KINDS[name])

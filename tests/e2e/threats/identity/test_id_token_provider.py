@@ -115,6 +115,8 @@ async def test_what_a_provider_takes_back_is_not_believed_any_longer(ring: Ring)
 
     await after("kid_unknown", jwks=lambda keys: [key for key in keys if key["kid"] != removed])
     await after("discovery_issuer", "provider_failed", document=changed(issuer="https://evil.example"))
+    # The provider behind the door is as strange to this binding as anybody.
+    await after("discovery_issuer", "provider_failed", document=changed(issuer=ring.hostile.issuer))
     await after("discovery_endpoint", "provider_failed", document=changed(token_endpoint="http://127.0.0.1/token"))
     await after("discovery_endpoint", "provider_failed", document=changed(jwks_uri=None))
     for answer, reason in UNUSABLE.values():
