@@ -66,7 +66,6 @@ def bind_idp(
     client_secret_ref: Annotated[
         str, typer.Option(help="Where the client secret is in OpenBao: kv/idp/<Domain's id>/<name>.")
     ],
-    discovery_url: Annotated[str, typer.Option(help="Discovery document; by default the issuer's.")] = "",
     jit: Annotated[bool, typer.Option("--jit/--no-jit", help="Let people in who never were.")] = False,
     primary: Annotated[bool, typer.Option("--primary", help="First choice at sign-in.")] = False,
     as_json: Json = False,
@@ -77,7 +76,7 @@ def bind_idp(
         "issuer": issuer,
         "client_id": client_id,
         "client_secret_ref": client_secret_ref,
-        "discovery_url": discovery_url or issuer.rstrip("/") + "/.well-known/openid-configuration",
+        "discovery_url": issuer.removesuffix("/") + "/.well-known/openid-configuration",
         "jit_policy": "allow" if jit else "deny",
         "primary": primary,
     }

@@ -348,20 +348,6 @@ MUTANTS = (
         ),
     ),
     Mutant(
-        "F-3 a discovery document elsewhere",
-        "services/identity/bindings.py",
-        "    if binding.discovery_url != ",
-        "    if False and binding.discovery_url != ",
-        THREATS + "identity/test_bindings.py::test_whoever_manages_a_binding_cannot_be_its_people",
-        (
-            (
-                "services/identity/migrations/0014_derive_discovery.py",
-                "    CHECK (discovery_url",
-                "    CHECK (true OR discovery_url",
-            ),
-        ),
-    ),
-    Mutant(
         "F-3 providers inside",
         "services/identity/egress.py",
         "        if not allowed(",

@@ -131,4 +131,18 @@ SIGN_IN = (
         "    if False:\n",
         THREATS + "identity/test_id_token_provider.py::test_what_a_provider_takes_back_is_not_believed_any_longer",
     ),
+    Mutant(
+        "F-3 place of the discovery document",
+        "services/identity/bindings.py",
+        "    if binding.discovery_url != ",
+        "    if False and binding.discovery_url != ",
+        THREATS + "identity/test_bindings.py::test_whoever_manages_a_binding_cannot_be_its_people",
+        (
+            (
+                "services/identity/migrations/0014_derive_discovery.py",
+                "    CHECK (discovery_url",
+                "    CHECK (true OR discovery_url",
+            ),
+        ),
+    ),
 )
