@@ -10,8 +10,12 @@ from uuid import UUID
 import asyncpg
 import pytest
 
+from devstack.layout import State
 from libs.errors import BindingConflict, SignInRefused
 from libs.ids import uuid7
+from libs.migrations import migrate_over, scripts
+from libs.tests.scratch import scratch
+from services.identity.binding_store import INSERT, values_of
 from services.identity.model import Tuple
 from services.identity.relation_store import CHANNEL
 from services.identity.sign_in_model import Binding, Login, Person, Session, Wanted, digest, random_text
@@ -103,6 +107,19 @@ async def test_the_database_refuses_a_discovery_document_elsewhere(bound: Bound,
     slash = replace(own, id=uuid7(), issuer=f"{own.issuer}/", primary=False)
     await bound.one.add_binding(slash)
     assert (await bound.one.binding(slash.id)) == slash
+
+
+async def test_the_migration_leads_a_binding_back_to_its_issuer(backends: State) -> None:
+    identity = {"identity": scripts("identity")}
+    async with scratch(backends) as database:
+        await migrate_over(database.connect, identity, "0013")
+        lent = await database.connect()
+        led_away = a_binding(None, "https://op.example/", discovery_url="https://evil.example/d")
+        await lent.execute(INSERT, *values_of(led_away))
+        await migrate_over(database.connect, identity, "0014")
+        url = await lent.fetchval("SELECT discovery_url FROM identity.idp_bindings")
+        await lent.close()
+    assert url == "https://op.example/.well-known/openid-configuration"
 
 
 @pytest.mark.parametrize(
