@@ -54,9 +54,9 @@ async def test_a_code_of_another_domains_binding_is_refused(ring: Ring) -> None:
     await ring.refuses(bound, (await ring.begin(bound)).changed(code=foreign.query["code"]), "code_refused")
 
 
-def taking(into: list[str]) -> Callable[[Genuine], str]:
+def taking(into: list[Genuine]) -> Callable[[Genuine], str]:
     def take(genuine: Genuine) -> str:
-        into.append(genuine.token)
+        into.append(genuine)
         return genuine.token
 
     return take
@@ -64,19 +64,20 @@ def taking(into: list[str]) -> Callable[[Genuine], str]:
 
 async def test_an_id_token_of_another_domains_binding_is_refused(ring: Ring) -> None:
     bound, other = await ring.bound("flow"), await ring.bound("another Domain")
-    taken: list[str] = []
+    taken: list[Genuine] = []
     other.door.token = taking(taken)
     await ring.accepts(other, await ring.begin(other))
-    # The same provider, the same client, a genuine token; but of a sign-in that began elsewhere.
-    await ring.attempt(bound, Case("nonce", lambda _: taken[0]))
+    await ring.attempt(bound, Case("iss", lambda _: taken[0].token))
+    # As if both were bound to one issuer: the same client, a genuine token; but of a sign-in that began elsewhere.
+    await ring.attempt(bound, Case("nonce", lambda _: taken[0].says(iss=bound.door.url)))
 
 
 async def test_an_id_token_of_an_earlier_sign_in_is_refused(ring: Ring) -> None:
     bound = await ring.bound("flow")
-    taken: list[str] = []
+    taken: list[Genuine] = []
     bound.door.token = taking(taken)
     await ring.accepts(bound, await ring.begin(bound))
-    await ring.attempt(bound, Case("nonce", lambda _: taken[0]))
+    await ring.attempt(bound, Case("nonce", lambda _: taken[0].token))
 
 
 CHANGED_FORMS: dict[str, Callable[[dict[str, str]], dict[str, str]]] = {
