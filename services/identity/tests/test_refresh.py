@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from joserfc import jws
 from joserfc.jwk import OKPKey
+from structlog.testing import capture_logs
 
 from libs.custody import Secret
 from libs.errors import AuditUnavailable, OpenbaoUnavailable, PlexError, ProviderFailed
@@ -224,9 +225,19 @@ async def test_a_bug_that_one_answer_meets_is_that_sessions_own() -> None:
     desk = Desk()
     # Its ciphertext is of another session, which the fake's assertion refuses.
     desk.rows.held.insert(0, replace(desk.held, session_id=uuid7()))
-    asking = asyncio.create_task(desk.refresh.run())
-    await a_moment()
+    with capture_logs() as logs:
+        asking = asyncio.create_task(desk.refresh.run())
+        await a_moment()
+    assert [line["event"] for line in logs] == ["refresh.bug"]
     assert (asking.done(), desk.rows.confirmed) == (False, [(desk.held.session_id, NOW + BELIEVED_FOR)])
+    asking.cancel()
+
+
+async def test_a_bug_on_the_way_to_the_sessions_does_not_end_the_asking() -> None:
+    desk = Desk()
+    asking = asyncio.create_task(replace(desk.refresh, clock=None).run())  # type: ignore[arg-type]  # the bug
+    await a_moment()
+    assert not asking.done()
     asking.cancel()
 
 
