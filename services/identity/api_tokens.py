@@ -5,10 +5,10 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from libs.clock import Clock
-from libs.errors import FederationKindMismatch, Forbidden, InvalidRequest, NotFound
+from libs.errors import FederationKindMismatch, Forbidden, InvalidRequest, NotFound, StepUpRequired
 from libs.ids import uuid7
 from libs.principal import Principal
-from services.identity.authority import Act, Gate, caller_of
+from services.identity.authority import BY_PERSON, Act, Gate, caller_of
 from services.identity.bindings import resource_of
 from services.identity.sign_in_model import digest
 from services.identity.token_model import API_TOKEN, ApiToken, Owner, new_text
@@ -16,7 +16,8 @@ from services.identity.token_ports import TokenStore
 
 DEFAULT_TTL_S = 90 * 24 * 3600
 OVERLAP = datetime.timedelta(hours=24)
-BY_PERSON = frozenset({"session", "access_token"})
+# As long as an access token lasts: whoever has just signed in on a device need not do so again.
+FRESH_FOR_S = 15 * 60
 OWN = "own"
 
 
@@ -43,7 +44,7 @@ class ApiTokens:
         if env_prefix != self.environment:
             raise InvalidRequest(f"env_prefix must be {self.environment}, which this deployment is")
         owner, token_id = await self._owner(reference), uuid7()
-        act = Act("api_token.issue", f"api_token:{token_id}", chain_of(owner))
+        act = Act("api_token.issue", f"api_token:{token_id}", chain_of(owner), in_person=True)
         await self._begetting(principal, act)
         if as_admin:
             await self._manages(principal, owner, act)
@@ -71,8 +72,8 @@ class ApiTokens:
         """End a token at once; by itself a token ends no other."""
         token = await self.store.api_token(token_id, self.clock.now())
         act = Act("api_token.revoke", f"api_token:{token_id}", chain_of(token.owner if token else None))
-        if not as_admin and principal.session_id != str(token_id):
-            await self._begetting(principal, act)
+        if principal.session_id != str(token_id):
+            await self._by_person(principal, act)
         await self._authorize(principal, token, act, as_admin=as_admin)
         if not await self.store.revoke_api_token(token_id):
             raise NotFound
@@ -85,7 +86,8 @@ class ApiTokens:
         token = await self.store.api_token(token_id, now)
         successor_id = uuid7()
         context = {"successor": [str(successor_id)]}
-        act = Act("api_token.rotate", f"api_token:{token_id}", chain_of(token.owner if token else None), context)
+        chain = chain_of(token.owner if token else None)
+        act = Act("api_token.rotate", f"api_token:{token_id}", chain, context, in_person=True)
         await self._begetting(principal, act)
         old = await self._authorize(principal, token, act, as_admin=as_admin)
         successor = replace(
@@ -113,12 +115,21 @@ class ApiTokens:
         return token
 
     async def _begetting(self, principal: Principal, act: Act) -> None:
+        await self._by_person(principal, act)
+        # What is begotten lasts up to a year, so a login that somebody found lying about must not suffice.
+        if principal.auth_time is None or principal.auth_time < self.clock.now().timestamp() - FRESH_FOR_S:
+            await self._refused(principal, act, "step_up", "auth_time_stale")
+            raise StepUpRequired(max_age_s=FRESH_FOR_S)
+
+    async def _by_person(self, principal: Principal, act: Act) -> None:
         # A token that leaked must not outlive itself, nor end those that would replace it.
         if principal.credential not in BY_PERSON:
-            context = act.context | {"credential": [principal.credential]}
-            refused = replace(act, domain_id=principal.domain_id, context=context)
-            await self.gate.record(caller_of(principal), OWN, refused, "caveat_violation")
+            await self._refused(principal, act, "token", "credential")
             raise Forbidden("a token may not do this; sign in", reason="caveat_violation", relation_path=[])
+
+    async def _refused(self, principal: Principal, act: Act, control: str, name: str) -> None:
+        refused = replace(act, domain_id=principal.domain_id, context=act.context | {control: [name]})
+        await self.gate.record(caller_of(principal), OWN, refused, "caveat_violation")
 
     async def _manages(self, principal: Principal, owner: Owner | None, act: Act) -> None:
         await self.gate.write(caller_of(principal), "manage", managed_by(owner), act)

@@ -3,11 +3,14 @@
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from libs.decision import GRANTED, Record
+from libs.decision import GRANTED, Decision, Record
 from libs.errors import NodeIdMismatch, NskRevoked
 from libs.principal import Principal
 from services.identity.model import Caller
 from services.identity.ports import Authority, Domains, Recorder
+
+# What a person gets by signing in; everything else lies in files and leaks from there.
+BY_PERSON = frozenset({"session", "access_token"})
 
 
 @dataclass(frozen=True)
@@ -29,13 +32,25 @@ class Gate:
 
     async def write_all(self, caller: Caller, permission: str, resources: list[str], act: "Act") -> None:
         """Record one decision for several objects, and raise Forbidden unless the caller has the permission on each."""
-        decisions = await self.authority.decide_all([(caller.reference, permission, one) for one in resources])
+        questions = [(caller.reference, permission, one) for one in resources]
+        decisions = await self.authority.decide_all(questions)
         decision = next((one for one in decisions if not one.granted), decisions[0])
+        if decision.granted and act.in_person and (doubt := await self._doubt(caller, questions)):
+            decision, act = Decision("caveat_violation"), replace(act, context=act.context | doubt)
         if not decision.granted and act.domain_id and not await self.domains.exists(UUID(act.domain_id)):
             # A made-up Domain must not get a chain: whoever is refused could fill the audit service with them.
             act = replace(act, domain_id="")
         await self.record(caller, permission, act, decision.reason)
         decision.require()
+
+    async def _doubt(self, caller: Caller, questions: list[tuple[str, str, str]]) -> dict[str, list[str]]:
+        """Return what is wrong with deciding in person: the credential, or a grant that holds under a condition only.
+
+        Either could make itself last: by a provider or a person of its own, or by a role without the condition.
+        """
+        if caller.credential not in BY_PERSON:
+            return {"token": ["credential"]}
+        return {} if await self.authority.unconditional(questions) else {"grant": ["conditional"]}
 
     async def own(self, principal: Principal, node_id: str, action: str) -> None:
         """Raise NodeIdMismatch, with a row, when a node asks for another one's."""
@@ -81,14 +96,18 @@ class Gate:
 
 def caller_of(principal: Principal) -> Caller:
     """Return who is behind a call, as rows and relations name it."""
-    return Caller(principal.kind, principal.subject)
+    return Caller(principal.kind, principal.subject, principal.credential)
 
 
 @dataclass(frozen=True)
 class Act:
-    """What is about to be done: its verb, its object as `<type>:<id>`, and whose chain records it."""
+    """What is about to be done: its verb, its object as `<type>:<id>`, and whose chain records it.
+
+    `in_person` is for what decides who is believed, or who may what.
+    """
 
     action: str
     target: str
     domain_id: str = ""
     context: dict[str, list[str]] = field(default_factory=dict)
+    in_person: bool = False

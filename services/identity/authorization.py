@@ -106,7 +106,7 @@ class Authorization:
         place = await self.store.place(this)
         # The project is what the request names, so it is asked about first; a Domain or the platform as well.
         above = [wanted.resource] if _kind(wanted.resource) in {"domain", "platform"} else []
-        act = Act("relation.create", wanted.resource, _chain(place, wanted), _names(wanted))
+        act = Act("relation.create", wanted.resource, _chain(place, wanted), _names(wanted), in_person=True)
         await self.gate.write_all(caller, "manage", [this, *above], act)
         if place is None:
             raise NotFound
@@ -175,7 +175,7 @@ class Authorization:
             raise RelationTupleNotFound
         place = await self.store.place(stored.row.resource)
         names = {"tuple": [str(tuple_id)], **_names(wanted or stored.row)}
-        act = Act(action, stored.row.resource, _chain(place, stored.row), names)
+        act = Act(action, stored.row.resource, _chain(place, stored.row), names, in_person=True)
         targets = [stored.row.resource]
         if wanted is not None and wanted.resource != stored.row.resource:
             targets.append(wanted.resource)

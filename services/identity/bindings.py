@@ -75,7 +75,7 @@ class Bindings:
         """Create a binding; the client secret stays in OpenBao, behind its reference."""
         now = self.clock.now()
         binding = checked(replace(binding, id=uuid7(), status="active", created_at=now, updated_at=now))
-        act = Act("idp_binding.create", f"idp_binding:{binding.id}", str(binding.domain_id or ""))
+        act = Act("idp_binding.create", f"idp_binding:{binding.id}", str(binding.domain_id or ""), in_person=True)
         await self.gate.write(caller, "manage", resource_of(binding.domain_id), act)
         # Whoever binds hears at once that nobody could sign in like this.
         await self.provider.metadata(binding)
@@ -124,7 +124,7 @@ class Bindings:
     async def _act(self, caller: Caller, binding_id: UUID, verb: str, **context: list[str]) -> Binding:
         binding = await self.store.binding(binding_id)
         domain_id = binding.domain_id if binding else None
-        act = Act(f"idp_binding.{verb}", f"idp_binding:{binding_id}", str(domain_id or ""), context)
+        act = Act(f"idp_binding.{verb}", f"idp_binding:{binding_id}", str(domain_id or ""), context, in_person=True)
         await self.gate.write(caller, "manage", resource_of(domain_id), act)
         if binding is None:
             raise NotFound

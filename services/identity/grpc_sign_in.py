@@ -14,8 +14,8 @@ from libs.rpc.context import current_principal
 from plexsphere.identity.v1 import sign_in_pb2 as pb
 from plexsphere.identity.v1 import sign_in_pb2_grpc
 from services.identity import pack
-from services.identity.api_tokens import BY_PERSON
 from services.identity.authentication import Authentication
+from services.identity.authority import BY_PERSON
 from services.identity.devices import Devices
 from services.identity.logout import Logout
 from services.identity.sign_in import SignIn

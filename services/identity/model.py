@@ -9,10 +9,11 @@ from uuid import UUID
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks for something, as `<kind>:<id>` and its parts."""
+    """Who asks for something, as `<kind>:<id>` and its parts, and with what kind of credential."""
 
     kind: str
     subject: str
+    credential: str = ""
 
     @property
     def reference(self) -> str:

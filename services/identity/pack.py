@@ -23,7 +23,7 @@ STATES = {
 def caller() -> Caller:
     """Return who is behind the call."""
     principal = current_principal()
-    return Caller(principal.kind, principal.subject)
+    return Caller(principal.kind, principal.subject, principal.credential)
 
 
 def optional_id(text: str) -> UUID | None:

@@ -58,7 +58,7 @@ class People:
     async def create(self, caller: Caller, row: ServiceIdentity) -> Identity:
         """Create a service identity; it may do nothing until relations say so."""
         row = replace(row, id=uuid7(), created_at=self.clock.now())
-        act = Act("service_identity.create", f"service_identity:{row.id}", str(row.domain_id))
+        act = Act("service_identity.create", f"service_identity:{row.id}", str(row.domain_id), in_person=True)
         await self.gate.write(caller, "manage", f"domain:{row.domain_id}", act)
         await self.store.add_service_identity(row)
         return Identity(
@@ -68,7 +68,7 @@ class People:
 
     async def delete(self, caller: Caller, domain_id: UUID, identity_id: UUID) -> None:
         """Delete a service identity; its tokens and relations are gone when this returns."""
-        act = Act("service_identity.delete", f"service_identity:{identity_id}", str(domain_id))
+        act = Act("service_identity.delete", f"service_identity:{identity_id}", str(domain_id), in_person=True)
         await self.gate.write(caller, "manage", f"domain:{domain_id}", act)
         rows = await self.store.delete_service_identity(domain_id, identity_id)
         if rows is None:

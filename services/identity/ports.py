@@ -35,6 +35,9 @@ class Authority(Protocol):
     async def decide_all(self, questions: list[tuple[str, str, str]]) -> list[Decision]:
         """Answer several `(subject, permission, resource)` checks from one snapshot."""
 
+    async def unconditional(self, questions: list[tuple[str, str, str]]) -> bool:
+        """Whether all of these are granted whatever the time and the caller's address are."""
+
     async def visible(self, subject: str, permission: str, kind: str, scope: str) -> list[str] | None:
         """Return the ids of a type on which a subject has a permission; None for everything below `scope`."""
 

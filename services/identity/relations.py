@@ -201,6 +201,11 @@ class Relations:
             for granted, bound in zip(allowed, answers[1::2], strict=True)
         ]
 
+    async def unconditional(self, questions: list[tuple[str, str, str]]) -> bool:
+        """Whether all of these are granted whatever the time and the caller's address are."""
+        asked = [Question(subject, name.replace("-", "_"), resource) for subject, name, resource in questions]
+        return all(await self.checker.check(asked))
+
     def context(self, given: Mapping[str, Any] | None = None) -> Mapping[str, Any]:
         """Return what caveats are asked with: the time and the caller's address, unless something else is given."""
         known = {"now": rfc3339(self.clock.now())}

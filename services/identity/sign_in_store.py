@@ -15,6 +15,10 @@ from services.identity.sign_in_model import Binding, Device, Login, NodeKey, Pen
 
 DEVICE = """id, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at, polled_at, identity_id, binding_id,
 denied, acr, amr, auth_time"""
+KEEP_TOKENS = """
+UPDATE identity.access_tokens t SET session_id = $1 FROM identity.sessions s
+WHERE s.digest = $2 AND t.session_id = s.id AND t.identity_id = $3
+"""
 
 # A bearer of a key that was revoked so many keys ago is told that it is unknown, not that it was revoked.
 MOST_NODE_KEYS = 32
@@ -49,11 +53,13 @@ def session_of(row: asyncpg.Record) -> Session:
 
 
 async def end_where(lent: asyncpg.Connection, where: str, *values: object) -> int:
-    """End sessions in the caller's transaction; their approvals go with them. Returns how many there were."""
-    digests = await lent.fetch(f"DELETE FROM identity.sessions WHERE {where} RETURNING digest", *values)
-    for row in digests:
+    """End sessions, their approvals and access tokens in the caller's transaction. Returns how many there were."""
+    ended = await lent.fetch(f"DELETE FROM identity.sessions WHERE {where} RETURNING id, digest", *values)
+    # Sessions first: their approvals go with them, and a token that was issued meanwhile is seen then.
+    tokens = "DELETE FROM identity.access_tokens WHERE session_id = ANY ($1) RETURNING digest"
+    for row in [*ended, *await lent.fetch(tokens, [row["id"] for row in ended])]:
         await notify(lent, Revocation("credential", row["digest"].hex()))
-    return len(digests)
+    return len(ended)
 
 
 class PgSignInStore(PgBindingStore):
@@ -139,6 +145,8 @@ class PgSignInStore(PgBindingStore):
         async with transaction(self.pool, "open_session") as lent:
             await self._require_active(lent, session.person.id)
             if ended is not None:
+                # Whoever signs in once more, for a stronger login, does not sign out: devices stay in.
+                await lent.execute(KEEP_TOKENS, session.id, ended, session.person.id)
                 await end_where(lent, "digest = $1", ended)
             await lent.execute("DELETE FROM identity.sessions WHERE expires_at < $1", at)
             login = session.login
@@ -249,8 +257,10 @@ class PgSignInStore(PgBindingStore):
     ) -> bool:
         """Store an access token's digest and forget the device; False when another poll was first."""
         sql = """
-        INSERT INTO identity.access_tokens (id, digest, identity_id, acr, amr, auth_time, sid, created_at, expires_at)
-        SELECT id, $2, identity_id, acr, amr, auth_time, sid, $3, $4 FROM identity.device_codes WHERE id = $1
+        INSERT INTO identity.access_tokens (id, digest, identity_id, acr, amr, auth_time, sid, session_id,
+            created_at, expires_at)
+        SELECT id, $2, identity_id, acr, amr, auth_time, sid, session_id, $3, $4
+        FROM identity.device_codes WHERE id = $1
         """
         async with transaction(self.pool, "issue_token") as lent:
             await lent.execute("DELETE FROM identity.access_tokens WHERE expires_at < $1", at)

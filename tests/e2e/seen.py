@@ -21,7 +21,7 @@ CARRIES = re.compile(
 PUBLIC = {"resource_handle", "binding_handle"}
 # Credentials by their shape: also those that no client of the run has seen.
 SHAPES = re.compile(
-    rb"(?:nsk|pat|psk)_[!-^`-~]{1,20}_[A-Za-z0-9_-]{32,}|psb_[a-z]+_[a-z2-7]+_(?:node|bridge)_[a-z2-7]{20,}"
+    rb"(?:nsk|pat|psk|pst)_[!-^`-~]{1,20}_[A-Za-z0-9_-]{32,}|psb_[a-z]+_[a-z2-7]+_(?:node|bridge)_[a-z2-7]{20,}"
     rb"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,}"
     rb"|-----BEGIN [A-Z ]*PRIVATE KEY|(?<![A-Za-z0-9])(?:hv[sb]|s)\.[A-Za-z0-9_-]{24,}"
 )
@@ -45,7 +45,7 @@ def note(name: str, value: bytes | str) -> None:
 def _note_parts(name: str, raw: bytes) -> None:
     # What opens something is the random part; it may lie about without its prefix, or as the bytes that it writes.
     random_part = raw.rpartition(b".")[2] if raw.startswith(b"eyJ") else raw
-    if re.match(rb"(nsk|pat|psk)_", raw):
+    if re.match(rb"(nsk|pat|psk|pst)_", raw):
         random_part = raw.split(b"_", 2)[-1]
     elif raw.startswith(b"psb_"):
         random_part = raw.rpartition(b"_")[2]

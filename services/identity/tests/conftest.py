@@ -68,7 +68,7 @@ async def relations(pools: Pools, spicedb: SpiceDb, sentinel: Tuple) -> Relation
 
 @pytest.fixture
 async def replicas(pools: Pools, relations: Relations, bao: Bao) -> tuple[Replica, Replica]:
-    admin = Caller("user", str(uuid7()))
+    admin = Caller("user", str(uuid7()), "session")
     await relations.grant(Tuple(PLATFORM, "admin", admin.reference))
     one, other = (replica(pool, relations, bao, admin) for pool in pools)
     return one, other

@@ -43,6 +43,7 @@ class FakeAuthority:
 
     trace: list[str]
     granted: set[tuple[str, str, str]] = field(default_factory=set)
+    conditional: set[tuple[str, str, str]] = field(default_factory=set)
     reason: str = "out_of_scope"
     refusal: PlexError | None = None
     revoked: list[Tuple] = field(default_factory=list)
@@ -55,6 +56,9 @@ class FakeAuthority:
 
     async def decide_all(self, questions: list[tuple[str, str, str]]) -> list[Decision]:
         return [await self.decide(*question) for question in questions]
+
+    async def unconditional(self, questions: list[tuple[str, str, str]]) -> bool:
+        return not self.conditional.intersection(questions)
 
     async def visible(self, subject: str, permission: str, kind: str, scope: str) -> list[str] | None:
         if (subject, permission, scope) in self.granted:
@@ -298,7 +302,7 @@ class World:
     def __init__(self) -> None:
         self.trace: list[str] = []
         self.clock = FixedClock(NOW)
-        self.owner, self.stranger = Caller("user", str(uuid7())), Caller("user", str(uuid7()))
+        self.owner, self.stranger = (Caller("user", str(uuid7()), "session") for _ in range(2))
         self.domain = Domain(uuid7(), "Acme", "acme", "", "", MESH_CIDR, Reachability(), NOW, NOW)
         self.project = Project(uuid7(), self.domain.id, "Web", "web", "", "", NOW, NOW)
         self.resource = Resource(uuid7(), self.project.id, self.domain.id, "server", "edge-a", "adopted", NOW, NOW)

@@ -123,6 +123,7 @@ class FakeSignInStore:
     async def open_session(self, session: Session, digest: bytes, at: datetime.datetime, ended: bytes | None) -> None:
         self.trace.append("open_session")
         if ended is not None:
+            self._keep_tokens(ended, session)
             self._end(lambda found, _: found == ended)
         self.sessions[digest], self.seen[digest] = session, at
 
@@ -147,7 +148,14 @@ class FakeSignInStore:
             del self.sessions[digest]
             for device_id in [device_id for device_id, by in self.approvers.items() if by == session.id]:
                 self.devices.pop(device_id, None)
+                self.tokens = {digest: token for digest, token in self.tokens.items() if token.id != device_id}
         return len(gone)
+
+    def _keep_tokens(self, ended: bytes, session: Session) -> None:
+        before = self.sessions.get(ended)
+        for token in self.tokens.values():
+            if before and self.approvers[token.id] == before.id and token.person.id == session.person.id:
+                self.approvers[token.id] = session.id
 
     async def start_device(self, device: Device, device_digest: bytes, user_code_digest: bytes) -> None:
         self.devices[device.id] = device

@@ -1,7 +1,7 @@
 """The rules of API tokens and service tokens: whose they are, what begets them, and what is recorded first."""
 
 import datetime
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -18,6 +18,7 @@ from libs.errors import (
     InvalidScope,
     NotFound,
     PlexError,
+    StepUpRequired,
 )
 from libs.ids import uuid7
 from libs.principal import Principal
@@ -65,9 +66,10 @@ class Desk:
         self.tokens = ApiTokens(self.store, gate, self.clock, "dev")
         self.services = ServiceTokens(self.store, self.audit, self.clock, "dev")
 
-    def as_(self, owner: Owner, credential: str = "session", sid: str = "") -> Principal:
+    def as_(self, owner: Owner, credential: str = "session", sid: str = "", age_s: int = 0) -> Principal:
         domain = str(owner.domain_id or "")
-        return Principal(str(owner.id), owner.kind, credential, domain_id=domain, session_id=sid)
+        login = int(self.clock.now().timestamp()) - age_s
+        return Principal(str(owner.id), owner.kind, credential, domain_id=domain, session_id=sid, auth_time=login)
 
     def manages(self, owner: Owner) -> None:
         self.authority.granted.add((owner.reference, "manage", f"domain:{self.domain}"))
@@ -129,10 +131,39 @@ async def test_a_token_begets_none_and_ends_none_but_itself(desk: Desk, credenti
             with pytest.raises(Forbidden):
                 await attempt
         assert [row.reason for row in desk.audit.rows[before:]] == ["caveat_violation"] * 3
-    with pytest.raises(Forbidden):
-        await desk.tokens.revoke(by, other.id, as_admin=False)
+    for as_admin in (False, True):
+        with pytest.raises(Forbidden):
+            await desk.tokens.revoke(by, other.id, as_admin=as_admin)
+    assert desk.audit.rows[-1].context == {"token": ["credential"]}
     await desk.tokens.revoke(by, token.id, as_admin=False)
     assert [row.id for row in desk.store.tokens.values()] == [other.id]
+
+
+@pytest.mark.parametrize("as_admin", [False, True])
+async def test_an_old_login_begets_no_token(desk: Desk, as_admin: bool) -> None:  # noqa: FBT001 — read beside its name
+    desk.manages(desk.alice)
+    token, _ = await desk.issue(desk.as_(desk.alice, age_s=900), desk.alice)
+    old, unknown = desk.as_(desk.alice, age_s=901), replace(desk.as_(desk.alice), auth_time=None)
+    for by in (old, unknown):
+        for attempt in (
+            desk.issue(by, desk.alice, as_admin=as_admin),
+            desk.tokens.rotate(by, token.id, as_admin=as_admin),
+        ):
+            with pytest.raises(StepUpRequired) as refused:
+                await attempt
+            assert refused.value.extra == {"max_age_s": 900}
+            assert desk.audit.rows[-1].context["step_up"] == ["auth_time_stale"]
+    assert len(desk.audit.rows) == 5
+    await desk.tokens.revoke(old, token.id, as_admin=as_admin)
+
+
+async def test_who_manages_under_a_condition_gives_nobody_a_token(desk: Desk) -> None:
+    desk.manages(desk.bob)
+    desk.authority.conditional.update(desk.authority.granted)
+    with pytest.raises(Forbidden):
+        await desk.issue(desk.as_(desk.bob), desk.alice, as_admin=True)
+    assert desk.audit.rows[-1].context == {"grant": ["conditional"]}
+    await desk.issue(desk.as_(desk.bob), desk.bob)
 
 
 async def test_anothers_token_is_not_there_and_the_attempt_is_recorded(desk: Desk) -> None:
@@ -177,12 +208,14 @@ async def test_a_rotated_token_lives_a_day_and_is_not_rotated_twice(desk: Desk) 
     alice = desk.as_(desk.alice)
     token, text = await desk.issue(alice, desk.alice)
     desk.clock.advance(3600)
+    alice = desk.as_(desk.alice)
     successor, _, deadline = await desk.tokens.rotate(alice, token.id, as_admin=False)
     assert deadline == desk.clock.now() + datetime.timedelta(hours=24)
     assert successor.expires_at - successor.created_at == datetime.timedelta(days=90)
     with pytest.raises(ApiTokenRotated):
         await desk.tokens.rotate(alice, token.id, as_admin=False)
     desk.clock.advance(24 * 3600)
+    alice = desk.as_(desk.alice)
     assert await desk.store.use_api_token(digest(text), desk.clock.now()) is None
     with pytest.raises(NotFound):
         await desk.tokens.rotate(alice, token.id, as_admin=False)

@@ -75,7 +75,7 @@ class Town:
 
 
 async def person(pool: asyncpg.Pool, domain_id: UUID | None) -> Caller:
-    someone = Caller("user", str(uuid7()))
+    someone = Caller("user", str(uuid7()), "session")
     await pool.execute(PERSON, UUID(someone.subject), domain_id)
     return someone
 
@@ -153,6 +153,40 @@ async def test_a_role_is_given_once_counts_until_it_is_taken_away_and_leaves_a_r
     assert town.audit.rows[2].context == {
         "relation": ["viewer"], "subject": [town.member.reference], "caveat": ["expires"],
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("credential", ["api_token", "service_token", ""])
+async def test_no_token_gives_or_takes_a_role(town: Town, credential: str) -> None:
+    given = await town.give(town.role())
+    token = replace(town.owner, credential=credential)
+    for attempt in (
+        town.rules.create(token, town.mine.id, town.role("operator")),
+        town.rules.update(token, given.id, town.role("operator")),
+        town.rules.delete(token, given.id),
+    ):
+        assert await refused(attempt) == "permission_denied caveat_violation"
+        assert (town.audit.rows[-1].reason, town.audit.rows[-1].context["token"]) == (
+            "caveat_violation", ["credential"],
+        )  # fmt: skip
+    assert len(town.audit.rows) == 4
+    assert await town.may(town.member, "read", f"project:{town.mine.id}") == "granted"
+    assert await town.may(town.member, "deploy", f"project:{town.mine.id}") == "insufficient_relation"
+
+
+async def test_who_manages_under_a_condition_gives_nobody_a_role(town: Town) -> None:
+    until = Caveat("expires", {"until": rfc3339(NOW + timedelta(hours=1))})
+    given = await town.give(town.role("admin", caveat=until))
+    assert await town.may(town.member, "manage", f"project:{town.mine.id}") == "granted"
+    for attempt in (
+        town.rules.update(town.member, given.id, town.role("admin")),
+        town.rules.create(town.member, town.mine.id, town.role("admin", to=town.owner)),
+        town.rules.delete(town.member, given.id),
+    ):
+        assert await refused(attempt) == "permission_denied caveat_violation"
+        assert town.audit.rows[-1].context["grant"] == ["conditional"]
+    # Who may do it without the condition as well may do it.
+    await town.relations.grant(Tuple(f"domain:{town.mine.domain_id}", "admin", town.member.reference))
+    await town.rules.update(town.member, given.id, town.role("admin"))
 
 
 async def test_nothing_is_given_before_its_row(town: Town) -> None:

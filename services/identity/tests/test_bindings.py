@@ -1,5 +1,6 @@
 """Bindings: whose secrets they name, what they may ask for, who may change them, and what goes with them."""
 
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -28,7 +29,7 @@ from services.identity.tests.sign_in_fakes import SignInWorld, a_binding
 
 pytestmark = pytest.mark.unit
 
-ADMIN = Caller("user", str(uuid7()))
+ADMIN = Caller("user", str(uuid7()), "session")
 
 
 class World(SignInWorld):
@@ -155,6 +156,26 @@ def test_the_file_cannot_lead_the_platform_elsewhere() -> None:
     assert platform_binding(plain, SystemClock()).discovery_url == plain.discovery_url
     with pytest.raises(InvalidRequest, match="discovery_url"):
         platform_binding(plain.model_copy(update={"discovery_url": "https://evil.example/d"}), SystemClock())
+
+
+async def test_no_token_and_nobody_under_a_condition_decides_which_provider_is_believed() -> None:
+    world = World()
+    token, this = replace(ADMIN, credential="api_token"), world.binding.id
+    for caller, control in ((token, {"token": ["credential"]}), (ADMIN, {"grant": ["conditional"]})):
+        if caller is ADMIN:
+            world.authority.conditional |= world.authority.granted
+        for attempt in (
+            world.bindings.create(caller, world.wanted()),
+            world.bindings.update(caller, this, {"alias": "a"}, None),
+            world.bindings.set_status(caller, this, "inactive"),
+            world.bindings.delete(caller, this),
+        ):
+            with pytest.raises(Forbidden) as refused:
+                await attempt
+            assert refused.value.extra["reason"] == world.audit.rows[-1].reason == "caveat_violation"
+            assert control.items() <= world.audit.rows[-1].context.items()
+    assert world.store.binding_rows[this] == world.binding
+    assert len(world.audit.rows) == 8
 
 
 async def test_openid_is_always_asked_for_and_both_names_of_a_curve_count() -> None:

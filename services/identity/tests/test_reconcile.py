@@ -24,7 +24,7 @@ from services.identity.tests.test_relations import Held, reader, reason
 pytestmark = pytest.mark.integration
 
 Pools = tuple[asyncpg.Pool, asyncpg.Pool]
-ROOT = Caller("user", str(uuid7()))
+ROOT = Caller("user", str(uuid7()), "session")
 
 
 @dataclass
@@ -149,7 +149,7 @@ async def test_only_who_manages_the_platform_reconciles_and_nothing_moves_withou
     row = reader(uuid7(), uuid7())
     await bench.spicedb.touch([row])
     with pytest.raises(Forbidden):
-        await bench.reconcile.run(Caller("user", str(uuid7())), repair=True)
+        await bench.reconcile.run(Caller("user", str(uuid7()), "session"), repair=True)
     bench.audit.refusal = AuditUnavailable()
     with pytest.raises(AuditUnavailable):
         await bench.reconcile.run(ROOT, repair=True)

@@ -218,6 +218,55 @@ async def test_signing_out_everywhere_takes_tokens_and_approvals_along(doors: Do
     assert not await doors.other.issue_token(waiting, digest(random_text()), NOW, NOW + 15 * MINUTE)
 
 
+async def granted(doors: Doors, session: Session) -> bytes:
+    """Return the digest of an access token that a session approved."""
+    device, _, _ = await doors.device()
+    assert await doors.one.approve_device(device.id, session)
+    token = digest(random_text())
+    assert await doors.one.issue_token(device, token, NOW, NOW + 15 * MINUTE)
+    return token
+
+
+async def test_signing_out_takes_the_tokens_that_the_session_approved(doors: Doors) -> None:
+    session, _ = await doors.session()
+    other = replace(session, id=uuid7())
+    await doors.one.open_session(other, digest(random_text()), NOW, None)
+    ended, kept = await granted(doors, session), await granted(doors, other)
+    await doors.one.end_session(session.id)
+    assert await doors.other.use_token(ended, NOW) is None
+    assert await doors.other.use_token(kept, NOW) is not None
+
+
+async def test_a_stronger_login_keeps_the_tokens_of_the_one_before_until_it_ends(doors: Doors) -> None:
+    session, cookie = await doors.session()
+    token = await granted(doors, session)
+    stronger = replace(session, id=uuid7())
+    await doors.one.open_session(stronger, digest(random_text()), NOW, digest(cookie))
+    assert await doors.other.use_token(token, NOW) is not None
+    await doors.one.end_session(stronger.id)
+    assert await doors.other.use_token(token, NOW) is None
+
+
+async def test_another_person_in_the_same_browser_ends_the_tokens_of_the_one_before(doors: Doors) -> None:
+    session, cookie = await doors.session()
+    token = await granted(doors, session)
+    other, _ = await doors.session()
+    await doors.one.open_session(replace(other, id=uuid7()), digest(random_text()), NOW, digest(cookie))
+    assert await doors.other.use_token(token, NOW) is None
+
+
+async def test_no_token_slips_past_signing_out(real: Doors) -> None:
+    for _ in range(20):
+        session, _ = await real.session()
+        device, _, _ = await real.device()
+        assert await real.one.approve_device(device.id, session)
+        token = digest(random_text())
+        await asyncio.gather(
+            real.one.issue_token(device, token, NOW, NOW + 15 * MINUTE), real.other.end_session(session.id)
+        )
+        assert await real.one.use_token(token, NOW) is None
+
+
 async def test_a_device_is_denied_once_and_for_good(doors: Doors) -> None:
     session, _ = await doors.session()
     device, device_code, _ = await doors.device()
