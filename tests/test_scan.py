@@ -61,8 +61,9 @@ def test_thousands_of_values_in_a_large_file_take_seconds() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"nsk_Prod1_" + b"A" * 64, b"pat_dev_" + b"b" * 43, b"psk_stage_" + b"c" * 40, b"pst_dev_" + b"c" * 36, b"-----BEGIN EC PRIVATE KEY",
-     b"psb_dev_abcd2345_node_" + b"d" * 24, b"eyJhbGciOiJFZDI1NTE5In0.eyJzdWIiOiJ4eHh4In0." + b"e" * 86],
+    [b"nsk_Prod1_" + b"A" * 64, b"pat_dev_" + b"b" * 43, b"psk_stage_" + b"c" * 40, b"-----BEGIN EC PRIVATE KEY",
+     b"pst_dev_" + b"c" * 36, b"psb_dev_abcd2345_node_" + b"d" * 24,
+     b"eyJhbGciOiJFZDI1NTE5In0.eyJzdWIiOiJ4eHh4In0." + b"e" * 86],
 )  # fmt: skip
 def test_a_credential_is_found_by_its_shape(text: bytes) -> None:
     assert SHAPES.findall(b'{"x":"' + text + b'"}') == [text]

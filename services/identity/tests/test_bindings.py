@@ -167,7 +167,7 @@ async def test_no_token_and_nobody_under_a_condition_decides_which_provider_is_b
         for attempt in (
             world.bindings.create(caller, world.wanted()),
             world.bindings.update(caller, this, {"alias": "a"}, None),
-            world.bindings.set_status(caller, this, "inactive"),
+            world.bindings.set_status(caller, this, "deactivated"),
             world.bindings.delete(caller, this),
         ):
             with pytest.raises(Forbidden) as refused:

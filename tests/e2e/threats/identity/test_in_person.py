@@ -17,18 +17,18 @@ TUPLES = "/v1/authz/relation-tuples"
 NOBODY = str(uuid.uuid4())
 EVIL = {
     "issuer": "https://evil.example", "client_id": "c", "client_secret_ref": "kv/idp/{domain}/op",
-    "discovery_url": "https://evil.example/d", "jit_policy": "allow", "primary": False,
+    "discovery_url": "https://evil.example/.well-known/openid-configuration", "jit_policy": "allow", "primary": False,
 }  # fmt: skip
 TOKEN = {"identity_ref": "user:{member}", "env_prefix": "dev"}
 ROLE = {"subject": "user:{member}", "relation": "admin", "resource": "domain:{domain}"}
 # What decides who is believed or who may what.
 DECISIONS: dict[str, tuple[str, str, Any]] = {
     "a provider of one's own": ("POST", "/v1/admin/idp", {"domain_id": "{domain}", **EVIL}),
-    "a provider elsewhere": ("PATCH", "/v1/admin/idp/{binding}", {"discovery_url": "https://evil.example/d"}),
-    "no provider any more": ("PATCH", "/v1/admin/idp/{binding}/status", {"status": "inactive"}),
+    "a provider elsewhere": ("PATCH", "/v1/admin/idp/{binding}", {"discovery_url": "https://evil.example/.well-known/openid-configuration"}),
+    "no provider any more": ("PATCH", "/v1/admin/idp/{binding}/status", {"status": "deactivated"}),
     "a provider less": ("DELETE", "/v1/admin/idp/{binding}", None),
     "the platform's provider elsewhere": (
-        "PATCH", "/v1/admin/idp/{platform}", {"discovery_url": "https://evil.example/d"},
+        "PATCH", "/v1/admin/idp/{platform}", {"discovery_url": "https://evil.example/.well-known/openid-configuration"},
     ),
     "a role": ("POST", TUPLES + "?project_id={project}", ROLE),
     "another role": ("PATCH", TUPLES + "/{tuple}", ROLE),

@@ -2,8 +2,8 @@
 
 from libs.migrations import run
 
-revision = "0014"
-down_revision = "0013"
+revision = "0015"
+down_revision = "0014"
 
 UPGRADE = """
 ALTER TABLE identity.access_tokens ADD COLUMN session_id uuid;
