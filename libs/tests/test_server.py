@@ -245,8 +245,8 @@ async def test_sigterm_ends_health_first_then_lets_calls_end(authority: Authorit
         assert not last.done()
         await told.aclose()
         assert (await last).verdict == 1
-        # Well before the drain's five seconds: neither the call nor the reader that left is waited for any more.
-        assert await asyncio.wait_for(running.wait(), 2) == 0
+        # Neither the call nor the reader that left is waited for any more.
+        assert await asyncio.wait_for(running.wait(), 4) == 0
 
 
 async def test_a_second_signal_does_not_wait(authority: Authority) -> None:

@@ -1,6 +1,6 @@
 """A sign-in knows which session it replaces and whether its state was used; sessions know the provider's own."""
 
-from libs.migrations import run
+from libs.migrations import refuse, run
 
 revision = "0012"
 down_revision = "0011"
@@ -25,18 +25,10 @@ CREATE TABLE identity.logout_tokens (
 GRANT SELECT, INSERT, DELETE ON identity.logout_tokens TO identity;
 """
 
-DOWNGRADE = """
-DROP TABLE identity.logout_tokens;
-ALTER TABLE identity.device_codes DROP COLUMN denied, DROP COLUMN sid;
-ALTER TABLE identity.access_tokens DROP COLUMN sid;
-ALTER TABLE identity.sessions DROP COLUMN sid;
-ALTER TABLE identity.pending_sign_ins DROP COLUMN used_at, DROP COLUMN previous_digest;
-"""
-
 
 def upgrade() -> None:
     run(UPGRADE)
 
 
 def downgrade() -> None:
-    run(DOWNGRADE)
+    refuse("below this revision a logout token would count a second time, and a used sign-in again")

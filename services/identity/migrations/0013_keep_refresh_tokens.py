@@ -1,6 +1,6 @@
 """A session keeps the provider's refresh token as ciphertext, and for how long the provider's word about it holds."""
 
-from libs.migrations import run
+from libs.migrations import refuse, run
 
 revision = "0013"
 down_revision = "0012"
@@ -17,15 +17,10 @@ ALTER TABLE identity.sessions
 CREATE INDEX sessions_to_refresh ON identity.sessions (refresh_at) WHERE refresh_at IS NOT NULL;
 """
 
-DOWNGRADE = """
-ALTER TABLE identity.sessions DROP CONSTRAINT kept_whole_or_not, DROP COLUMN confirmed_until, DROP COLUMN refresh_at,
-    DROP COLUMN nonce_digest, DROP COLUMN refresh_token;
-"""
-
 
 def upgrade() -> None:
     run(UPGRADE)
 
 
 def downgrade() -> None:
-    run(DOWNGRADE)
+    refuse("below this revision sessions would live on whose provider no longer knows their people")

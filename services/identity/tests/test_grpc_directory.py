@@ -18,7 +18,7 @@ from libs.rpc import context
 from libs.rpc.guard import REFLECTION
 from libs.rpc.server import HEALTH
 from libs.settings import load
-from plexsphere.identity.v1 import authorization_pb2, enrolment_pb2, relations_pb2, sign_in_pb2
+from plexsphere.identity.v1 import authorization_pb2, enrolment_pb2, relations_pb2, sign_in_pb2, tokens_pb2
 from plexsphere.identity.v1 import directory_pb2 as pb
 from plexsphere.identity.v1.enrolment_pb2 import ReachabilityPolicy
 from services.identity.grpc_authorization import AuthorizationApi
@@ -34,7 +34,7 @@ from services.identity.tests.test_enrolment import CHECKSUM, KEY
 pytestmark = pytest.mark.unit
 
 SHIPPED = Path(__file__).resolve().parents[3] / "deploy/config/identity.toml"
-FILES = (pb, authorization_pb2, enrolment_pb2, relations_pb2, sign_in_pb2)
+FILES = (pb, authorization_pb2, enrolment_pb2, relations_pb2, sign_in_pb2, tokens_pb2)
 NO_CONTEXT: Any = None
 UNUSED: Any = None
 
