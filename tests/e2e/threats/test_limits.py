@@ -27,7 +27,7 @@ async def strict(world: World, scene: Scene) -> AsyncIterator[Scene]:
     shipped = world.config("gateway")
     config = re.sub(r"per_minute = \d+\nburst = \d+", f"per_minute = 1\nburst = {BURST}", shipped)
     config = config.replace("trusted_proxies = []", f'trusted_proxies = ["{PROXY}/32"]')
-    assert config.count(f"burst = {BURST}") == 4
+    assert config.count(f"burst = {BURST}") == 5
     await world.restart("gateway", config)
     try:
         yield scene

@@ -81,7 +81,7 @@ async def test_the_scan_sees_every_place_and_every_kind_of_secret(scene: Scene) 
     named = " ".join(SEEN.values())
     for kind in (
         "cookie of", "bearer of", "value of PUT", "nsk of", "token of", "user_code of",
-        "device_code of", "code in the query of", "state of", "nonce of", "code_verifier_handle of",
+        "device_code of", "code in the query of", "state of", "nonce of",
     ):  # fmt: skip
         assert kind in named, kind
     assert {"csrf.key", "openbao-seal.key", "ca.key", "oidc-a.jwks.json"} <= set(key_files(state).values())
