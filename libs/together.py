@@ -46,6 +46,9 @@ class Together(Generic[Asked, Answer]):
         answers: Sequence[Answer | Exception]
         try:
             answers = await self._work([asked for asked, _ in batch])
+            if len(answers) != len(batch):
+                # Nobody may be left waiting for an answer that never comes.
+                raise LookupError("not as many answers as were asked for")  # noqa: TRY301 — raised where it was asked
         except Exception as error:  # noqa: BLE001 — it is raised where it was asked for
             answers = [error] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):

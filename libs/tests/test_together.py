@@ -71,3 +71,12 @@ async def test_who_leaves_takes_nobody_along_and_is_not_worked_for() -> None:
     work.open.set()
     assert list(await asyncio.gather(first, waiting)) == [4, 12]
     assert work.batches == [[2, 4], [6]]
+
+
+async def test_an_answer_that_is_missing_leaves_nobody_waiting() -> None:
+    async def short(numbers: list[int]) -> list[int | Exception]:
+        return [*numbers[1:]]
+
+    together = Together(short)
+    failed = await asyncio.gather(together.ask(2), together.ask(4), return_exceptions=True)
+    assert [type(one) for one in failed] == [LookupError, LookupError]

@@ -16,6 +16,7 @@ import asyncpg
 
 from libs.errors import (
     AllocatorContention,
+    DatastoreUnavailable,
     NonceCollision,
     PlexError,
     PoolExhausted,
@@ -25,7 +26,6 @@ from libs.errors import (
     TokenConsumed,
     TokenExpired,
     TokenRevoked,
-    Unavailable,
 )
 from libs.pg import connection, transaction
 from libs.together import Together
@@ -146,7 +146,7 @@ class Registrations:
         try:
             async with transaction(self.pool, "register") as lent:
                 placed = await self._commit(lent, domain_id, wanted)
-        except Unavailable:
+        except DatastoreUnavailable:
             raise
         except (PlexError, asyncpg.UniqueViolationError, asyncpg.ForeignKeyViolationError) as error:
             if len(wanted) == 1:

@@ -124,6 +124,14 @@ async def test_who_cannot_be_registered_takes_nobody_along(replicas: tuple[Repli
         assert await code(one.enrolment.register(again)) == "ok"
 
 
+async def test_the_last_addresses_are_given_out_to_as_many_as_there_are(replicas: tuple[Replica, Replica]) -> None:
+    one, _ = replicas
+    project = await one.project(await one.domain(fresh_cidr(125)))
+    wishes = [await one.wish(project, str((await one.resource(project)).id)) for _ in range(10)]
+    answers = await asyncio.gather(*(code(one.enrolment.register(wish)) for wish in wishes))
+    assert Counter(answers) == {"ok": 6, "pool_exhausted": 4}
+
+
 async def test_the_nonce_of_another_token_collides(replicas: tuple[Replica, Replica]) -> None:
     one, _ = replicas
     project = await one.project(await one.domain())
