@@ -100,18 +100,15 @@ class Bao:
 
     async def wrap(self, mount: str, key: str, context: bytes, bound_to: bytes, plain: Secret) -> str:
         """Encrypt under a derived transit key, with associated data; the context chooses the derivation."""
-        body = {
-            "plaintext": base64.b64encode(plain.reveal()).decode(),
-            "context": base64.b64encode(context).decode(),
-            "associated_data": base64.b64encode(bound_to).decode(),
-        }
-        answer = await self.request("POST", f"{mount}/encrypt/{key}", body)
-        return str(answer["data"]["ciphertext"])
+        (wrapped,) = await self.wrap_all(mount, key, [(context, bound_to, plain)])
+        if isinstance(wrapped, BaoRefused):
+            raise wrapped
+        return wrapped
 
     async def wrap_all(
         self, mount: str, key: str, wanted: Sequence[tuple[bytes, bytes, Secret]]
     ) -> list[str | BaoRefused]:
-        """Encrypt many as `wrap` does, each a context, what it is bound to, and the plaintext; in their order."""
+        """Encrypt many, each a context, what it is bound to, and the plaintext; answers stand in their order."""
         items = [
             {
                 "plaintext": base64.b64encode(plain.reveal()).decode(),

@@ -124,7 +124,7 @@ class Enrolment:
             else:
                 candidate = Candidate(node_id, wish.public_key, nonce, wrapped)
                 node = await self.store.register(token, resource, candidate, now)
-        except BaseException:
+        except BaseException:  # cancelled too: a key that nobody gets stays in no memory of ours
             key.wipe()
             raise
         # Also after a retry: the first delivery may have been what was lost.

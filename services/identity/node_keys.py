@@ -37,7 +37,7 @@ async def make_key(wrapper: KeyWrapper, domain_id: UUID, node_id: UUID) -> tuple
     key, kid = Secret(os.urandom(KEY_BYTES)), f"nsk_{uuid7().hex}"
     try:
         wrapped = await wrapper.wrap(domain_id, node_id, kid, key)
-    except BaseException:
+    except BaseException:  # cancelled too: a key that nobody gets stays in no memory of ours
         key.wipe()
         raise
     return key, WrappedKey(kid, wrapped, hashlib.sha256(key.reveal()).digest())
@@ -70,7 +70,7 @@ class NodeKeys:
             act = Act("secret_key.rotate", f"node:{this}", principal.domain_id, {"kid": [wrapped.kid]})
             await self.gate.record(caller_of(principal), "node-agent", act)
             until = await self.store.rotate(this, principal.nsk_kid, wrapped, now, now + GRACE)
-        except BaseException:
+        except BaseException:  # cancelled too: a key that nobody gets stays in no memory of ours
             key.wipe()
             raise
         if until is None:
