@@ -11,6 +11,7 @@ from libs.process import main
 from libs.rpc.channel import Peer, connect
 from libs.rpc.server import until_told
 from services.gateway import platform
+from services.gateway.access_policy import AccessPolicies
 from services.gateway.audit import Audit
 from services.gateway.authorization import Authorization
 from services.gateway.bindings import Bindings
@@ -62,6 +63,7 @@ def application(
         **SignIn(identity, settings.public_url).routes(),
         **Tenancy(identity).routes(),
         **Bindings(identity).routes(),
+        **AccessPolicies(identity).routes(),
         **Authorization(identity).routes(),
         **Tokens(identity).routes(),
         **People(identity).routes(),

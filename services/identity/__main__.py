@@ -17,6 +17,7 @@ from libs.process import main
 from libs.rpc.channel import connect
 from libs.rpc.server import Registration, serve
 from plexsphere.identity.v1 import (
+    access_policy_pb2_grpc,
     authorization_pb2_grpc,
     directory_pb2_grpc,
     enrolment_pb2_grpc,
@@ -24,6 +25,8 @@ from plexsphere.identity.v1 import (
     sign_in_pb2_grpc,
     tokens_pb2_grpc,
 )
+from services.identity.access_policies import AccessPolicies
+from services.identity.access_policy_store import PgAccessPolicyStore
 from services.identity.api_tokens import ApiTokens
 from services.identity.authentication import Authentication
 from services.identity.authority import Gate
@@ -37,6 +40,7 @@ from services.identity.drift_store import PgDriftStore
 from services.identity.endpoints import Endpoints
 from services.identity.enrolment import Enrolment
 from services.identity.enrolment_store import PgEnrolmentStore
+from services.identity.grpc_access import AccessPolicyApi, SessionTermsApi
 from services.identity.grpc_authorization import AuthorizationApi
 from services.identity.grpc_directory import DirectoryApi
 from services.identity.grpc_fleet import EnrolmentApi, FleetApi, RelationsAdminApi, RelationsApi
@@ -164,6 +168,8 @@ async def run(settings: IdentitySettings) -> None:
         refresh = Refresh(PgRefreshStore(pool), provider, vault, vault, audit, clock)
         signer = AssertionSigner(settings.assertion.certificate_file, settings.assertion.key_file, clock)
         authentication = Authentication(sign_in_store, token_store, relations, signer, clock)
+        policy_store = PgAccessPolicyStore(pool)
+        policies = AccessPolicies(policy_store, gate, clock)
         bindings = Bindings(sign_in_store, provider, gate, clock)
         servicers = [
             ("AuthenticationService", AuthenticationApi(authentication), sign_in_pb2_grpc, False),
@@ -179,6 +185,8 @@ async def run(settings: IdentitySettings) -> None:
             ("RelationsService", RelationsApi(relations, feed, clock), relations_pb2_grpc, False),
             ("AuthorizationService", AuthorizationApi(authorization, reconcile), authorization_pb2_grpc, True),
             ("RelationsAdminService", RelationsAdminApi(relations), relations_pb2_grpc, False),
+            ("AccessPolicyService", AccessPolicyApi(policies), access_policy_pb2_grpc, True),
+            ("SessionTermsService", SessionTermsApi(policy_store), access_policy_pb2_grpc, False),
             ("FleetService", FleetApi(store, relations), relations_pb2_grpc, False),
         ]
         registrations = [

@@ -4,6 +4,7 @@ from libs.columns import ColumnClass as Is
 from libs.columns import Declared
 
 COLUMNS: Declared = {
+    "access_policies": {"required_acr": Is.METADATA, "required_amr": Is.METADATA, "kinds": Is.METADATA},
     "domains": {"name": Is.METADATA, "slug": Is.IDENTIFIER, "description": Is.METADATA, "region": Is.METADATA},
     "projects": {"name": Is.METADATA, "slug": Is.IDENTIFIER, "description": Is.METADATA},
     "resources": {"kind": Is.METADATA, "external_ref": Is.IDENTIFIER, "origin": Is.METADATA},

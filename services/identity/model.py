@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from libs.access_policy import AccessPolicy
+
 
 @dataclass(frozen=True)
 class Caller:
@@ -97,6 +99,17 @@ class NodePlace:
     domain_id: UUID
     kid: str
     old_kid: str = ""
+
+
+@dataclass(frozen=True)
+class SessionTerms:
+    """Where a resource stands, and what its privileged sessions ask for; `node_id` is None while none registered."""
+
+    project_id: UUID
+    domain_id: UUID
+    node_id: UUID | None
+    policy: AccessPolicy
+    binding_acr: tuple[str, ...]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Protocol
 from uuid import UUID
 
+from libs.access_policy import AccessPolicy
 from libs.custody import Secret
 from libs.decision import Decision, Record
 from services.identity.model import (
@@ -18,6 +19,7 @@ from services.identity.model import (
     Project,
     Registered,
     Resource,
+    SessionTerms,
     SigningKey,
     Tuple,
     TupleRow,
@@ -236,3 +238,19 @@ class EnrolmentStore(Protocol):
         self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime.datetime
     ) -> Wanted | None:
         """Take a sign of life; returns what the node should do, None when there is no such node."""
+
+
+class AccessPolicyStore(Protocol):
+    """Access policies, and what access asks about sessions; nothing here is answered from memory."""
+
+    async def access_policy(self, domain_id: UUID) -> AccessPolicy | None:
+        """Return a Domain's own policy."""
+
+    async def put_access_policy(self, domain_id: UUID, policy: AccessPolicy, at: datetime.datetime) -> None:
+        """Put a policy for whatever there was; raises NotFound when there is no such Domain."""
+
+    async def session_terms(self, resource_id: UUID, identity_id: UUID) -> SessionTerms | None:
+        """Return where a resource stands and what its sessions ask for, as it is now; None when there is none."""
+
+    async def ended_sign_ins(self, sign_in_ids: list[UUID]) -> list[UUID]:
+        """Return which of these web sessions and access tokens were ended; running out ends none."""

@@ -19,6 +19,8 @@ KEEP_TOKENS = """
 UPDATE identity.access_tokens t SET session_id = $1 FROM identity.sessions s
 WHERE s.digest = $2 AND t.session_id = s.id AND t.identity_id = $3
 """
+# Longer than any privileged session lasts, which is who asks.
+FORGET_ENDED = "DELETE FROM identity.ended_sign_ins WHERE ended_at < now() - interval '2 days'"
 
 # A bearer of a key that was revoked so many keys ago is told that it is unknown, not that it was revoked.
 MOST_NODE_KEYS = 32
@@ -147,7 +149,13 @@ class PgSignInStore(PgBindingStore):
             if ended is not None:
                 # Whoever signs in once more, for a stronger login, does not sign out: devices stay in.
                 await lent.execute(KEEP_TOKENS, session.id, ended, session.person.id)
+                mine = "SELECT id FROM identity.sessions WHERE digest = $1 AND identity_id = $2"
+                replaced = await lent.fetchval(mine, ended, session.person.id)
                 await end_where(lent, "digest = $1", ended)
+                # Nor do their privileged sessions end: these follow the new session now.
+                succeed = "UPDATE identity.ended_sign_ins SET successor_id = $1 WHERE id = $2"
+                await lent.execute(succeed, session.id, replaced)
+            await lent.execute(FORGET_ENDED)
             await lent.execute("DELETE FROM identity.sessions WHERE expires_at < $1", at)
             login = session.login
             await lent.execute(

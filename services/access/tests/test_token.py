@@ -18,8 +18,9 @@ pytestmark = pytest.mark.unit
 AT = datetime.datetime(2026, 5, 1, 12, tzinfo=datetime.UTC)
 IDS = [UUID(int=number) for number in range(1, 8)]
 SESSION = Session(
-    *IDS, "tcp", {"tcp": {"port": 22, "host": "db"}}, AT, AT + datetime.timedelta(seconds=900), last_active_at=AT
-)
+    *(IDS[0], IDS[1], IDS[2], IDS[3], IDS[4], IDS[5], IDS[6]), "tcp", {"tcp": {"port": 22, "host": "db"}}, AT,
+    AT + datetime.timedelta(seconds=900), AT,
+)  # fmt: skip
 CLAIMS = claims_of(SESSION, "https://edge.test", "urn:acr:mfa", ("pwd", "otp"), 1_777_000_000)
 PAIR = SigningKey(bytes(range(32)))
 
@@ -35,7 +36,7 @@ def test_anothers_library_verifies_it_with_the_published_key() -> None:
     published = jwk(half.public_key, half.kid)
     # The published clients' name of the algorithm, which the library warns of since RFC 9864.
     with warnings.catch_warnings(action="ignore"):
-        found = jwt.decode(token(), OKPKey.import_key(published), algorithms=["EdDSA"])
+        found = jwt.decode(token(), OKPKey.import_key(dict(published)), algorithms=["EdDSA"])
     assert found.header == {"alg": "EdDSA", "typ": "plexsphere-session+jwt", "kid": half.kid}
     assert found.claims == {
         "iss": "https://edge.test",

@@ -18,9 +18,17 @@ from libs.rpc import context
 from libs.rpc.guard import REFLECTION
 from libs.rpc.server import HEALTH
 from libs.settings import load
-from plexsphere.identity.v1 import authorization_pb2, enrolment_pb2, relations_pb2, sign_in_pb2, tokens_pb2
+from plexsphere.identity.v1 import (
+    access_policy_pb2,
+    authorization_pb2,
+    enrolment_pb2,
+    relations_pb2,
+    sign_in_pb2,
+    tokens_pb2,
+)
 from plexsphere.identity.v1 import directory_pb2 as pb
 from plexsphere.identity.v1.enrolment_pb2 import ReachabilityPolicy
+from services.identity.grpc_access import AccessPolicyApi, SessionTermsApi
 from services.identity.grpc_authorization import AuthorizationApi
 from services.identity.grpc_directory import DirectoryApi
 from services.identity.grpc_fleet import EnrolmentApi, FleetApi, RelationsAdminApi, RelationsApi
@@ -34,7 +42,7 @@ from services.identity.tests.test_enrolment import CHECKSUM, KEY
 pytestmark = pytest.mark.unit
 
 SHIPPED = Path(__file__).resolve().parents[3] / "deploy/config/identity.toml"
-FILES = (pb, authorization_pb2, enrolment_pb2, relations_pb2, sign_in_pb2, tokens_pb2)
+FILES = (pb, access_policy_pb2, authorization_pb2, enrolment_pb2, relations_pb2, sign_in_pb2, tokens_pb2)
 NO_CONTEXT: Any = None
 UNUSED: Any = None
 
@@ -76,6 +84,8 @@ def test_every_rpc_is_overridden() -> None:
         "RelationsAdminService": RelationsAdminApi,
         "AuthorizationService": AuthorizationApi,
         "FleetService": FleetApi,
+        "AccessPolicyService": AccessPolicyApi,
+        "SessionTermsService": SessionTermsApi,
     }
     services = {name: service for file in FILES for name, service in file.DESCRIPTOR.services_by_name.items()}
     missing = [
@@ -263,6 +273,11 @@ def test_the_secrets_service_gives_secrets_readers_and_nobody_anything_else(
     request = relations_pb2.WriteRelationRequest(subject=subject, relation=relation, resource=resource)
     with pytest.raises(protovalidate.ValidationError):
         protovalidate.validate(request)
+
+
+def test_only_access_is_told_what_sessions_ask_for() -> None:
+    callers = load(SHIPPED, IdentitySettings).callers
+    assert callers["plexsphere.identity.v1.SessionTermsService"] == ["access"]
 
 
 def test_who_asks_about_relations_cannot_change_them() -> None:

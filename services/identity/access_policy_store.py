@@ -1,0 +1,97 @@
+"""All SQL of access policies, and of what access asks before and after it issues a session."""
+
+import datetime
+import json
+from dataclasses import asdict, dataclass
+from uuid import UUID
+
+import asyncpg
+
+from libs.access_policy import AccessPolicy, Override, Strength
+from libs.errors import NotFound
+from libs.pg import connection
+from services.identity.model import SessionTerms
+
+POLICY = """required_acr, required_amr, max_auth_age_s, kinds, default_ttl_s, max_ttl_s, max_active_per_identity,
+max_active_per_node, issue_rate_per_minute"""
+PUT = f"""
+INSERT INTO identity.access_policies AS p (domain_id, {POLICY}, updated_at)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+ON CONFLICT (domain_id) DO UPDATE SET required_acr = $2, required_amr = $3, max_auth_age_s = $4, kinds = $5,
+    default_ttl_s = $6, max_ttl_s = $7, max_active_per_identity = $8, max_active_per_node = $9,
+    issue_rate_per_minute = $10, updated_at = $11
+"""
+# What the caller's own provider is asked for; of a binding that is not active nobody holds a credential.
+TERMS = f"""
+SELECT r.project_id, r.domain_id, n.id AS node_id, p.domain_id IS NOT NULL AS kept, b.required_acr AS binding_acr,
+    {", ".join("p." + name.strip() for name in POLICY.split(","))}
+FROM identity.resources r
+LEFT JOIN identity.nodes n ON n.resource_id = r.id
+LEFT JOIN identity.access_policies p ON p.domain_id = r.domain_id
+LEFT JOIN identity.identities i ON i.id = $2
+LEFT JOIN identity.idp_bindings b ON b.id = i.binding_id
+WHERE r.id = $1
+"""
+ENDED = """
+WITH RECURSIVE following AS (
+    SELECT id AS asked, successor_id FROM identity.ended_sign_ins WHERE id = ANY ($1)
+    UNION ALL
+    SELECT f.asked, e.successor_id FROM following f JOIN identity.ended_sign_ins e ON e.id = f.successor_id
+)
+SELECT asked FROM following WHERE successor_id IS NULL
+"""
+
+
+def policy_of(row: asyncpg.Record) -> AccessPolicy:
+    """Return a row as a policy."""
+    kinds = {
+        kind: Override(tuple(one["required_acr"]), tuple(one["required_amr"]), one["max_auth_age_s"])
+        for kind, one in json.loads(row["kinds"]).items()
+    }
+    strength = Strength(tuple(row["required_acr"]), tuple(row["required_amr"]), row["max_auth_age_s"])
+    return AccessPolicy(
+        strength, kinds, row["default_ttl_s"], row["max_ttl_s"], row["max_active_per_identity"],
+        row["max_active_per_node"], row["issue_rate_per_minute"],
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class PgAccessPolicyStore:
+    """Policies in PostgreSQL."""
+
+    pool: asyncpg.Pool
+
+    async def access_policy(self, domain_id: UUID) -> AccessPolicy | None:
+        """Return a Domain's own policy."""
+        async with connection(self.pool, "access_policy") as lent:
+            row = await lent.fetchrow(f"SELECT {POLICY} FROM identity.access_policies WHERE domain_id = $1", domain_id)
+        return policy_of(row) if row else None
+
+    async def put_access_policy(self, domain_id: UUID, policy: AccessPolicy, at: datetime.datetime) -> None:
+        """Put a policy for whatever there was; raises NotFound when there is no such Domain."""
+        strength, kinds = policy.strength, {kind: asdict(one) for kind, one in policy.kinds.items()}
+        try:
+            async with connection(self.pool, "put_access_policy") as lent:
+                await lent.execute(
+                    PUT, domain_id, strength.required_acr, strength.required_amr, strength.max_auth_age_s,
+                    json.dumps(kinds), policy.default_ttl_s, policy.max_ttl_s, policy.max_active_per_identity,
+                    policy.max_active_per_node, policy.issue_rate_per_minute, at,
+                )  # fmt: skip
+        except asyncpg.ForeignKeyViolationError:
+            raise NotFound from None
+
+    async def session_terms(self, resource_id: UUID, identity_id: UUID) -> SessionTerms | None:
+        """Return where a resource stands and what its sessions ask for, as it is now; None when there is none."""
+        async with connection(self.pool, "session_terms") as lent:
+            row = await lent.fetchrow(TERMS, resource_id, identity_id)
+        if row is None:
+            return None
+        policy = policy_of(row) if row["kept"] else AccessPolicy()
+        return SessionTerms(
+            row["project_id"], row["domain_id"], row["node_id"], policy, tuple(row["binding_acr"] or ())
+        )
+
+    async def ended_sign_ins(self, sign_in_ids: list[UUID]) -> list[UUID]:
+        """Return which of these web sessions and access tokens were ended; running out ends none."""
+        async with connection(self.pool, "ended_sign_ins") as lent:
+            return [row["asked"] for row in await lent.fetch(ENDED, sign_in_ids)]

@@ -1,0 +1,119 @@
+"""Policies and terms in PostgreSQL, and which sign-ins count as ended."""
+
+import datetime
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from libs.access_policy import AccessPolicy, Override, Strength
+from libs.errors import NotFound
+from libs.ids import uuid7
+from services.identity.access_policy_store import PgAccessPolicyStore
+from services.identity.sign_in_model import Session, digest, random_text
+from services.identity.sign_in_store import PgSignInStore
+from services.identity.tests.replicas import Replica
+from services.identity.tests.test_sign_in_store import LOGIN, MINUTE, NOW, Doors, real
+
+__all__ = ["real"]
+pytestmark = pytest.mark.integration
+
+Pools = tuple[asyncpg.Pool, asyncpg.Pool]
+POLICY = AccessPolicy(Strength(("a", "b"), ("otp",), 60), {"ssh": Override(("a",), (), 30)}, 60, 120, 1, 2, 3)
+
+
+async def test_a_policy_put_on_one_replica_holds_on_the_other(real: Doors, pools: Pools) -> None:
+    one, other = map(PgAccessPolicyStore, pools)
+    assert await one.access_policy(real.domain_id) is None
+    for policy in (POLICY, AccessPolicy()):
+        await one.put_access_policy(real.domain_id, policy, NOW)
+        assert await other.access_policy(real.domain_id) == policy
+    with pytest.raises(NotFound):
+        await one.put_access_policy(uuid7(), POLICY, NOW)
+
+
+async def test_terms_are_of_now(replicas: tuple[Replica, Replica], pools: Pools, real: Doors) -> None:
+    store, one = PgAccessPolicyStore(pools[0]), replicas[0]
+    domain = await one.domain()
+    project = await one.project(domain)
+    bare = await one.resource(project)
+    resource, enrolled = await one.node(project)
+    terms = await store.session_terms(resource.id, uuid7())
+    assert terms is not None
+    assert (terms.project_id, terms.domain_id, terms.node_id) == (project.id, domain.id, enrolled.node.node_id)
+    assert (terms.policy, terms.binding_acr) == (AccessPolicy(), ())
+    await store.put_access_policy(domain.id, POLICY, NOW)
+    terms = await store.session_terms(bare.id, uuid7())
+    assert terms is not None
+    assert (terms.node_id, terms.policy) == (None, POLICY)
+    assert await store.session_terms(uuid7(), uuid7()) is None
+    session, _ = await real.session(await real.bound(required_acr=("urn:mfa", "urn:phr")))
+    terms = await store.session_terms(resource.id, session.person.id)
+    assert terms is not None
+    assert terms.binding_acr == ("urn:mfa", "urn:phr")
+
+
+async def ended(pools: Pools, *sessions: UUID) -> list[UUID]:
+    found = await PgAccessPolicyStore(pools[1]).ended_sign_ins(list(sessions))
+    return [one for one in sessions if one in found]
+
+
+async def test_what_is_ended_is_known_however_it_ended(real: Doors, pools: Pools) -> None:
+    store = PgSignInStore(pools[0])
+    out, everywhere, unbound, left = [(await real.session())[0] for _ in range(4)]
+    ids = [session.id for session in (out, everywhere, unbound, left)]
+    assert await ended(pools, *ids) == []
+    await store.end_session(out.id)
+    assert await ended(pools, *ids) == ids[:1]
+    await store.end_sessions(everywhere.person.id)
+    assert await ended(pools, *ids) == ids[:2]
+    await store.remove_binding((await store.provider_of(unbound.person.id)) or uuid7())
+    assert await ended(pools, *ids) == ids[:3]
+
+
+async def test_an_access_token_ends_with_its_session_and_running_out_ends_none(real: Doors, pools: Pools) -> None:
+    store = PgSignInStore(pools[0])
+    session, _ = await real.session()
+    device, *_ = await real.device()
+    assert await store.approve_device(device.id, session)
+    assert await store.issue_token(device, digest(random_text()), NOW, NOW + 5 * MINUTE)
+    past = NOW - 10 * MINUTE
+    gone = Session(uuid7(), session.person, LOGIN, past + MINUTE)
+    await store.open_session(gone, digest(random_text()), past, None)
+    await store.open_session(
+        Session(uuid7(), session.person, LOGIN, NOW + MINUTE), digest(random_text()), NOW, None
+    )  # fmt: skip
+    assert await pools[0].fetchval("SELECT count(*) FROM identity.sessions WHERE id = $1", gone.id) == 0
+    assert await ended(pools, gone.id, device.id) == []
+    await store.end_session(session.id)
+    assert await ended(pools, gone.id, device.id) == [device.id]
+
+
+async def test_signing_in_once_more_ends_nothing_until_the_new_session_ends(real: Doors, pools: Pools) -> None:
+    store = PgSignInStore(pools[0])
+    first, cookie = await real.session()
+    second = Session(uuid7(), first.person, LOGIN, NOW + 60 * MINUTE)
+    await store.open_session(second, digest("second" + cookie), NOW, digest(cookie))
+    third = Session(uuid7(), first.person, LOGIN, NOW + 60 * MINUTE)
+    await store.open_session(third, digest("third" + cookie), NOW, digest("second" + cookie))
+    assert await ended(pools, first.id, second.id, third.id) == []
+    await store.end_session(third.id)
+    assert await ended(pools, first.id, second.id, third.id) == [first.id, second.id, third.id]
+
+
+async def test_somebody_elses_sign_in_in_the_same_browser_ends_the_session(real: Doors, pools: Pools) -> None:
+    first, cookie = await real.session()
+    other, _ = await real.session()
+    mine = Session(uuid7(), other.person, LOGIN, NOW + 60 * MINUTE)
+    await PgSignInStore(pools[0]).open_session(mine, digest(random_text()), NOW, digest(cookie))
+    assert await ended(pools, first.id, mine.id) == [first.id]
+
+
+async def test_a_row_is_kept_for_longer_than_any_privileged_session_lasts(real: Doors, pools: Pools) -> None:
+    session, _ = await real.session()
+    await PgSignInStore(pools[0]).end_session(session.id)
+    old = "UPDATE identity.ended_sign_ins SET ended_at = now() - $2::interval WHERE id = $1"
+    for hours, kept in ((13, True), (49, False)):
+        await pools[0].execute(old, session.id, datetime.timedelta(hours=hours))
+        await real.session()
+        assert (await ended(pools, session.id) == [session.id]) is kept
