@@ -377,8 +377,8 @@ def try_mutant(mutant: Mutant) -> dict[str, object]:
             if control not in text:
                 raise SystemExit(f"{mutant.name}: its control is not in {file} any more; mend tools/mutants.py")
             (copy / file).write_text(text.replace(control, without))
-        # The copy's own modules come first; the stubs under proto/ are the original's.
-        environment = {**os.environ, "PYTHONPATH": str(copy)}
+        # The copy's own modules come first; the stubs under proto/ are the original's. What a red run keeps goes, too.
+        environment = {**os.environ, "PYTHONPATH": str(copy), "TMPDIR": folder}
         command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", mutant.attack]
         ran = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True, check=False)
     # A test that failed, not a stack that did not start.

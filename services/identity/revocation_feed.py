@@ -38,7 +38,7 @@ async def follow(pool: asyncpg.Pool, feed: Feed) -> None:
                     # A connection that hangs looks like one on which nothing happens, so it is asked: what was notified
                     # before the question arrives before its answer, and only the answer makes a beat.
                     while True:
-                        await lent.fetchval("SELECT 1", timeout=PROBE_WITHIN_S)
+                        await lent.fetchval("SELECT 'beat'", timeout=PROBE_WITHIN_S)
                         feed.beat()
                         await asyncio.sleep(PROBE_EVERY_S)
                 finally:
