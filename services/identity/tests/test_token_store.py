@@ -71,7 +71,7 @@ async def real(pools: Pools) -> Doors:
 
 @pytest.fixture(params=["fake", "real"])
 def doors(request: pytest.FixtureRequest, real: Doors) -> Doors:
-    fake = FakeTokenStore()
+    fake = FakeTokenStore(domains={real.domain_id})
     owners = fake.know(real.person), fake.know(real.machine)
     return real if request.param == "real" else Doors(fake, *owners, real.domain_id)
 
@@ -144,13 +144,39 @@ async def test_a_machine_is_in_a_domain_once(doors: Doors) -> None:
     assert await doors.store.delete_service_identity(doors.domain_id, row.id) is None
 
 
-async def test_a_deleted_machine_leaves_neither_token_nor_relation(real: Doors, pools: Pools) -> None:
-    token, hashed = await real.add(real.machine)
-    child, row = await real.begotten(token), Tuple(f"domain:{real.domain_id}", "member", real.machine.reference)
-    await PgTupleStore(pools[0]).add([row])
-    assert await real.store.delete_service_identity(real.domain_id, real.machine.id) == [row]
-    assert await real.store.use_api_token(hashed, NOW) is None
-    assert await real.store.use_service_token(child, NOW) is None
+async def test_a_deleted_machine_leaves_neither_token_nor_relation(doors: Doors) -> None:
+    token, hashed = await doors.add(doors.machine)
+    child, row = await doors.begotten(token), Tuple(f"domain:{doors.domain_id}", "member", doors.machine.reference)
+    if isinstance(doors.store, FakeTokenStore):
+        doors.store.tuples.append(row)
+    else:
+        await PgTupleStore(doors.store.pool).add([row])
+    assert await doors.store.delete_service_identity(uuid7(), doors.machine.id) is None
+    assert await doors.store.delete_service_identity(doors.domain_id, doors.machine.id) == [row]
+    assert await doors.store.use_api_token(hashed, NOW) is None
+    assert await doors.store.use_service_token(child, NOW) is None
+    assert await doors.store.owner("service", doors.machine.id) is None
+    with pytest.raises(NotFound):
+        await doors.add(doors.machine)
+
+
+async def test_machines_come_in_pages_by_id_and_of_their_own_domain(doors: Doors) -> None:
+    store, domain = doors.store, doors.domain_id
+    rows = [ServiceIdentity(uuid7(), domain, "CI", f"s{place}", "a", "oidc_cc", NOW) for place in range(3)]
+    for row in rows:
+        await store.add_service_identity(row)
+    ids, after = sorted(row.id for row in rows), doors.machine.id
+    assert [row.id for row in await store.identities(domain, "service-identity", after, 2)] == ids[:2]
+    assert [row.id for row in await store.identities(domain, "", ids[1], 2)] == ids[2:]
+    assert await store.identities(domain, "user", after, 2) == []
+    assert await store.identities(uuid7(), "", UUID(int=0), 2) == []
+    found = await store.identity(domain, rows[0].id)
+    assert found is not None
+    assert (found.kind, found.subject, found.issuer, found.email) == ("service-identity", "s0", "a", "")
+    assert found.created_at == found.updated_at == NOW
+    assert await store.identity(uuid7(), rows[0].id) is None
+    with pytest.raises(NotFound):
+        await store.add_service_identity(replace(rows[0], id=uuid7(), domain_id=uuid7()))
 
 
 async def test_identities_come_in_pages_and_keep_their_domain(real: Doors, pools: Pools) -> None:

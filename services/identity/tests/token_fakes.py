@@ -20,6 +20,8 @@ class FakeTokenStore:
     service_tokens: dict[bytes, ServiceToken] = field(default_factory=dict)
     people: list[Identity] = field(default_factory=list)
     services: list[ServiceIdentity] = field(default_factory=list)
+    domains: set[UUID] = field(default_factory=set)
+    tuples: list[Tuple] = field(default_factory=list)
 
     def know(self, owner: Owner) -> Owner:
         """Make somebody known."""
@@ -86,22 +88,37 @@ class FakeTokenStore:
             return None
         return token
 
+    def _rows(self, domain_id: UUID) -> list[Identity]:
+        machines = (
+            Identity(
+                one.id, "service-identity", one.domain_id, one.display_name, one.audience, one.subject, "", None,
+                one.created_at, one.created_at,
+            )
+            for one in self.services
+        )  # fmt: skip
+        return sorted((row for row in (*self.people, *machines) if row.domain_id == domain_id), key=lambda row: row.id)
+
     async def identities(self, domain_id: UUID, kind: str, after: UUID, limit: int) -> list[Identity]:
-        rows = (row for row in self.people if row.domain_id == domain_id and kind in {"", row.kind} and row.id > after)
-        return sorted(rows, key=lambda row: row.id)[:limit]
+        return [row for row in self._rows(domain_id) if kind in {"", row.kind} and row.id > after][:limit]
 
     async def identity(self, domain_id: UUID, identity_id: UUID) -> Identity | None:
-        return next((row for row in self.people if (row.domain_id, row.id) == (domain_id, identity_id)), None)
+        return next((row for row in self._rows(domain_id) if row.id == identity_id), None)
 
     async def add_service_identity(self, row: ServiceIdentity) -> None:
+        if row.domain_id not in self.domains:
+            raise NotFound
         once = (row.domain_id, row.federation_kind, row.subject, row.audience)
         if once in {(one.domain_id, one.federation_kind, one.subject, one.audience) for one in self.services}:
             raise AlreadyExists
         self.services.append(row)
+        self.know(Owner("service", row.id, row.domain_id, row.federation_kind))
 
     async def delete_service_identity(self, domain_id: UUID, identity_id: UUID) -> list[Tuple] | None:
-        before = len(self.services)
-        self.services = [row for row in self.services if (row.domain_id, row.id) != (domain_id, identity_id)]
-        return (
-            [Tuple(f"domain:{domain_id}", "member", f"service:{identity_id}")] if len(self.services) < before else None
-        )
+        owner = self.owners.get(("service", identity_id))
+        if owner is None or owner.domain_id != domain_id:
+            return None
+        del self.owners["service", identity_id]
+        self.services = [row for row in self.services if row.id != identity_id]
+        for token in [token for token in self.tokens.values() if token.owner == owner]:
+            await self.revoke_api_token(token.id)
+        return [row for row in self.tuples if row.subject == owner.reference]
