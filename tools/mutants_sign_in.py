@@ -145,4 +145,32 @@ SIGN_IN = (
             ),
         ),
     ),
+    Mutant(
+        "F-3 whose client secret",
+        "services/identity/bindings.py",
+        '    if not re.fullmatch(rf"kv/idp/{owner}/',
+        '    if not re.fullmatch(r"kv/idp/.*|" rf"kv/idp/{owner}/',
+        THREATS + "identity/test_bindings.py::test_a_domain_cannot_have_anothers_client_secret_sent_to_itself",
+        (
+            (
+                "services/identity/migrations/0007_pin_bindings.py",
+                "        client_secret_ref ~ ('^kv/idp/'",
+                "        true OR client_secret_ref ~ ('^kv/idp/'",
+            ),
+        ),
+    ),
+    Mutant(
+        "F-3 providers inside",
+        "services/identity/egress.py",
+        "        if not allowed(",
+        "        if False and not allowed(",
+        THREATS + "identity/test_bindings.py::test_a_provider_cannot_be_inside",
+    ),
+    Mutant(
+        "F-3 people of a deactivated binding",
+        "services/identity/binding_store.py",
+        "                await end_people(lent, binding_id)\n",
+        "                pass\n",
+        THREATS + "identity/test_bindings.py::test_a_deactivated_binding_ends_everything_at_once",
+    ),
 )
