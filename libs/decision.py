@@ -8,6 +8,7 @@ from libs.ids import uuid7
 
 PLATFORM = ""
 GRANTED = "granted"
+OUT_OF_SCOPE = "out_of_scope"
 ANONYMOUS = "anonymous"
 
 

@@ -32,6 +32,7 @@ from libs.settings import Runtime, SettingsError
 CALLS = Counter("plexsphere_rpc_calls_total", "Calls served, by method and outcome.", ["method", "code"])
 LATENCY = Histogram("plexsphere_rpc_seconds", "Seconds a call took.", ["method"])
 REFUSALS = Counter("plexsphere_refusals_total", "Refusals by control and reason.", ["control", "reason"])
+FOLDED = Counter("plexsphere_refusals_folded_total", "Refusals without a row of their own.", ["action", "reason"])
 VERIFIED = Counter("plexsphere_envelopes_verified_total", "Signatures of envelopes that were verified.")
 DELIVERED = Counter("plexsphere_events_delivered_total", "Events written to event streams.")
 STREAMS = Gauge("plexsphere_event_streams", "Event streams that are open.")

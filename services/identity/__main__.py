@@ -118,7 +118,7 @@ async def run(settings: IdentitySettings) -> None:
         await check_durable(pool)
         await guard_columns(pool, "identity", COLUMNS)
         clock = SystemClock()
-        audit = AuditClient(audit_peer, clock)
+        audit = Counted(AuditClient(audit_peer, clock), clock)
         spicedb = SpiceDb(
             settings.spicedb.address, settings.spicedb.name, settings.spicedb.key_file, settings.tls.ca_file
         )
@@ -140,7 +140,6 @@ async def run(settings: IdentitySettings) -> None:
         rotation = KeyRotation(PgRotationStore(pool), gate, clock)
         key_store = PgNodeKeyStore(pool)
         node_keys = NodeKeys(key_store, gate, vault, clock)
-        counted = Counted(audit, clock)
         provider = HttpProvider(
             settings.sign_in.provider_ca_file,
             settings.sign_in.provider_networks,
@@ -154,7 +153,6 @@ async def run(settings: IdentitySettings) -> None:
             vault=vault,
             audit=audit,
             admins=PlatformAdmins(sign_in_store, relations),
-            counted=counted,
             clock=clock,
             pkce_key=read_secret_file(settings.sign_in.pkce_key_file),
             csrf_key=read_secret_file(settings.sign_in.csrf_key_file),
@@ -164,7 +162,7 @@ async def run(settings: IdentitySettings) -> None:
             return_paths=tuple(settings.sign_in.return_paths),
         )
         devices = Devices(sign_in_store, audit, clock, settings.environment)
-        logout = Logout(PgLogoutStore(pool), provider, audit, counted, clock)
+        logout = Logout(PgLogoutStore(pool), provider, audit, clock)
         refresh = Refresh(PgRefreshStore(pool), provider, vault, vault, audit, clock)
         signer = AssertionSigner(settings.assertion.certificate_file, settings.assertion.key_file, clock)
         authentication = Authentication(sign_in_store, token_store, relations, signer, clock)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from libs.decision import GRANTED, Decision, Record
+from libs.decision import GRANTED, OUT_OF_SCOPE, Decision, Record
 from libs.errors import NodeIdMismatch, NskRevoked
 from libs.principal import Principal
 from services.identity.model import Caller
@@ -37,9 +37,9 @@ class Gate:
         decision = next((one for one in decisions if not one.granted), decisions[0])
         if decision.granted and act.in_person and (doubt := await self._doubt(caller, questions)):
             decision, act = Decision("caveat_violation"), replace(act, context=act.context | doubt)
-        if not decision.granted and act.domain_id and not await self.domains.exists(UUID(act.domain_id)):
-            # A made-up Domain must not get a chain: whoever is refused could fill the audit service with them.
-            act = replace(act, domain_id="")
+        if decision.reason == OUT_OF_SCOPE:
+            # Whoever has no binding fills no other Domain's chain, and learns from his own only what he asked for.
+            act = Act(act.action, act.asked or act.target, caller.domain_id, {} if act.asked else act.context)
         await self.record(caller, permission, act, decision.reason)
         decision.require()
 
@@ -96,14 +96,15 @@ class Gate:
 
 def caller_of(principal: Principal) -> Caller:
     """Return who is behind a call, as rows and relations name it."""
-    return Caller(principal.kind, principal.subject, principal.credential)
+    return Caller(principal.kind, principal.subject, principal.credential, principal.domain_id)
 
 
 @dataclass(frozen=True)
 class Act:
     """What is about to be done: its verb, its object as `<type>:<id>`, and whose chain records it.
 
-    `in_person` is for what decides who is believed, or who may what.
+    `in_person` is for what decides who is believed, or who may what. `asked` is how the caller named the object, where
+    that is another way.
     """
 
     action: str
@@ -111,3 +112,4 @@ class Act:
     domain_id: str = ""
     context: dict[str, list[str]] = field(default_factory=dict)
     in_person: bool = False
+    asked: str = ""

@@ -13,7 +13,7 @@ from uuid import UUID
 
 from libs.clock import parse_rfc3339
 from libs.cursor import Cursors
-from libs.decision import Decision
+from libs.decision import OUT_OF_SCOPE, Decision
 from libs.errors import (
     CaveatInvalid,
     Forbidden,
@@ -169,20 +169,20 @@ class Authorization:
 
     async def _owned(self, caller: Caller, tuple_id: UUID, action: str, wanted: Tuple | None = None) -> TupleRow:
         """Return a tuple that the caller manages, with its row recorded; to who is not bound to it, it is not there."""
-        stored = await self.store.tuple(tuple_id)
+        stored, asked = await self.store.tuple(tuple_id), f"relation_tuple:{tuple_id}"
         if stored is None:
-            await self.gate.record(caller, "manage", Act(action, f"relation_tuple:{tuple_id}"), "unknown")
+            await self.gate.record(caller, "manage", Act(action, asked, caller.domain_id), OUT_OF_SCOPE)
             raise RelationTupleNotFound
         place = await self.store.place(stored.row.resource)
         names = {"tuple": [str(tuple_id)], **_names(wanted or stored.row)}
-        act = Act(action, stored.row.resource, _chain(place, stored.row), names, in_person=True)
+        act = Act(action, stored.row.resource, _chain(place, stored.row), names, in_person=True, asked=asked)
         targets = [stored.row.resource]
         if wanted is not None and wanted.resource != stored.row.resource:
             targets.append(wanted.resource)
         try:
             await self.gate.write_all(caller, "manage", targets, act)
         except Forbidden as refused:
-            if refused.extra["reason"] == "out_of_scope":
+            if refused.extra["reason"] == OUT_OF_SCOPE:
                 raise RelationTupleNotFound from None
             raise
         return stored

@@ -15,7 +15,6 @@ from libs.clock import Clock
 from libs.decision import ANONYMOUS, Record
 from libs.errors import LogoutRefused, PlexError
 from services.identity.counted import Counted
-from services.identity.ports import Recorder
 from services.identity.sign_in_model import MOST_LEEWAY_S, Binding, digest
 from services.identity.sign_in_ports import LogoutStore, Provider, ProviderDoubted
 from services.identity.signed import JSON, TokenRefused, header_of, unverified, verified
@@ -77,8 +76,7 @@ class Logout:
 
     store: LogoutStore
     provider: Provider
-    audit: Recorder
-    counted: Counted
+    audit: Counted
     clock: Clock
     keys_within_s: float = KEYS_WITHIN_S
 
@@ -102,7 +100,7 @@ class Logout:
                 # A bug of one binding refuses too, and no refusal is without its row.
                 reason, refusal = outcome.code if isinstance(outcome, PlexError) else "internal", outcome
         if None not in outcomes:
-            await self.counted.record(_record(bindings[-1] if bindings else None, reason))
+            await self.audit.count(_record(bindings[-1] if bindings else None, reason))
             raise refusal
 
     async def _end(self, binding: Binding, token: str) -> None:

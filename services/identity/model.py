@@ -11,11 +11,12 @@ from libs.access_policy import AccessPolicy
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks for something, as `<kind>:<id>` and its parts, and with what kind of credential."""
+    """Who asks for something, as `<kind>:<id>` and its parts, with what kind of credential, and of which Domain."""
 
     kind: str
     subject: str
     credential: str = ""
+    domain_id: str = ""
 
     @property
     def reference(self) -> str:

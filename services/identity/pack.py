@@ -9,6 +9,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.rpc.context import current_principal
 from plexsphere.identity.v1 import directory_pb2, enrolment_pb2
+from services.identity.authority import caller_of
 from services.identity.model import BootstrapToken, Caller, Domain, NodeSummary, Peer, Project, Reachability, Resource
 from services.identity.node_model import Health
 from services.identity.sign_in_model import Binding
@@ -22,8 +23,7 @@ STATES = {
 
 def caller() -> Caller:
     """Return who is behind the call."""
-    principal = current_principal()
-    return Caller(principal.kind, principal.subject, principal.credential)
+    return caller_of(current_principal())
 
 
 def optional_id(text: str) -> UUID | None:

@@ -100,10 +100,7 @@ class TupleDirectory(Protocol):
 
 
 class Domains(Protocol):
-    """Which Domains and nodes there are."""
-
-    async def exists(self, domain_id: UUID) -> bool:
-        """Whether there is such a Domain."""
+    """Which nodes there are."""
 
     async def registered(self, node_id: UUID) -> bool:
         """Whether there is such a node."""

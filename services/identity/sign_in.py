@@ -19,7 +19,6 @@ from libs.telemetry import REFUSALS
 from services.identity.bindings import offered
 from services.identity.counted import SPACE, Counted
 from services.identity.id_token import Expected, TokenRefused, credential, header_of, validate
-from services.identity.ports import Recorder
 from services.identity.refresh import ASK_EVERY, BELIEVED_FOR
 from services.identity.sign_in_model import (
     Binding,
@@ -111,9 +110,8 @@ class SignIn:
     provider: Provider
     secrets: ClientSecrets
     vault: RefreshVault
-    audit: Recorder
+    audit: Counted
     admins: Admins
-    counted: Counted
     clock: Clock
     pkce_key: Secret
     csrf_key: Secret
@@ -211,7 +209,7 @@ class SignIn:
         pending = await self.store.finish(digest(callback.state), self.clock.now())
         binding = await self.store.binding(pending.binding_id) if pending else None
         if pending is None or binding is None:
-            await self.counted.record(_refusal(None, "state_unknown"))
+            await self.audit.count(_refusal(None, "state_unknown"))
             raise SignInStateInvalid
         if reason := self._state_refusal(pending, callback):
             # One row for a state and reason, however often it comes back.

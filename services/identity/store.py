@@ -97,11 +97,6 @@ class PgStore:
         except asyncpg.UniqueViolationError:
             raise SlugTaken from None
 
-    async def exists(self, domain_id: UUID) -> bool:
-        """Whether there is such a Domain."""
-        async with connection(self.pool, "exists") as lent:
-            return bool(await lent.fetchval("SELECT true FROM identity.domains WHERE id = $1", domain_id))
-
     async def registered(self, node_id: UUID) -> bool:
         """Whether there is such a node."""
         async with connection(self.pool, "registered") as lent:

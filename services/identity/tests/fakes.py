@@ -13,6 +13,7 @@ from libs.errors import PlexError, TokenConsumed
 from libs.ids import uuid7
 from libs.principal import Principal
 from services.identity.authority import Gate
+from services.identity.counted import Counted
 from services.identity.enrolment import Enrolment
 from services.identity.model import (
     BootstrapToken,
@@ -136,9 +137,6 @@ class FakeStore:
     place_rows: dict[UUID, NodePlace] = field(default_factory=dict)
     tuples: list[Tuple] = field(default_factory=list)
     gone: set[UUID] = field(default_factory=set)
-
-    async def exists(self, domain_id: UUID) -> bool:
-        return domain_id in self.domain_rows
 
     async def registered(self, node_id: UUID) -> bool:
         return node_id not in self.gone
@@ -316,7 +314,7 @@ class World:
                 self.authority.granted.add((self.owner.reference, permission, target))
         self.authority.granted.add((self.owner.reference, "manage", PLATFORM))
         self.keys, self.wrapper = FakeSigningKeys(self.trace), FakeWrapper(self.trace)
-        gate = Gate(self.authority, self.audit, self.store)
+        gate = Gate(self.authority, Counted(self.audit, self.clock), self.store)
         cursors = Cursors(Secret(b"k" * 32))
         self.identity = Identity(self.store, gate, self.keys, cursors, self.clock)
         self.enrolled = FakeEnrolmentStore(self.store, self.trace)

@@ -362,13 +362,13 @@ class SignInWorld:
         self.binding = a_binding(self.domain_id, **binding)
         self.store.binding_rows = {row.id: row for row in (self.platform, self.binding)}
         self.sign_in = SignIn(
-            store=self.store, provider=self.provider, secrets=self.secrets, vault=self.vault, audit=self.audit,
-            admins=self.admins, counted=Counted(self.audit, self.clock), clock=self.clock, pkce_key=Secret(b"p" * 32),
+            store=self.store, provider=self.provider, secrets=self.secrets, vault=self.vault,
+            audit=Counted(self.audit, self.clock), admins=self.admins, clock=self.clock, pkce_key=Secret(b"p" * 32),
             csrf_key=Secret(b"c" * 32), redirect_uri="https://edge/v1/auth/callback",
             bootstrap_issuer=self.platform.issuer, platform_admins=("operator",), return_paths=("/", "/device"),
         )  # fmt: skip
         self.logouts = FakeLogoutStore(self.store)
-        self.logout = Logout(self.logouts, self.provider, self.audit, self.sign_in.counted, self.clock)
+        self.logout = Logout(self.logouts, self.provider, self.sign_in.audit, self.clock)
         self.devices = Devices(self.store, self.audit, self.clock, "dev")
 
     async def walk(self, domain_id: UUID | None = None, wanted: Wanted | None = None, previous: str = "") -> Opened:

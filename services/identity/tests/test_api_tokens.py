@@ -43,9 +43,6 @@ pytestmark = pytest.mark.unit
 
 
 class AllDomains:
-    async def exists(self, domain_id: Any) -> bool:
-        return True
-
     async def registered(self, node_id: Any) -> bool:
         return True
 

@@ -147,7 +147,7 @@ async def test_a_role_is_given_once_counts_until_it_is_taken_away_and_leaves_a_r
     assert seen == [
         *[("relation.create", project, "granted", domain)] * 3,
         ("relation.delete", project, "granted", domain),
-        ("relation.delete", str(given.id), "unknown", ""),
+        ("relation.delete", str(given.id), "out_of_scope", ""),
     ]
     # Which caveat, and never what it says.
     assert town.audit.rows[2].context == {

@@ -66,8 +66,8 @@ async def party(state: State, bao: Bao, name: str, **binding: Any) -> AsyncItera
     bound = a_binding(None, issuer, client_id=CLIENT_ID, client_secret_ref=f"kv/idp/platform/{name}", **binding)
     store.binding_rows[bound.id] = bound
     sign_in = SignIn(
-        store=store, provider=provider, secrets=BaoVault(bao), vault=BaoVault(bao), audit=audit, admins=FakeAdmins([]),
-        counted=Counted(audit, SystemClock()), clock=SystemClock(),
+        store=store, provider=provider, secrets=BaoVault(bao), vault=BaoVault(bao),
+        audit=Counted(audit, SystemClock()), admins=FakeAdmins([]), clock=SystemClock(),
         pkce_key=read_secret_file(state / "secrets/pkce.key"), csrf_key=Secret(b"c" * 32),
         redirect_uri=f"{state.edge_url}/v1/auth/callback", bootstrap_issuer=issuer, platform_admins=(),
     )  # fmt: skip

@@ -73,7 +73,7 @@ async def test_a_refused_write_has_no_effect_and_one_row(action: str) -> None:
     assert raised.value.extra == {"reason": "out_of_scope", "relation_path": []}
     assert world.trace == ["relation", "audit"]
     (row,) = world.audit.rows
-    assert (row.action, row.reason, row.domain_id) == (action, "out_of_scope", str(world.domain.id))
+    assert (row.action, row.reason, row.domain_id) == (action, "out_of_scope", world.stranger.domain_id)
 
 
 @pytest.mark.parametrize("action", NAMES)

@@ -5,7 +5,7 @@ import contextlib
 import ssl
 import uuid
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import parse_qs, urlencode, urlsplit
 
@@ -397,12 +397,17 @@ async def test_nobody_else_changes_a_binding_and_each_deed_has_one_row(scene: Sc
     await bound.patch(alias="new")
     await bound.status("deactivated")
     await scene.operator.call("DELETE", bound.path)
-    story = Story(scene.story.world, scene.outside, scene.operator, domain_id=bound.domain_id)
-    rows = [(action(entry), entry["reason"]) for entry in await entries(story)]
+    home = Story(scene.story.world, scene.outside, scene.operator, domain_id=theirs)
+    there = replace(home, domain_id=bound.domain_id)
+    rows = [(action(row), row["reason"]) for row in await entries(there)]
     for verb in ("create", "update", "deactivate", "delete"):
         assert rows.count((f"idp_binding.{verb}", "granted")) == 1, verb
-    for verb in ("update", "deactivate", "delete"):
-        assert rows.count((f"idp_binding.{verb}", "out_of_scope")) == 1, verb
+    assert {reason for _, reason in rows} == {"granted"}
+    # Whoever has no binding to it is refused in his own Domain's chain, and one that is not there like one that is.
+    for path in (bound.path, unknown):
+        refused = [row for row in await entries(home) if row["object"]["id"] == path.rpartition("/")[2]]
+        assert sorted(map(action, refused)) == [f"idp_binding.{verb}" for verb in ("deactivate", "delete", "update")]
+        assert {row["reason"] for row in refused} == {"out_of_scope"}
 
 
 async def test_an_unknown_domain_offers_what_one_without_bindings_does(scene: Scene) -> None:
