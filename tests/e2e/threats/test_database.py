@@ -6,6 +6,7 @@ import uuid
 import asyncpg
 import pytest
 
+from devstack.layout import StackError
 from libs.columns import guard_database
 from libs.migrations import declared
 from tests.e2e.conftest import Scene
@@ -30,7 +31,7 @@ async def test_a_column_that_nobody_declared_stops_the_service(scene: Scene) -> 
     await world.kill("mesh")
     try:
         await connection.execute("ALTER TABLE mesh.signing_keys ADD COLUMN private_key text")
-        with pytest.raises(RuntimeError, match=r"signing_keys\.private_key \(text\) has no class"):
+        with pytest.raises(StackError, match=r"signing_keys\.private_key \(text\) has no class"):
             await world.start("mesh")
     finally:
         await connection.execute("ALTER TABLE mesh.signing_keys DROP COLUMN private_key")

@@ -11,8 +11,6 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from devstack.layout import State
-from devstack.supervisor import ask
 from tests.e2e.attacker import eventually
 from tests.e2e.conftest import Scene
 from tests.e2e.freeze import frozen
@@ -43,8 +41,8 @@ OWNERS: dict[str, Callable[[Arena, Scene], Awaitable[None]]] = {"identity": regi
 
 @asynccontextmanager
 async def dead(arena: Arena, name: str) -> AsyncIterator[None]:
-    """SIGKILL a process for the block, without the moment that a command of its own takes."""
-    await ask(State(arena.world.state), do="kill", name=name)
+    """SIGKILL a process for the block."""
+    await arena.world.kill(name)
     try:
         yield
     finally:
@@ -223,7 +221,7 @@ async def test_mesh_dies_before_the_broker_acknowledges(arena: Arena, scene: Sce
                 return bool(await case.dba.fetchval(logged, UUID(case.wanted[0])))
 
             await eventually(sent)
-            await ask(State(arena.world.state), do="kill", name="mesh")
+            await arena.world.kill("mesh")
         await arena.world.start("mesh")
 
 

@@ -7,8 +7,6 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from devstack.layout import State
-from devstack.supervisor import ask
 from tests.e2e.attacker import eventually
 from tests.e2e.conftest import Scene
 from tests.e2e.listener import Listener
@@ -71,7 +69,7 @@ async def killed(arena: Arena) -> None:
         return bool(found)
 
     await eventually(telling)
-    await ask(State(arena.world.state), do="kill", name="secrets")
+    await arena.world.kill("secrets")
     for pid in found:
         await dba.execute("SELECT pg_terminate_backend($1, 5000)", pid)
     await dba.execute("UPDATE secrets.untold SET noted_at = noted_at - interval '1 minute'")

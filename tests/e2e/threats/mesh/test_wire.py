@@ -36,13 +36,14 @@ http {{
         listen 127.0.0.1:{port} ssl;
         ssl_certificate {pki}/gateway.crt; ssl_certificate_key {pki}/gateway.key;
         location / {{
-            proxy_pass {edge}; proxy_buffering on; proxy_read_timeout 60s;
+            proxy_pass {edge}; proxy_buffering on; proxy_read_timeout 30s;
             proxy_ssl_protocols TLSv1.3; proxy_ssl_verify off;
         }}
     }}
 }}
 """
-SILENT_S = 62
+# Longer than the proxy waits, which is half of its default: the edge says something every 25 s.
+SILENT_S = 32
 AT_ONCE_S = 2.0
 
 
