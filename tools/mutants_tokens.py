@@ -142,11 +142,20 @@ TOKENS = (
         REVOCATION + "test_a_revoked_credential_works_no_later_than_a_second",
     ),
     Mutant(
-        "edge: nothing is remembered while the feed is silent",
+        "edge: how long the feed may be silent",
+        "services/gateway/credentials.py",
+        "FEED_SILENT_S = 0.8\n",
+        "FEED_SILENT_S = 1.0\n",
+        EDGE + "test_limits.py::test_what_is_kept_ends_with_time_silence_and_revocation",
+    ),
+    Mutant(
+        "edge: nothing is remembered while the feed hangs",
         "services/gateway/credentials.py",
         "        return self.clock() - self._heard <= FEED_SILENT_S\n",
-        "        return self._heard > float('-inf')\n",
+        '        return self._heard > float("-inf")\n',
         REVOCATION + "test_while_the_feed_hangs_a_second_is_the_most_and_then_nothing_is_remembered",
+        # Identity ends a feed whose database hangs, which is as good.
+        (("services/identity/revocation_feed.py", "timeout=PROBE_WITHIN_S", "timeout=30"),),
     ),
     Mutant(
         "edge: what was believed as a cookie is no bearer",
