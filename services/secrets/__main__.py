@@ -36,14 +36,14 @@ log = structlog.get_logger()
 
 
 async def every(seconds: float, name: str, step: Callable[[], Awaitable[int]]) -> None:
-    """Repeat a step for ever; a refusal is logged, and the next turn tries again."""
+    """Do a step at once and then for ever; a refusal is logged, and the next turn tries again."""
     while True:
-        await asyncio.sleep(seconds)
         try:
             if count := await step():
                 log.info(name, count=count)
         except PlexError as error:
             log.warning(name, code=error.code)
+        await asyncio.sleep(seconds)
 
 
 async def run(settings: SecretsSettings) -> None:
