@@ -59,9 +59,13 @@ class Events:
         claims = claims_of(dict(asked.metadata)[PRINCIPAL_KEY])
         try:
             place = await gate.node(node_id)
-        except (errors.Forbidden, errors.NotFound) as error:
+        except (errors.Forbidden, errors.NotFound) as refused:
+            error: errors.PlexError = refused
+            if isinstance(refused, errors.Forbidden) and await gate.node_repo.place(node_id) is None:
+                # Deleted since the bearer was believed: 403 stops an agent for good, 401 makes it register again.
+                error = errors.NskRevoked()
             await self._denials.record("GetNodeEvents", error, node_id, claims.get("domain_id", ""), asked.path["id"])
-            raise
+            raise error from None
         after = cursor(asked.http.headers.get("Last-Event-ID"))
         self._hub.require_ready()
         start = await self._start(place, node_id, after)

@@ -126,7 +126,6 @@ async def run(settings: IdentitySettings) -> None:
         feed = Feed()
         store, sign_in_store, vault, mesh = PgStore(pool), PgSignInStore(pool), BaoVault(bao), MeshKeys(mesh_peer)
         gate = Gate(relations, audit, store)
-        await sign_in_store.ensure_binding(platform_binding(settings.bootstrap, clock))
         cursors, token_store = Cursors(read_secret_file(settings.cursor_key_file)), PgTokenStore(pool)
         identity = Identity(store, gate, mesh, cursors, clock)
         authorization = Authorization(relations, PgTupleDirectory(pool), gate, cursors)
@@ -169,6 +168,7 @@ async def run(settings: IdentitySettings) -> None:
         policy_store = PgAccessPolicyStore(pool)
         policies = AccessPolicies(policy_store, gate, clock)
         bindings = Bindings(sign_in_store, provider, gate, clock)
+        await bindings.ensure(platform_binding(settings.bootstrap, clock))
         servicers = [
             ("AuthenticationService", AuthenticationApi(authentication), sign_in_pb2_grpc, False),
             ("SignInService", SignInApi(sign_in, devices, logout), sign_in_pb2_grpc, False),

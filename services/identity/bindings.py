@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from libs.clock import Clock
+from libs.decision import ANONYMOUS
 from libs.errors import BindingConflict, EmptyPatch, InvalidRequest, NotFound
 from libs.ids import uuid7
 from services.identity.authority import Act, Gate
@@ -18,6 +19,8 @@ from services.identity.sign_in_ports import BindingStore, Provider
 # RFC 6749, 3.3.
 SCOPE = re.compile(r"[!#-\[\]-~]{1,256}")
 TICK = datetime.timedelta(microseconds=1)
+# What of the platform's binding is the settings file's to say.
+STATED = ("client_id", "client_secret_ref", "discovery_url")
 TWINS = frozenset({"EdDSA", "Ed25519"})
 
 
@@ -81,6 +84,16 @@ class Bindings:
         await self.provider.metadata(binding)
         await self.store.add_binding(binding)
         return binding
+
+    async def ensure(self, stated: Binding) -> None:
+        """Let the platform's binding be as the settings file states it, with a row when that changes something."""
+        known = next((one for one in await self.store.bindings(None) if one.issuer == stated.issuer), None)
+        if known and all(getattr(known, name) == getattr(stated, name) for name in STATED):
+            return
+        verb, this = ("update", known.id) if known else ("create", stated.id)
+        # Whoever writes the file is nobody that the system knows.
+        await self.gate.record(Caller(ANONYMOUS, ""), "manage", Act(f"idp_binding.{verb}", f"idp_binding:{this}"))
+        await self.store.ensure_binding(stated)
 
     async def get(self, caller: Caller, binding_id: UUID) -> Binding:
         """Return a binding; who may not manage its Domain learns nothing of it."""

@@ -165,11 +165,13 @@ class Enrolment:
             # The text names the kind so that people can tell tokens apart; it must not be altered either.
             if token.kind != expected or wish.bootstrap_token.split("_")[3] != expected:
                 raise KindMismatch
-            node_id, keyed = await self.store.node_of(resource.id) or (uuid7(), False)
+            node_id, keyed, taken = await self.store.node_of(resource, wish.public_key)
             if keyed and not retry:
                 # With this very token, where somebody was faster by a moment.
                 self._check(await self._token(wish.bootstrap_token))
                 raise ResourceNotFound("the resource is registered already")
+            if taken and not retry:
+                raise PublicKeyInvalid("another node has this key")
         except Unavailable:
             raise
         except PlexError as refusal:
@@ -178,7 +180,7 @@ class Enrolment:
             )
             await self.gate.record(Caller(ANONYMOUS, ""), "register", act, "insufficient_relation")
             raise
-        return retry, resource, token.node_id if retry and token.node_id else node_id
+        return retry, resource, token.node_id if retry and token.node_id else node_id or uuid7()
 
     async def _domain(self, token: BootstrapToken) -> str:
         return str(await self.store.domain_of(token.project_id) or "")

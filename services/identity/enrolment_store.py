@@ -21,7 +21,12 @@ from services.identity.node_store import LOCK_NODE, text_of
 from services.identity.registration_store import KEYED, Registration, Registrations, others, peers_of
 from services.identity.store import BOOTSTRAP, RESOURCE
 
-NODE_OF = f"SELECT n.id, {KEYED} AS keyed FROM identity.nodes n WHERE n.resource_id = $1"
+NODE_OF = f"""
+SELECT n.id, {KEYED} AS keyed, EXISTS (
+    SELECT FROM identity.nodes other WHERE other.domain_id = $2 AND other.public_key = $3 AND other.resource_id <> $1
+) AS taken
+FROM (VALUES ($1::uuid)) AS resource (id) LEFT JOIN identity.nodes n ON n.resource_id = resource.id
+"""
 # A retry is one of the registration that stands: nobody revoked its key, and no later token registered the node again.
 RETRIED = f"""
 SELECT n.id, n.domain_id, n.mesh_ip, d.mesh_cidr,
@@ -87,11 +92,11 @@ class PgEnrolmentStore:
             row = await lent.fetchrow(sql, project_id, handle, uuid_or_none(handle))
         return Resource(**row) if row else None
 
-    async def node_of(self, resource_id: UUID) -> tuple[UUID, bool] | None:
-        """Return the node of a resource, and whether it has a key that counts."""
+    async def node_of(self, resource: Resource, public_key: bytes) -> tuple[UUID | None, bool, bool]:
+        """Return the node of a resource, whether it has a key that counts, and whether another has the public key."""
         async with connection(self.pool, "node_of") as lent:
-            row = await lent.fetchrow(NODE_OF, resource_id)
-        return (row["id"], row["keyed"]) if row else None
+            (row,) = await lent.fetch(NODE_OF, resource.id, resource.domain_id, public_key)
+        return row["id"], row["keyed"], row["taken"]
 
     async def register(
         self, token: BootstrapToken, resource: Resource, node: Candidate, at: datetime.datetime

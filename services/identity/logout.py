@@ -28,6 +28,8 @@ REMEMBERED_S = 2 * MOST_LEEWAY_S
 LAST_SECOND = 253_402_300_799
 # The edge gives up after 15 s, and a refusal must have its row by then.
 KEYS_WITHIN_S = 10.0
+# One token must not ask for the keys of all Domains of a large provider at the same moment.
+MOST_AT_ONCE = 16
 
 log = structlog.get_logger()
 
@@ -85,13 +87,16 @@ class Logout:
         refusal: BaseException = LogoutRefused()
         reason = "iss_unknown"
         try:
-            issuer = str(unverified(token, KINDS).get("iss", ""))
+            claims = unverified(token, KINDS)
+            issuer = str(claims.get("iss", ""))
             # A lone surrogate is valid JSON, and no text for a database.
             bindings = await self.store.believing(issuer) if issuer.isprintable() else []
+            bindings = [one for one in bindings if one.client_id in _audiences(claims)] or bindings[-1:]
         except TokenRefused as refused:
             bindings, reason = [], refused.reason
         # At once: whoever binds an issuer and answers slowly keeps no other Domain's people signed in.
-        ends = [self._end(binding, token) for binding in bindings]
+        turn = asyncio.Semaphore(MOST_AT_ONCE)
+        ends = [self._end(binding, token, turn) for binding in bindings]
         outcomes = await asyncio.gather(*ends, return_exceptions=True)
         for outcome in outcomes:
             if isinstance(outcome, TokenRefused):
@@ -103,9 +108,9 @@ class Logout:
             await self.audit.count(_record(bindings[-1] if bindings else None, reason))
             raise refusal
 
-    async def _end(self, binding: Binding, token: str) -> None:
+    async def _end(self, binding: Binding, token: str, turn: asyncio.Semaphore) -> None:
         try:
-            async with asyncio.timeout(self.keys_within_s):
+            async with asyncio.timeout(self.keys_within_s), turn:
                 kid = str(header_of(token, KINDS).get("kid", ""))
                 keys = await self.provider.keys(binding, kid, "logout")
         except TimeoutError:
@@ -121,7 +126,7 @@ class Logout:
         subject, sid = claims.get("sub", ""), claims.get("sid", "")
         await self.audit.record(_record(binding, person_id=await self.store.whose(binding.id, subject, sid)))
         until = datetime.datetime.fromtimestamp(min(_time(claims["exp"]) + REMEMBERED_S, LAST_SECOND), datetime.UTC)
-        if not await self.store.log_out(binding.id, subject, sid, jti, until):
+        if not await self.store.log_out(binding.id, subject, sid, jti, now, until):
             raise TokenRefused("jti_replayed")
         log.info("session.logged_out", binding=str(binding.id))
 

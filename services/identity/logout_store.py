@@ -48,7 +48,13 @@ class PgLogoutStore:
         return found[0]["identity_id"] if len(found) == 1 else None
 
     async def log_out(
-        self, binding_id: UUID, subject: str, sid: str, jti_digest: bytes, expires_at: datetime.datetime
+        self,
+        binding_id: UUID,
+        subject: str,
+        sid: str,
+        jti_digest: bytes,
+        at: datetime.datetime,
+        until: datetime.datetime,
     ) -> bool:
         """End what came from a provider's session, or without `sid` from all of a subject's; once a `jti_digest`."""
         noted = """
@@ -57,8 +63,8 @@ class PgLogoutStore:
         """
         tokens = f"DELETE FROM identity.access_tokens WHERE {WHOSE} RETURNING digest"
         async with transaction(self.pool, "log_out") as lent:
-            await lent.execute("DELETE FROM identity.logout_tokens WHERE expires_at < now()")
-            if not await lent.fetchval(noted, binding_id, jti_digest, expires_at):
+            await lent.execute("DELETE FROM identity.logout_tokens WHERE expires_at < $1", at)
+            if not await lent.fetchval(noted, binding_id, jti_digest, until):
                 return False
             # Sessions first: their approvals go with them, and a token that was issued meanwhile is seen then.
             await end_where(lent, WHOSE, binding_id, subject, sid)

@@ -210,8 +210,8 @@ class EnrolmentStore(Protocol):
     async def find_resource(self, project_id: UUID, handle: str) -> Resource | None:
         """Return a project's resource by id or by its name elsewhere."""
 
-    async def node_of(self, resource_id: UUID) -> tuple[UUID, bool] | None:
-        """Return the node of a resource, and whether it has a key that counts."""
+    async def node_of(self, resource: Resource, public_key: bytes) -> tuple[UUID | None, bool, bool]:
+        """Return the node of a resource, whether it has a key that counts, and whether another has the public key."""
 
     async def register(
         self, token: BootstrapToken, resource: Resource, node: Candidate, at: datetime.datetime

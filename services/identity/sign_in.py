@@ -339,7 +339,12 @@ class SignIn:
         now = self.clock.now()
         # Known before it is recorded: of two first sign-ins at once one id stays, and the row must name that one. It
         # opens nothing by itself.
-        person = await self.store.admit(binding, session.person, subject, now)
+        try:
+            person = await self.store.admit(binding, session.person, subject, now)
+        except SignInRefused:
+            # Deleted since it was looked at.
+            await self._refused(binding, "binding_gone")
+            raise
         admin = self._administers(binding, subject) and not await self.store.was_made_admin(person.id)
         await self.audit.record(
             Record(

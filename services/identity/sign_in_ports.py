@@ -32,6 +32,9 @@ class BindingStore(Protocol):
     async def add_binding(self, binding: Binding) -> None:
         """Raise BindingConflict for a second issuer, or a second primary, of a Domain."""
 
+    async def ensure_binding(self, binding: Binding) -> None:
+        """Let the platform's binding be as the settings file states it."""
+
     async def binding(self, binding_id: UUID) -> Binding | None:
         """Return a binding."""
 
@@ -130,9 +133,17 @@ class LogoutStore(Protocol):
         """Return the one person whose sessions a logout would end, if that is one."""
 
     async def log_out(
-        self, binding_id: UUID, subject: str, sid: str, jti_digest: bytes, expires_at: datetime.datetime
+        self,
+        binding_id: UUID,
+        subject: str,
+        sid: str,
+        jti_digest: bytes,
+        at: datetime.datetime,
+        until: datetime.datetime,
     ) -> bool:
         """End what came from a provider's session, or without `sid` from all of a subject's; once a `jti_digest`.
+
+        That is remembered `until` then.
 
         Sessions, approvals and access tokens are gone for every replica when this returns; False when the logout token
         came before.

@@ -20,8 +20,10 @@ UPDATE identity.access_tokens t SET session_id = $1 FROM identity.sessions s
 WHERE s.digest = $2 AND t.session_id = s.id AND t.identity_id = $3
 """
 # Longer than any privileged session lasts, which is who asks.
-FORGET_ENDED = "DELETE FROM identity.ended_sign_ins WHERE ended_at < now() - interval '2 days'"
+FORGET_ENDED = "DELETE FROM identity.ended_sign_ins WHERE ended_at < $1::timestamptz - interval '2 days'"
 
+# How much longer than what begins now an old state or code is remembered: about an hour after its end.
+KEPT = datetime.timedelta(minutes=70)
 # A bearer of a key that was revoked so many keys ago is told that it is unknown, not that it was revoked.
 MOST_NODE_KEYS = 32
 
@@ -76,7 +78,7 @@ class PgSignInStore(PgBindingStore):
         """
         async with transaction(self.pool, "start_sign_in") as lent:
             # A state is kept a while after its end, so that late and replayed ones are told from invented ones.
-            await lent.execute("DELETE FROM identity.pending_sign_ins WHERE expires_at < now() - interval '1 hour'")
+            await lent.execute("DELETE FROM identity.pending_sign_ins WHERE expires_at < $1", pending.expires_at - KEPT)
             wanted = pending.wanted
             await lent.execute(
                 sql, state_digest, pending.binding_id, pending.return_to, list(wanted.acr_values), wanted.max_age_s,
@@ -106,7 +108,7 @@ class PgSignInStore(PgBindingStore):
         return Person(row["id"], row["domain_id"]) if row else None
 
     async def admit(self, binding: Binding, person: Person, subject: str, at: datetime.datetime) -> Person:
-        """Create or refresh a person; two first sign-ins at once make one."""
+        """Create or refresh a person; two first sign-ins at once make one. Raises SignInRefused without the binding."""
         sql = """
         INSERT INTO identity.identities
             (id, domain_id, binding_id, subject, display_name, email, created_at, last_sign_in_at)
@@ -114,10 +116,13 @@ class PgSignInStore(PgBindingStore):
         ON CONFLICT (binding_id, subject) DO UPDATE SET display_name = $5, email = $6, last_sign_in_at = $7
         RETURNING id
         """
-        async with transaction(self.pool, "admit") as lent:
-            person_id = await lent.fetchval(
-                sql, person.id, person.domain_id, binding.id, subject, person.display_name, person.email, at
-            )
+        try:
+            async with transaction(self.pool, "admit") as lent:
+                person_id = await lent.fetchval(
+                    sql, person.id, person.domain_id, binding.id, subject, person.display_name, person.email, at
+                )
+        except asyncpg.ForeignKeyViolationError:
+            raise SignInRefused from None
         return Person(person_id, person.domain_id, person.display_name, person.email)
 
     async def was_made_admin(self, person_id: UUID) -> bool:
@@ -155,7 +160,7 @@ class PgSignInStore(PgBindingStore):
                 # Nor do their privileged sessions end: these follow the new session now.
                 succeed = "UPDATE identity.ended_sign_ins SET successor_id = $1 WHERE id = $2"
                 await lent.execute(succeed, session.id, replaced)
-            await lent.execute(FORGET_ENDED)
+            await lent.execute(FORGET_ENDED, at)
             await lent.execute("DELETE FROM identity.sessions WHERE expires_at < $1", at)
             login = session.login
             await lent.execute(
@@ -207,7 +212,7 @@ class PgSignInStore(PgBindingStore):
         """
         async with transaction(self.pool, "start_device") as lent:
             # An expired code is kept a while, so that a late approval hears that it expired.
-            await lent.execute("DELETE FROM identity.device_codes WHERE expires_at < now() - interval '1 hour'")
+            await lent.execute("DELETE FROM identity.device_codes WHERE expires_at < $1", device.expires_at - KEPT)
             await lent.execute(
                 sql, device.id, device_digest, user_code_digest, device.client_id, device.domain_id,
                 list(device.wanted.acr_values), device.wanted.max_age_s, device.interval_s, device.expires_at,

@@ -62,6 +62,8 @@ class BaoVault:
             data, _ = await self.bao.read_kv(reference.removeprefix("kv/"))
         except BaoRefused as refused:
             raise OpenbaoUnavailable(str(refused)) from refused
-        if not isinstance(found := data.get("client_secret"), str):
-            raise OpenbaoUnavailable(f"{reference} has no client_secret")
+        found = data.get("client_secret")
+        # A lone surrogate is valid JSON, and nothing that can be sent.
+        if not isinstance(found, str) or not found.isprintable():
+            raise OpenbaoUnavailable(f"{reference} has no client_secret that can be sent")
         return Secret(found.encode())

@@ -94,7 +94,12 @@ async def test_relation_and_existence_decide_before_the_stream_begins(desk: Desk
     desk.bench.fleet.refused = {NODE}
     answer = await desk.client.get(f"/v1/nodes/{NODE}/events", headers=bearer(NODE))
     assert await problem(answer) == (403, "permission_denied")
-    desk.bench.fleet.refused, desk.bench.fleet.places = set(), {}
+    # Whose relation went with the node must register again.
+    kept, desk.bench.fleet.places = desk.bench.fleet.places, {}
+    answer = await desk.client.get(f"/v1/nodes/{NODE}/events", headers=bearer(NODE))
+    assert await problem(answer) == (401, "nsk_revoked")
+    assert kept
+    desk.bench.fleet.refused = set()
     answer = await desk.client.get(f"/v1/nodes/{NODE}/events", headers=bearer(NODE))
     assert await problem(answer) == (404, "not_found")
     desk.bench.fleet.down = True

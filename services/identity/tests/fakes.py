@@ -263,8 +263,9 @@ class FakeEnrolmentStore:
         rows = (row for row in self.directory.resource_rows.values() if row.project_id == project_id)
         return next((row for row in rows if handle in {str(row.id), row.external_ref}), None)
 
-    async def node_of(self, resource_id: UUID) -> tuple[UUID, bool] | None:
-        return self.of_resources.get(resource_id)
+    async def node_of(self, resource: Resource, public_key: bytes) -> tuple[UUID | None, bool, bool]:
+        node_id, keyed = self.of_resources.get(resource.id, (None, False))
+        return node_id, keyed, any(one != node_id and row.public_key == public_key for one, row in self.nodes.items())
 
     async def register(self, token: BootstrapToken, resource: Resource, node: Candidate, at: datetime) -> Registered:
         self.trace.append("register")

@@ -14,7 +14,7 @@ from joserfc.jwk import OKPKey
 
 from libs.clock import FixedClock
 from libs.custody import Secret
-from libs.errors import BindingConflict, Unauthenticated
+from libs.errors import BindingConflict, SignInRefused, Unauthenticated
 from libs.ids import uuid7
 from services.identity.counted import Counted
 from services.identity.devices import Devices
@@ -55,12 +55,19 @@ class FakeSignInStore:
     tokens: dict[bytes, Session] = field(default_factory=dict)
     node_key_rows: list[NodeKey] = field(default_factory=list)
     made_admins: set[UUID] = field(default_factory=set)
+    # Bindings that are gone when somebody is let in.
+    deleted: set[UUID] = field(default_factory=set)
 
     async def add_binding(self, binding: Binding) -> None:
         for row in self.binding_rows.values():
             if row.domain_id == binding.domain_id and (row.issuer == binding.issuer or row.primary & binding.primary):
                 raise BindingConflict
         self.binding_rows[binding.id] = binding
+
+    async def ensure_binding(self, binding: Binding) -> None:
+        self.trace.append("ensure_binding")
+        known = next((one for one in self.binding_rows.values() if one.issuer == binding.issuer), binding)
+        self.binding_rows[known.id] = replace(binding, id=known.id)
 
     async def binding(self, binding_id: UUID) -> Binding | None:
         return self.binding_rows.get(binding_id)
@@ -113,6 +120,8 @@ class FakeSignInStore:
 
     async def admit(self, binding: Binding, person: Person, subject: str, at: datetime.datetime) -> Person:
         self.trace.append("admit")
+        if binding.id in self.deleted:
+            raise SignInRefused
         known = self.people.get((binding.id, subject))
         self.people[binding.id, subject] = replace(person, id=known.id if known else person.id)
         return self.people[binding.id, subject]
@@ -239,7 +248,13 @@ class FakeLogoutStore:
         return (binding_id, jti_digest) in self.jtis
 
     async def log_out(
-        self, binding_id: UUID, subject: str, sid: str, jti_digest: bytes, expires_at: datetime.datetime
+        self,
+        binding_id: UUID,
+        subject: str,
+        sid: str,
+        jti_digest: bytes,
+        at: datetime.datetime,
+        until: datetime.datetime,
     ) -> bool:
         self.sign_ins.trace.append("log_out")
         if await self.known(binding_id, jti_digest):

@@ -252,3 +252,10 @@ async def test_the_files_binding_is_brought_up_to_date_and_else_left_alone(pools
             current = await store.binding(row.id)
             assert current is not None
             await store.change_binding(current, row)
+
+
+async def test_nobody_comes_in_by_a_binding_that_is_gone(real: Doors) -> None:
+    binding = await real.bound()
+    assert await real.other.remove_binding(binding.id) == []
+    with pytest.raises(SignInRefused):
+        await real.one.admit(binding, Person(uuid7(), real.domain_id), "alice", NOW)

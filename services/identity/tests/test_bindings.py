@@ -290,3 +290,21 @@ def test_the_smaller_age_counts() -> None:
     bound = a_binding(max_auth_age_s=60)
     assert [bound.max_age_s(asked) for asked in (None, 30, 300, 0)] == [60, 30, 60, 0]
     assert [a_binding().max_age_s(asked) for asked in (None, 30)] == [None, 30]
+
+
+async def test_the_files_binding_has_a_row_before_it_changes_and_none_when_it_does_not() -> None:
+    world = World()
+    stated = replace(world.platform, id=uuid7(), client_id="new")
+    world.audit.refusal = AuditUnavailable()
+    with pytest.raises(AuditUnavailable):
+        await world.bindings.ensure(stated)
+    assert world.store.binding_rows[world.platform.id] == world.platform
+    world.audit.refusal = None
+    world.trace.clear()
+    await world.bindings.ensure(stated)
+    await world.bindings.ensure(replace(stated, id=uuid7(), scopes=("openid",)))
+    await world.bindings.ensure(replace(stated, id=(second := uuid7()), issuer="https://second.example"))
+    assert world.trace == ["audit", "ensure_binding"] * 2
+    assert [(row.action, row.object_id, row.domain_id) for row in world.audit.rows] == [
+        ("idp_binding.update", str(world.platform.id), ""), ("idp_binding.create", str(second), ""),
+    ]  # fmt: skip

@@ -276,3 +276,15 @@ async def test_a_node_that_is_gone_is_told_to_register_again() -> None:
     with pytest.raises(PlexError) as raised:
         await heartbeat(world, uuid7())
     assert raised.value.http == 401
+
+
+async def test_another_nodes_key_leaves_a_refusal_and_no_grant() -> None:
+    world = World()
+    await register(world)
+    second = replace(world.resource, id=uuid7(), external_ref="edge-b")
+    world.store.resource_rows[second.id] = second
+    wanted = await wish(world, resource_handle="edge-b")
+    assert await refusal(world, wanted) == "public_key_invalid"
+    assert [(row.reason, row.context) for row in world.audit.rows] == [
+        ("insufficient_relation", {"register": ["public_key_invalid"]})
+    ]

@@ -12,7 +12,7 @@ from joserfc.jwk import OKPKey
 
 from libs.errors import AuditUnavailable, LogoutRefused, ProviderFailed
 from libs.ids import uuid7
-from services.identity.logout import EVENT
+from services.identity.logout import EVENT, MOST_AT_ONCE
 from services.identity.tests.fakes import NOW
 from services.identity.tests.sign_in_fakes import CLIENT, ISSUER, SignInWorld, a_binding
 
@@ -177,3 +177,25 @@ async def test_a_bug_of_one_binding_is_refused_with_a_row_after_the_others_were_
     with pytest.raises(ValueError, match="a bug"):
         await world.logout.accept(token(world, claims()))
     assert [row.context["logout_token"] for row in world.audit.rows] == [["internal"]]
+
+
+async def test_only_whom_a_token_is_for_is_asked_and_few_at_once() -> None:
+    world, asked, most = SignInWorld(), 0, 0
+    for number in range(100):
+        client = CLIENT if number < 50 else f"client-{number}"
+        other = a_binding(uuid7(), ISSUER, client_id=client)
+        world.store.binding_rows[other.id] = other
+    keys, under_way = world.provider.keys, 0
+
+    async def slow(*arguments: Any) -> Any:
+        nonlocal asked, most, under_way
+        asked, under_way = asked + 1, under_way + 1
+        most = max(most, under_way)
+        await asyncio.sleep(0)
+        under_way -= 1
+        return await keys(*arguments)
+
+    world.provider.keys = slow  # type: ignore[method-assign,assignment]  # counted on the way
+    await world.logout.accept(token(world, claims()))
+    assert len(world.logouts.ended) == asked == 51
+    assert most == MOST_AT_ONCE

@@ -43,11 +43,11 @@ async def test_a_session_of_the_provider_takes_what_came_from_it_and_no_more(rea
     _, *bob = await signed_in(real, binding, "bob", "")
     waiting, waiting_code, _ = await real.device()
     assert await real.one.approve_device(waiting.id, session)
-    assert await logouts.log_out(binding.id, "", "op-1", jti(), NOW + 60 * MINUTE)
+    assert await logouts.log_out(binding.id, "", "op-1", jti(), NOW, NOW + 60 * MINUTE)
     assert await alive(real, cookie, token) == (False, False)
     assert await real.other.poll_device(digest(waiting_code), "cli", NOW) is None
     assert [await alive(real, *one) for one in (second, bob)] == [(True, True)] * 2
-    assert await logouts.log_out(binding.id, "alice", "", jti(), NOW + 60 * MINUTE)
+    assert await logouts.log_out(binding.id, "alice", "", jti(), NOW, NOW + 60 * MINUTE)
     assert [await alive(real, *one) for one in (second, bob)] == [(False, False), (True, True)]
 
 
@@ -56,14 +56,14 @@ async def test_a_token_keeps_the_providers_session_when_its_own_was_replaced(rea
     session, cookie, token = await signed_in(real, binding, "alice", "op-1")
     await real.one.open_session(replace(session, id=uuid7()), digest(random_text()), NOW, digest(cookie))
     assert await alive(real, cookie, token) == (False, True)
-    assert await logouts.log_out(binding.id, "alice", "op-1", jti(), NOW + 60 * MINUTE)
+    assert await logouts.log_out(binding.id, "alice", "op-1", jti(), NOW, NOW + 60 * MINUTE)
     assert await alive(real, cookie, token) == (False, False)
 
 
 async def test_a_binding_ends_nothing_of_another(real: Doors, pools: Pools) -> None:
     logouts, one, other = PgLogoutStore(pools[0]), await real.bound(), await real.bound(primary=False)
     _, *signed = await signed_in(real, one, "alice", "op-1")
-    assert await logouts.log_out(other.id, "alice", "op-1", jti(), NOW + 60 * MINUTE)
+    assert await logouts.log_out(other.id, "alice", "op-1", jti(), NOW, NOW + 60 * MINUTE)
     assert await alive(real, *signed) == (True, True)
 
 
@@ -71,11 +71,11 @@ async def test_a_logout_counts_once_and_of_a_binding(real: Doors, pools: Pools) 
     one, other = PgLogoutStore(pools[0]), PgLogoutStore(pools[1])
     binding, second = await real.bound(), await real.bound(primary=False)
     seen = jti()
-    tries = (store.log_out(binding.id, "alice", "", seen, NOW + 60 * MINUTE) for store in (one, other) * 10)
+    tries = (store.log_out(binding.id, "alice", "", seen, NOW, NOW + 60 * MINUTE) for store in (one, other) * 10)
     assert (await asyncio.gather(*tries)).count(True) == 1
     assert await other.known(binding.id, seen)
     assert not await other.known(second.id, seen)
-    assert await one.log_out(second.id, "alice", "", seen, NOW + 60 * MINUTE)
+    assert await one.log_out(second.id, "alice", "", seen, NOW, NOW + 60 * MINUTE)
 
 
 async def test_every_binding_to_an_issuer_is_found(real: Doors, pools: Pools) -> None:

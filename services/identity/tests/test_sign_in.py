@@ -355,3 +355,12 @@ async def test_a_credential_that_cannot_be_one_opens_no_session(name: str) -> No
     with pytest.raises(SignInRefused):
         await world.walk(world.domain_id)
     assert [row.context for row in world.audit.rows] == [{"id_token": [f"{name}_form"]}]
+
+
+async def test_a_binding_that_is_deleted_meanwhile_lets_nobody_in_and_says_so_in_a_row() -> None:
+    world = SignInWorld()
+    world.store.deleted.add(world.binding.id)
+    with pytest.raises(SignInRefused):
+        await world.walk(world.domain_id)
+    assert [row.context for row in world.audit.rows] == [{"id_token": ["binding_gone"]}]
+    assert not world.store.sessions

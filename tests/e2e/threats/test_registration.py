@@ -101,6 +101,8 @@ async def test_a_token_is_for_its_kind_its_project_and_its_time(world: World, de
     dba = await world.superuser()
     try:
         selector = wish["bootstrap_token"].split("_")[2]
+        sql = "SELECT reason FROM audit.entries WHERE chain = $1 AND context -> 'register' ->> 0 = 'public_key_invalid'"
+        assert [row["reason"] for row in await dba.fetch(sql, desk.domain_id)] == ["insufficient_relation"]
         for column, code in (("expires_at", "token_expired"), ("revoked_at", "token_revoked")):
             was = await dba.fetchval(f"SELECT {column} FROM identity.bootstrap_tokens WHERE selector = $1", selector)
             sql = f"UPDATE identity.bootstrap_tokens SET {column} = coalesce($2, now()) WHERE selector = $1"
