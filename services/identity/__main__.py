@@ -1,7 +1,10 @@
 """The identity process."""
 
+import asyncio
 import functools
 from uuid import UUID
+
+import structlog
 
 from libs.audit import AuditClient
 from libs.bao import open_bao
@@ -9,6 +12,7 @@ from libs.clock import Clock, SystemClock
 from libs.columns import guard_columns
 from libs.cursor import Cursors
 from libs.custody import read_secret_file
+from libs.errors import AuditUnavailable
 from libs.ids import uuid7
 from libs.outbox import MeshPublisher, Relay
 from libs.pg import check_durable, create_pool, ping
@@ -79,6 +83,9 @@ from services.identity.token_store import PgTokenStore
 from services.identity.vault import BaoVault
 
 PACKAGE = "plexsphere.identity.v1."
+RETRY_S = 0.5
+
+log = structlog.get_logger()
 
 
 class PlatformAdmins:
@@ -105,6 +112,16 @@ def platform_binding(bootstrap: Bootstrap, clock: Clock) -> Binding:
             created_at=now, updated_at=now,
         )
     )  # fmt: skip
+
+
+async def ensure(bindings: Bindings, stated: Binding) -> None:
+    """Bring the platform's binding up to date, once the audit service, which starts at the same time, has the row."""
+    while True:
+        try:
+            return await bindings.ensure(stated)
+        except AuditUnavailable as error:
+            log.warning("platform_binding.waits", code=error.code)
+            await asyncio.sleep(RETRY_S)
 
 
 async def run(settings: IdentitySettings) -> None:
@@ -168,7 +185,7 @@ async def run(settings: IdentitySettings) -> None:
         policy_store = PgAccessPolicyStore(pool)
         policies = AccessPolicies(policy_store, gate, clock)
         bindings = Bindings(sign_in_store, provider, gate, clock)
-        await bindings.ensure(platform_binding(settings.bootstrap, clock))
+        await ensure(bindings, platform_binding(settings.bootstrap, clock))
         servicers = [
             ("AuthenticationService", AuthenticationApi(authentication), sign_in_pb2_grpc, False),
             ("SignInService", SignInApi(sign_in, devices, logout), sign_in_pb2_grpc, False),
