@@ -1,41 +1,71 @@
 """The access process: its parts, and how they fit."""
 
+from libs.audit import AuditClient
 from libs.bao import open_bao
+from libs.clock import SystemClock
 from libs.columns import guard_columns
-from libs.pg import create_pool, ping
+from libs.cursor import Cursors
+from libs.custody import read_secret_file
+from libs.outbox import MeshPublisher, Relay
+from libs.pg import check_durable, create_pool, ping
 from libs.process import main
+from libs.rpc.channel import connect
 from libs.rpc.server import Registration, serve
 from plexsphere.access.v1 import access_pb2_grpc as stubs
+from services.access.activity import Activity
 from services.access.columns import COLUMNS
-from services.access.grpc_api import AccessApi, AccessNodeApi
+from services.access.grpc_api import AccessApi, AccessNodeApi, SessionKeysAdminApi, SessionKeysApi
+from services.access.identity import IdentityAuthority, IdentityDirectory
+from services.access.key_store import PgKeyStore
+from services.access.keys import SessionKeys
+from services.access.model import SCHEMA
+from services.access.revocations import follow
 from services.access.service import Access
 from services.access.settings import AccessSettings
+from services.access.standing import Standing
+from services.access.store import PgStore
+from services.access.vault import BaoVault
 
-PACKAGE = "plexsphere.access.v1"
+PACKAGE = "plexsphere.access.v1."
 
 
 async def run(settings: AccessSettings) -> None:
-    """Serve until told to stop."""
-    async with create_pool(settings.postgres, settings.tls) as pool, open_bao(settings.openbao, settings.tls) as bao:
-        await guard_columns(pool, "access", COLUMNS)
-        rules = Access()
+    """Serve sessions until told to stop."""
+    async with (
+        create_pool(settings.postgres, settings.tls) as pool,
+        open_bao(settings.openbao, settings.tls) as bao,
+        connect(settings.peers.identity, settings.tls) as identity,
+        connect(settings.peers.mesh, settings.tls) as mesh,
+        connect(settings.peers.audit, settings.tls) as audit_peer,
+    ):
+        await check_durable(pool)
+        await guard_columns(pool, SCHEMA, COLUMNS)
+        clock = SystemClock()
+        store, audit, authority = PgStore(pool), AuditClient(audit_peer, clock), IdentityAuthority(identity)
+        directory, cursors = IdentityDirectory(identity), Cursors(read_secret_file(settings.cursor_key_file))
+        keys = SessionKeys(BaoVault(bao), PgKeyStore(pool), audit, authority, clock)
+        access = Access(store, keys, directory, authority, audit, cursors, clock, settings.issuer)
+        activity = Activity(store, authority, audit, clock)
+        standing = Standing(store, directory, authority, audit, clock)
+        # Public halves are for everybody; everything else has somebody behind it.
+        servicers = [
+            ("AccessService", AccessApi(access, clock), True),
+            ("AccessNodeService", AccessNodeApi(activity), True),
+            ("SessionKeysService", SessionKeysApi(keys), False),
+            ("SessionKeysAdminService", SessionKeysAdminApi(keys), True),
+        ]
         await serve(
             settings,
             [
-                Registration(
-                    f"{PACKAGE}.AccessService",
-                    AccessApi(rules),
-                    stubs.add_AccessServiceServicer_to_server,
-                    principal=True,
-                ),
-                Registration(
-                    f"{PACKAGE}.AccessNodeService",
-                    AccessNodeApi(rules),
-                    stubs.add_AccessNodeServiceServicer_to_server,
-                    principal=True,
-                ),
+                Registration(PACKAGE + name, servicer, getattr(stubs, f"add_{name}Servicer_to_server"), principal)
+                for name, servicer, principal in servicers
             ],
             readiness={"postgres": lambda: ping(pool), "openbao": bao.ping},
+            background=[
+                follow(identity, standing.doubt),
+                standing.run(),
+                Relay(pool, SCHEMA, MeshPublisher(mesh)).run(),
+            ],
         )
 
 

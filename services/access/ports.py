@@ -1,1 +1,117 @@
-"""What the rules of access need: nothing, as long as sessions are not provisioned."""
+"""What the rules of access need; each docstring is the promise."""
+
+import datetime
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+from uuid import UUID
+
+from libs.decision import Decision, Record
+from services.access.model import Budget, PublicHalf, Reserved, Session, SessionKey, Terms, Wish
+
+
+class Vault(Protocol):
+    """Session keys; private halves never leave it. Raises SigningUnavailable."""
+
+    async def halves(self, domain_id: UUID) -> list[PublicHalf]:
+        """Return all versions of a Domain's key, oldest first; none when it has no key."""
+
+    async def create(self, domain_id: UUID) -> PublicHalf:
+        """Make a Domain's key; of concurrent callers one makes it and all get the same one."""
+
+    async def rotate(self, domain_id: UUID) -> PublicHalf:
+        """Make one more version of a Domain's key and return the newest."""
+
+    async def sign(self, domain_id: UUID, version: int, message: bytes) -> bytes:
+        """Return the Ed25519 signature (RFC 8032) of the exact bytes under one version: each time the same."""
+
+
+class KeyStore(Protocol):
+    """Public halves and what became of them; a method is a transaction. Raises DatastoreUnavailable."""
+
+    async def keys(self, domain_id: UUID) -> list[SessionKey]:
+        """Return a Domain's keys as they are now, oldest first."""
+
+    async def remember(self, domain_id: UUID, half: PublicHalf, at: datetime.datetime) -> None:
+        """Record a Domain's first key; one that is there stays."""
+
+    async def succeed(self, domain_id: UUID, half: PublicHalf, at: datetime.datetime, until: datetime.datetime) -> None:
+        """Let a key sign from now on, the one before verify until a time; of two at once one is RotationUnderWay."""
+
+    async def revoke(self, key: SessionKey, successor: PublicHalf | None, at: datetime.datetime) -> None:
+        """Revoke a key; of a current one the successor signs from now on.
+
+        Raises Stale when the key is the current one and there is no successor.
+        """
+
+
+class Store(Protocol):
+    """Sessions; a method is a transaction, and its event commits with it. Raises DatastoreUnavailable."""
+
+    async def reserve(
+        self, session_id: UUID, identity_id: UUID, node_id: UUID, wish: Wish, budget: Budget, at: datetime.datetime
+    ) -> Reserved:
+        """Hold a place for a session, or say what there is none for; exact however many ask at once."""
+
+    async def release(self, session_id: UUID) -> None:
+        """Give a place back, and forget its request, unless the session is there."""
+
+    async def open(self, session: Session, payload: Mapping[str, Any], at: datetime.datetime) -> None:
+        """Turn a place into a session and announce it, or raise Stale and do neither when the place is gone."""
+
+    async def find(self, session_id: UUID) -> Session | None:
+        """Return a session."""
+
+    async def page(
+        self, project_id: UUID, status: str, kind: str, identity_id: UUID | None, before: UUID | None, count: int,
+        at: datetime.datetime,
+    ) -> list[Session]:  # fmt: skip
+        """Return a project's sessions, newest first, those before one; empty filters match all."""
+
+    async def active(self, after: UUID, count: int, at: datetime.datetime) -> list[Session]:
+        """Return active sessions by id, those after one."""
+
+    async def revoke(self, session: Session, reason: str, payload: Mapping[str, Any], at: datetime.datetime) -> bool:
+        """Revoke an active session, deny its token and announce it; False, and nothing, when it is not active."""
+
+    async def touch(self, session_id: UUID, node_id: UUID, kind: str, at: datetime.datetime) -> bool:
+        """Note activity of an active session of a node and kind; False when there is none, or its token is denied."""
+
+
+class Directory(Protocol):
+    """Where things stand, and what is asked of people there; never from memory. Raises Unavailable."""
+
+    async def terms(self, resource_id: UUID, identity_id: UUID) -> Terms | None:
+        """Return the terms for a resource and a caller; None when there is no such resource."""
+
+    async def domain_of(self, project_id: UUID) -> UUID | None:
+        """Return the Domain of a project."""
+
+    async def ended(self, sign_in_ids: Sequence[UUID]) -> set[UUID]:
+        """Return which sign-ins were ended; running out ends none."""
+
+
+class Authority(Protocol):
+    """Who may do what, fully consistent; raises AuthzUnavailable for anything but an answer."""
+
+    async def check(self, subject: str, permission: str, resource: str) -> Decision:
+        """Answer one check."""
+
+    async def check_all(self, questions: Sequence[tuple[str, str, str]]) -> list[Decision]:
+        """Answer several `(subject, permission, resource)` checks."""
+
+
+class Audit(Protocol):
+    """The chain."""
+
+    async def record(self, record: Record) -> int:
+        """Return the row's sequence once it is durable; raises AuditUnavailable, and then nothing may happen."""
+
+
+class Cursors(Protocol):
+    """Cursors of lists."""
+
+    def seal(self, of: str, caller: str, position: dict[str, Any]) -> str:
+        """Return a cursor for a position in the list `of`."""
+
+    def open(self, of: str, caller: str, cursor: str) -> dict[str, Any]:
+        """Return the position; raises InvalidCursor or CursorBindingMismatch."""

@@ -74,11 +74,10 @@ def test_the_same_session_has_the_same_bytes_whatever_the_order_of_its_parts() -
     ],
 )
 def test_claims_that_were_changed_are_not_the_sessions(altered: Session) -> None:
-    assert says(CLAIMS, SESSION, 900)
-    assert not says(CLAIMS, altered, 3600)
+    assert says(CLAIMS, SESSION)
+    assert not says(CLAIMS, altered)
 
 
-def test_claims_that_last_longer_than_one_may_now_or_hold_more_or_less_are_not_signed_again() -> None:
-    assert not says(CLAIMS, SESSION, 899)
-    assert not says(CLAIMS.replace('"acr":', '"admin":true,"acr":'), SESSION, 900)
-    assert not says("{}", SESSION, 900)
+@pytest.mark.parametrize("claims", ["{}", CLAIMS.replace('"acr":', '"admin":true,"acr":'), CLAIMS + " ", '{"iss":[]}'])
+def test_claims_that_hold_more_or_less_are_not_signed_again(claims: str) -> None:
+    assert not says(claims, SESSION)

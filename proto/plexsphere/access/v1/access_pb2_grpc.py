@@ -55,6 +55,11 @@ class AccessServiceStub:
                 request_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RevokeSessionRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RevokeSessionResponse.FromString,
                 _registered_method=True)
+        self.AttachSession = channel.unary_unary(
+                '/plexsphere.access.v1.AccessService/AttachSession',
+                request_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.AttachSessionRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.AttachSessionResponse.FromString,
+                _registered_method=True)
 
 
 class AccessServiceServicer:
@@ -89,6 +94,13 @@ class AccessServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AttachSession(self, request, context):
+        """Refuses: there is no session listener yet. Who may not attach hears that first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AccessServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -111,6 +123,11 @@ def add_AccessServiceServicer_to_server(servicer, server):
                     servicer.RevokeSession,
                     request_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RevokeSessionRequest.FromString,
                     response_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RevokeSessionResponse.SerializeToString,
+            ),
+            'AttachSession': grpc.unary_unary_rpc_method_handler(
+                    servicer.AttachSession,
+                    request_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.AttachSessionRequest.FromString,
+                    response_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.AttachSessionResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -232,6 +249,33 @@ class AccessService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def AttachSession(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.access.v1.AccessService/AttachSession',
+            plexsphere_dot_access_dot_v1_dot_access__pb2.AttachSessionRequest.SerializeToString,
+            plexsphere_dot_access_dot_v1_dot_access__pb2.AttachSessionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class AccessNodeServiceStub:
     """Privileged sessions, for the nodes that host them.
@@ -298,6 +342,246 @@ class AccessNodeService:
             '/plexsphere.access.v1.AccessNodeService/ReportActivity',
             plexsphere_dot_access_dot_v1_dot_access__pb2.ReportActivityRequest.SerializeToString,
             plexsphere_dot_access_dot_v1_dot_access__pb2.ReportActivityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class SessionKeysServiceStub:
+    """Public halves of session keys, for whoever verifies a token.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListVerifyingKeys = channel.unary_unary(
+                '/plexsphere.access.v1.SessionKeysService/ListVerifyingKeys',
+                request_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.ListVerifyingKeysRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.ListVerifyingKeysResponse.FromString,
+                _registered_method=True)
+
+
+class SessionKeysServiceServicer:
+    """Public halves of session keys, for whoever verifies a token.
+    """
+
+    def ListVerifyingKeys(self, request, context):
+        """Lists those of a Domain that verify now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SessionKeysServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListVerifyingKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVerifyingKeys,
+                    request_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.ListVerifyingKeysRequest.FromString,
+                    response_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.ListVerifyingKeysResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'plexsphere.access.v1.SessionKeysService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('plexsphere.access.v1.SessionKeysService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SessionKeysService:
+    """Public halves of session keys, for whoever verifies a token.
+    """
+
+    @staticmethod
+    def ListVerifyingKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.access.v1.SessionKeysService/ListVerifyingKeys',
+            plexsphere_dot_access_dot_v1_dot_access__pb2.ListVerifyingKeysRequest.SerializeToString,
+            plexsphere_dot_access_dot_v1_dot_access__pb2.ListVerifyingKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class SessionKeysAdminServiceStub:
+    """Session keys, for those who manage a Domain.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListSessionKeys = channel.unary_unary(
+                '/plexsphere.access.v1.SessionKeysAdminService/ListSessionKeys',
+                request_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.ListSessionKeysRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.ListSessionKeysResponse.FromString,
+                _registered_method=True)
+        self.RotateSessionKey = channel.unary_unary(
+                '/plexsphere.access.v1.SessionKeysAdminService/RotateSessionKey',
+                request_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RotateSessionKeyRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RotateSessionKeyResponse.FromString,
+                _registered_method=True)
+        self.RevokeSessionKey = channel.unary_unary(
+                '/plexsphere.access.v1.SessionKeysAdminService/RevokeSessionKey',
+                request_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RevokeSessionKeyRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RevokeSessionKeyResponse.FromString,
+                _registered_method=True)
+
+
+class SessionKeysAdminServiceServicer:
+    """Session keys, for those who manage a Domain.
+    """
+
+    def ListSessionKeys(self, request, context):
+        """Lists all that a Domain ever had.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RotateSessionKey(self, request, context):
+        """Gives a Domain a new one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RevokeSessionKey(self, request, context):
+        """Revokes one at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_SessionKeysAdminServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListSessionKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessionKeys,
+                    request_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.ListSessionKeysRequest.FromString,
+                    response_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.ListSessionKeysResponse.SerializeToString,
+            ),
+            'RotateSessionKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RotateSessionKey,
+                    request_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RotateSessionKeyRequest.FromString,
+                    response_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RotateSessionKeyResponse.SerializeToString,
+            ),
+            'RevokeSessionKey': grpc.unary_unary_rpc_method_handler(
+                    servicer.RevokeSessionKey,
+                    request_deserializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RevokeSessionKeyRequest.FromString,
+                    response_serializer=plexsphere_dot_access_dot_v1_dot_access__pb2.RevokeSessionKeyResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'plexsphere.access.v1.SessionKeysAdminService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('plexsphere.access.v1.SessionKeysAdminService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class SessionKeysAdminService:
+    """Session keys, for those who manage a Domain.
+    """
+
+    @staticmethod
+    def ListSessionKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.access.v1.SessionKeysAdminService/ListSessionKeys',
+            plexsphere_dot_access_dot_v1_dot_access__pb2.ListSessionKeysRequest.SerializeToString,
+            plexsphere_dot_access_dot_v1_dot_access__pb2.ListSessionKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RotateSessionKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.access.v1.SessionKeysAdminService/RotateSessionKey',
+            plexsphere_dot_access_dot_v1_dot_access__pb2.RotateSessionKeyRequest.SerializeToString,
+            plexsphere_dot_access_dot_v1_dot_access__pb2.RotateSessionKeyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RevokeSessionKey(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.access.v1.SessionKeysAdminService/RevokeSessionKey',
+            plexsphere_dot_access_dot_v1_dot_access__pb2.RevokeSessionKeyRequest.SerializeToString,
+            plexsphere_dot_access_dot_v1_dot_access__pb2.RevokeSessionKeyResponse.FromString,
             options,
             channel_credentials,
             insecure,

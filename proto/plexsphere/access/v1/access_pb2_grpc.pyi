@@ -41,6 +41,8 @@ class AccessServiceStub:
     """Gets one session, without its token."""
     RevokeSession: _grpc.UnaryUnaryMultiCallable[_access_pb2.RevokeSessionRequest, _access_pb2.RevokeSessionResponse]
     """Revokes a session; a repeat changes nothing."""
+    AttachSession: _grpc.UnaryUnaryMultiCallable[_access_pb2.AttachSessionRequest, _access_pb2.AttachSessionResponse]
+    """Refuses: there is no session listener yet. Who may not attach hears that first."""
 
 @_typing.type_check_only
 class AccessServiceAsyncStub(AccessServiceStub):
@@ -55,6 +57,8 @@ class AccessServiceAsyncStub(AccessServiceStub):
     """Gets one session, without its token."""
     RevokeSession: _aio.UnaryUnaryMultiCallable[_access_pb2.RevokeSessionRequest, _access_pb2.RevokeSessionResponse]  # type: ignore[assignment]
     """Revokes a session; a repeat changes nothing."""
+    AttachSession: _aio.UnaryUnaryMultiCallable[_access_pb2.AttachSessionRequest, _access_pb2.AttachSessionResponse]  # type: ignore[assignment]
+    """Refuses: there is no session listener yet. Who may not attach hears that first."""
 
 class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
     """Privileged sessions, for operators."""
@@ -91,6 +95,14 @@ class AccessServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_access_pb2.RevokeSessionResponse, _abc.Awaitable[_access_pb2.RevokeSessionResponse]]:
         """Revokes a session; a repeat changes nothing."""
 
+    @_abc_1.abstractmethod
+    def AttachSession(
+        self,
+        request: _access_pb2.AttachSessionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.AttachSessionResponse, _abc.Awaitable[_access_pb2.AttachSessionResponse]]:
+        """Refuses: there is no session listener yet. Who may not attach hears that first."""
+
 def add_AccessServiceServicer_to_server(servicer: AccessServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class AccessNodeServiceStub:
@@ -123,3 +135,89 @@ class AccessNodeServiceServicer(metaclass=_abc_1.ABCMeta):
         """Takes what happened in a session; refused once it is revoked or expired."""
 
 def add_AccessNodeServiceServicer_to_server(servicer: AccessNodeServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class SessionKeysServiceStub:
+    """Public halves of session keys, for whoever verifies a token."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SessionKeysServiceAsyncStub: ...
+    ListVerifyingKeys: _grpc.UnaryUnaryMultiCallable[_access_pb2.ListVerifyingKeysRequest, _access_pb2.ListVerifyingKeysResponse]
+    """Lists those of a Domain that verify now."""
+
+@_typing.type_check_only
+class SessionKeysServiceAsyncStub(SessionKeysServiceStub):
+    """Public halves of session keys, for whoever verifies a token."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListVerifyingKeys: _aio.UnaryUnaryMultiCallable[_access_pb2.ListVerifyingKeysRequest, _access_pb2.ListVerifyingKeysResponse]  # type: ignore[assignment]
+    """Lists those of a Domain that verify now."""
+
+class SessionKeysServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Public halves of session keys, for whoever verifies a token."""
+
+    @_abc_1.abstractmethod
+    def ListVerifyingKeys(
+        self,
+        request: _access_pb2.ListVerifyingKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.ListVerifyingKeysResponse, _abc.Awaitable[_access_pb2.ListVerifyingKeysResponse]]:
+        """Lists those of a Domain that verify now."""
+
+def add_SessionKeysServiceServicer_to_server(servicer: SessionKeysServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class SessionKeysAdminServiceStub:
+    """Session keys, for those who manage a Domain."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> SessionKeysAdminServiceAsyncStub: ...
+    ListSessionKeys: _grpc.UnaryUnaryMultiCallable[_access_pb2.ListSessionKeysRequest, _access_pb2.ListSessionKeysResponse]
+    """Lists all that a Domain ever had."""
+    RotateSessionKey: _grpc.UnaryUnaryMultiCallable[_access_pb2.RotateSessionKeyRequest, _access_pb2.RotateSessionKeyResponse]
+    """Gives a Domain a new one."""
+    RevokeSessionKey: _grpc.UnaryUnaryMultiCallable[_access_pb2.RevokeSessionKeyRequest, _access_pb2.RevokeSessionKeyResponse]
+    """Revokes one at once."""
+
+@_typing.type_check_only
+class SessionKeysAdminServiceAsyncStub(SessionKeysAdminServiceStub):
+    """Session keys, for those who manage a Domain."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListSessionKeys: _aio.UnaryUnaryMultiCallable[_access_pb2.ListSessionKeysRequest, _access_pb2.ListSessionKeysResponse]  # type: ignore[assignment]
+    """Lists all that a Domain ever had."""
+    RotateSessionKey: _aio.UnaryUnaryMultiCallable[_access_pb2.RotateSessionKeyRequest, _access_pb2.RotateSessionKeyResponse]  # type: ignore[assignment]
+    """Gives a Domain a new one."""
+    RevokeSessionKey: _aio.UnaryUnaryMultiCallable[_access_pb2.RevokeSessionKeyRequest, _access_pb2.RevokeSessionKeyResponse]  # type: ignore[assignment]
+    """Revokes one at once."""
+
+class SessionKeysAdminServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Session keys, for those who manage a Domain."""
+
+    @_abc_1.abstractmethod
+    def ListSessionKeys(
+        self,
+        request: _access_pb2.ListSessionKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.ListSessionKeysResponse, _abc.Awaitable[_access_pb2.ListSessionKeysResponse]]:
+        """Lists all that a Domain ever had."""
+
+    @_abc_1.abstractmethod
+    def RotateSessionKey(
+        self,
+        request: _access_pb2.RotateSessionKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.RotateSessionKeyResponse, _abc.Awaitable[_access_pb2.RotateSessionKeyResponse]]:
+        """Gives a Domain a new one."""
+
+    @_abc_1.abstractmethod
+    def RevokeSessionKey(
+        self,
+        request: _access_pb2.RevokeSessionKeyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_access_pb2.RevokeSessionKeyResponse, _abc.Awaitable[_access_pb2.RevokeSessionKeyResponse]]:
+        """Revokes one at once."""
+
+def add_SessionKeysAdminServiceServicer_to_server(servicer: SessionKeysAdminServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

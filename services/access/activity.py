@@ -1,0 +1,64 @@
+"""What nodes report of sessions: taken while a session is active, and never after."""
+
+from dataclasses import dataclass
+from uuid import UUID, uuid5
+
+from libs.clock import Clock
+from libs.decision import Record
+from libs.errors import (
+    Forbidden,
+    InvalidRequest,
+    NodeUnauthorized,
+    NotFound,
+    NskNodeMismatch,
+    PlexError,
+    SessionAlreadyRevoked,
+    SessionExpired,
+)
+from libs.principal import Principal
+from services.access.ports import Audit, Authority, Store
+
+
+@dataclass(frozen=True)
+class Activity:
+    """Sessions, for the nodes that host them."""
+
+    store: Store
+    authority: Authority
+    audit: Audit
+    clock: Clock
+
+    async def report(self, caller: Principal, node_id: UUID, session_id: UUID, kind: str) -> None:
+        """Take what happened in a session; a revocation counts as soon as it was answered."""
+        if caller.kind != "node" or caller.credential != "node_key":
+            raise NodeUnauthorized
+        if caller.node_id != str(node_id) or caller.subject != caller.node_id:
+            await self._refuse(caller, session_id, NskNodeMismatch())
+        this = f"node:{node_id}"
+        decision = await self.authority.check(this, "node-agent", this)
+        if not decision.granted:
+            await self._refuse(caller, session_id, Forbidden(reason=decision.reason, relation_path=[]), decision.reason)
+        now = self.clock.now()
+        if await self.store.touch(session_id, node_id, kind, now):
+            return
+        session = await self.store.find(session_id)
+        if session is None or session.node_id != node_id:
+            raise NotFound
+        if session.kind != kind:
+            raise InvalidRequest("the session is of another kind")
+        expired = session.status(now) == "expired"
+        await self._refuse(caller, session_id, SessionExpired() if expired else SessionAlreadyRevoked())
+
+    async def _refuse(
+        self, caller: Principal, session_id: UUID, error: PlexError, reason: str = "caveat_violation"
+    ) -> None:
+        # One row a session, reason and minute: an agent that goes on must not fill the chain.
+        minute = self.clock.now().strftime("%Y-%m-%dT%H:%MZ")
+        await self.audit.record(
+            Record(
+                caller.domain_id, "session.report", "node-agent", "session", str(session_id), reason, caller.subject,
+                caller.kind, {"session": [error.code], "minute": [minute]},
+                uuid5(session_id, f"{caller.subject}/{error.code}/{minute}"),
+            )
+        )  # fmt: skip
+        raise error

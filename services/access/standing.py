@@ -1,0 +1,94 @@
+"""Whether those who hold sessions still may: whose relation or sign-in is gone loses them.
+
+Identity's feed says when to look, and every look is at all there is: what was missed while this process or the feed was
+away is found by the next one.
+"""
+
+import asyncio
+from dataclasses import dataclass, field
+from uuid import UUID, uuid5
+
+import structlog
+
+from libs.clock import Clock
+from libs.decision import Record
+from libs.errors import PlexError
+from services.access.events import revoked_payload
+from services.access.model import Session
+from services.access.ports import Audit, Authority, Directory, Store
+
+LOOK_EVERY_S = 5.0
+# Between looks that the feed asks for.
+PAUSE_S = 0.1
+AT_ONCE = 250
+NIL = UUID(int=0)
+REASON = "policy_violation"
+# A condition cannot be asked about in its subject's absence: whether it holds says nothing here.
+GONE = frozenset({"out_of_scope", "insufficient_relation"})
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Revokes the sessions of those who may not have them any more."""
+
+    store: Store
+    directory: Directory
+    authority: Authority
+    audit: Audit
+    clock: Clock
+    doubt: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def run(self) -> None:
+        """Look every few seconds, and at once when something was revoked, for as long as the process lives."""
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self.doubt.wait()
+            except TimeoutError:
+                pass
+            self.doubt.clear()
+            try:
+                await self.look()
+            except PlexError as error:
+                log.warning("standing.postponed", code=error.code)
+            except Exception:
+                # One look that goes wrong must not be the last.
+                log.exception("standing.bug")
+            await asyncio.sleep(PAUSE_S)
+
+    async def look(self) -> int:
+        """Revoke what must not be any more; returns how many sessions that were."""
+        after, fallen = NIL, 0
+        while page := await self.store.active(after, AT_ONCE, self.clock.now()):
+            for session, control, name in await self._fallen(page):
+                await self._revoke(session, control, name)
+                fallen += 1
+            after = page[-1].id
+        return fallen
+
+    async def _fallen(self, page: list[Session]) -> list[tuple[Session, str, str]]:
+        questions = [(f"user:{one.identity_id}", "act", f"resource:{one.resource_id}") for one in page]
+        ended, decisions = await asyncio.gather(
+            self.directory.ended([one.sign_in_id for one in page]), self.authority.check_all(questions)
+        )
+        found = [(one, "sign_in", "ended") for one in page if one.sign_in_id in ended]
+        found += [
+            (one, "relation", "gone")
+            for one, decision in zip(page, decisions, strict=True)
+            if decision.reason in GONE and one.sign_in_id not in ended
+        ]
+        return found
+
+    async def _revoke(self, session: Session, control: str, name: str) -> None:
+        await self.audit.record(
+            Record(
+                str(session.domain_id), "session.revoke", "act", "session", str(session.id),
+                context={"revoked": [REASON], control: [name]},
+                # Replicas look at the same time, and mean the same.
+                idempotency_key=uuid5(session.id, f"{control}/{name}"),
+            )
+        )  # fmt: skip
+        now = self.clock.now()
+        await self.store.revoke(session, REASON, revoked_payload(session, REASON, now), now)

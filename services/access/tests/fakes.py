@@ -1,0 +1,298 @@
+"""One fake a port, in memory; test_ports.py holds those of vault and stores to the real ones' promises."""
+
+import asyncio
+import datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+from uuid import UUID
+
+from nacl.signing import SigningKey as Ed25519
+
+from libs.access_policy import AccessPolicy, Strength
+from libs.clock import FixedClock
+from libs.cursor import Cursors
+from libs.custody import Secret
+from libs.decision import Decision, Record
+from libs.errors import PlexError, RotationUnderWay, Stale
+from libs.ids import uuid7
+from libs.principal import Principal
+from services.access.activity import Activity
+from services.access.keys import SessionKeys
+from services.access.model import Budget, PublicHalf, Reserved, Session, SessionKey, Terms, Wish
+from services.access.service import Access
+from services.access.standing import Standing
+from services.access.store import HELD_FOR, REPEATS_FOR
+
+NOW = datetime.datetime(2026, 5, 1, 12, 0, 0, 250_000, datetime.UTC)
+MFA, PHR = "urn:acr:mfa", "urn:acr:phr"
+MINUTE = datetime.timedelta(minutes=1)
+ISSUER = "https://edge.test"
+
+
+@dataclass
+class FakeVault:
+    """Key pairs by Domain; `tamper` changes what it signs."""
+
+    trace: list[str] = field(default_factory=list)
+    pairs: dict[UUID, list[Ed25519]] = field(default_factory=dict)
+    refusal: PlexError | None = None
+    tamper: bytes = b""
+
+    def _check(self) -> None:
+        if self.refusal:
+            raise self.refusal
+
+    async def halves(self, domain_id: UUID) -> list[PublicHalf]:
+        self._check()
+        return [PublicHalf(bytes(pair.verify_key), turn) for turn, pair in enumerate(self.pairs.get(domain_id, []), 1)]
+
+    async def create(self, domain_id: UUID) -> PublicHalf:
+        self._check()
+        self.pairs.setdefault(domain_id, [Ed25519.generate()])
+        return (await self.halves(domain_id))[-1]
+
+    async def rotate(self, domain_id: UUID) -> PublicHalf:
+        self._check()
+        self.pairs[domain_id].append(Ed25519.generate())
+        return (await self.halves(domain_id))[-1]
+
+    async def sign(self, domain_id: UUID, version: int, message: bytes) -> bytes:
+        self.trace.append("sign")
+        self._check()
+        return self.pairs[domain_id][version - 1].sign(message + self.tamper).signature
+
+
+@dataclass
+class FakeKeyStore:
+    """Rows by Domain."""
+
+    rows: dict[UUID, list[SessionKey]] = field(default_factory=dict)
+
+    async def keys(self, domain_id: UUID) -> list[SessionKey]:
+        return list(self.rows.get(domain_id, []))
+
+    async def remember(self, domain_id: UUID, half: PublicHalf, at: datetime.datetime) -> None:
+        self.rows.setdefault(domain_id, [SessionKey(half.kid, domain_id, half.public_key, half.version, at)])
+
+    def _add(self, domain_id: UUID, half: PublicHalf, at: datetime.datetime) -> None:
+        self.rows[domain_id].append(SessionKey(half.kid, domain_id, half.public_key, half.version, at))
+
+    async def succeed(self, domain_id: UUID, half: PublicHalf, at: datetime.datetime, until: datetime.datetime) -> None:
+        if half.version in {row.version for row in self.rows[domain_id]}:
+            raise RotationUnderWay
+        self.rows[domain_id] = [replace(row, expires_at=until) if row.current else row for row in self.rows[domain_id]]
+        self._add(domain_id, half, at)
+
+    async def revoke(self, key: SessionKey, successor: PublicHalf | None, at: datetime.datetime) -> None:
+        now = next(row for row in self.rows[key.domain_id] if row.kid == key.kid)
+        if now.revoked_at is not None or now.current is (successor is None):
+            raise Stale
+        if successor and successor.version in {row.version for row in self.rows[key.domain_id]}:
+            raise RotationUnderWay
+        self.rows[key.domain_id] = [
+            replace(row, revoked_at=at) if row.kid == key.kid else row for row in self.rows[key.domain_id]
+        ]
+        if successor:
+            self._add(key.domain_id, successor, at)
+
+
+@dataclass
+class FakeStore:
+    """Sessions, places, requests, and the events that were announced."""
+
+    trace: list[str] = field(default_factory=list)
+    sessions: dict[UUID, Session] = field(default_factory=dict)
+    places: dict[UUID, tuple[UUID, UUID, datetime.datetime]] = field(default_factory=dict)
+    requests: dict[tuple[UUID, bytes], tuple[bytes, UUID, datetime.datetime]] = field(default_factory=dict)
+    denied: set[UUID] = field(default_factory=set)
+    events: list[tuple[str, str, Mapping[str, Any]]] = field(default_factory=list)
+    refusals: dict[str, PlexError] = field(default_factory=dict)
+
+    def _note(self, name: str) -> None:
+        self.trace.append(name)
+        if name in self.refusals:
+            raise self.refusals[name]
+
+    async def reserve(
+        self, session_id: UUID, identity_id: UUID, node_id: UUID, wish: Wish, budget: Budget, at: datetime.datetime
+    ) -> Reserved:
+        self._note("reserve")
+        live = {one: place for one, place in self.places.items() if place[2] > at}
+        self.places = live
+        if wish.request_digest and (before := self.requests.get((identity_id, wish.request_digest))):
+            body, earlier, asked_at = before
+            known = earlier in live or earlier in self.sessions
+            if known and asked_at > at - REPEATS_FOR:
+                if body != wish.body_digest:
+                    return Reserved(refused="other_body")
+                return Reserved(refused="in_flight") if earlier in live else Reserved(earlier)
+        active = [one for one in self.sessions.values() if one.status(at) == "active"]
+        recent = [one for one in self.sessions.values() if one.issued_at > at - MINUTE]
+        held = sum(place[0] == identity_id for place in live.values())
+        if held + sum(one.identity_id == identity_id for one in active) >= budget.per_identity:
+            return Reserved(refused="identity")
+        if held + sum(one.identity_id == identity_id for one in recent) >= budget.per_minute:
+            return Reserved(refused="issue_rate")
+        at_node = sum(place[1] == node_id for place in live.values()) + sum(one.node_id == node_id for one in active)
+        if at_node >= budget.per_node:
+            return Reserved(refused="node")
+        self.places[session_id] = (identity_id, node_id, at + HELD_FOR)
+        if wish.request_digest:
+            self.requests[identity_id, wish.request_digest] = (wish.body_digest, session_id, at)
+        return Reserved()
+
+    async def release(self, session_id: UUID) -> None:
+        self._note("release")
+        if self.places.pop(session_id, None):
+            self.requests = {key: value for key, value in self.requests.items() if value[1] != session_id}
+
+    async def open(self, session: Session, payload: Mapping[str, Any], at: datetime.datetime) -> None:
+        self._note("open")
+        place = self.places.pop(session.id, None)
+        if place is None or place[2] <= at:
+            raise Stale
+        self.sessions[session.id] = session
+        self.events.append(("session_setup", f"node:{session.node_id}", payload))
+
+    async def find(self, session_id: UUID) -> Session | None:
+        return self.sessions.get(session_id)
+
+    async def page(
+        self, project_id: UUID, status: str, kind: str, identity_id: UUID | None, before: UUID | None, count: int,
+        at: datetime.datetime,
+    ) -> list[Session]:  # fmt: skip
+        rows = [
+            one
+            for one in sorted(self.sessions.values(), key=lambda one: one.id, reverse=True)
+            if one.project_id == project_id
+            and status in {"", one.status(at)}
+            and kind in {"", one.kind}
+            and identity_id in {None, one.identity_id}
+            and (before is None or one.id < before)
+        ]
+        return rows[:count]
+
+    async def active(self, after: UUID, count: int, at: datetime.datetime) -> list[Session]:
+        rows = [one for one in self.sessions.values() if one.id > after and one.status(at) == "active"]
+        return sorted(rows, key=lambda one: one.id)[:count]
+
+    async def revoke(self, session: Session, reason: str, payload: Mapping[str, Any], at: datetime.datetime) -> bool:
+        self._note("revoke")
+        if self.sessions[session.id].status(at) != "active":
+            return False
+        self.sessions[session.id] = replace(self.sessions[session.id], revoked_at=at, revoke_reason=reason)
+        self.denied.add(session.id)
+        self.events.append(("session_revoked", f"node:{session.node_id}", payload))
+        return True
+
+    async def touch(self, session_id: UUID, node_id: UUID, kind: str, at: datetime.datetime) -> bool:
+        found = self.sessions.get(session_id)
+        if found is None or (found.node_id, found.kind, found.status(at)) != (node_id, kind, "active"):
+            return False
+        self.sessions[session_id] = replace(found, last_active_at=max(at, found.last_active_at))
+        return session_id not in self.denied
+
+
+@dataclass
+class FakeDirectory:
+    """Terms of resources, Domains of projects, and who signed out."""
+
+    resources: dict[UUID, Terms] = field(default_factory=dict)
+    gone: set[UUID] = field(default_factory=set)
+    refusal: PlexError | None = None
+
+    async def terms(self, resource_id: UUID, identity_id: UUID) -> Terms | None:
+        if self.refusal:
+            raise self.refusal
+        return self.resources.get(resource_id)
+
+    async def domain_of(self, project_id: UUID) -> UUID | None:
+        return next((one.domain_id for one in self.resources.values() if one.project_id == project_id), None)
+
+    async def ended(self, sign_in_ids: Sequence[UUID]) -> set[UUID]:
+        return self.gone.intersection(sign_in_ids)
+
+
+@dataclass
+class FakeAuthority:
+    """Who is granted what; anything else has a reason."""
+
+    trace: list[str]
+    granted: set[tuple[str, str, str]] = field(default_factory=set)
+    reason: str = "out_of_scope"
+    refusal: PlexError | None = None
+
+    async def check(self, subject: str, permission: str, resource: str) -> Decision:
+        self.trace.append("relation")
+        if self.refusal:
+            raise self.refusal
+        return Decision("granted" if (subject, permission, resource) in self.granted else self.reason)
+
+    async def check_all(self, questions: Sequence[tuple[str, str, str]]) -> list[Decision]:
+        return [await self.check(*question) for question in questions]
+
+
+@dataclass
+class FakeAudit:
+    """The rows; a key that was used before makes none."""
+
+    trace: list[str]
+    rows: list[Record] = field(default_factory=list)
+    refusal: PlexError | None = None
+
+    async def record(self, record: Record) -> int:
+        self.trace.append("audit")
+        await asyncio.sleep(0)
+        if self.refusal:
+            raise self.refusal
+        if record.idempotency_key not in {row.idempotency_key for row in self.rows}:
+            self.rows.append(record)
+        return len(self.rows)
+
+
+class World:
+    """A resource with its node, a policy that asks for a fresh strong login, and somebody who has one."""
+
+    def __init__(self) -> None:
+        self.trace: list[str] = []
+        self.domain, self.project, self.resource, self.node = (uuid7() for _ in range(4))
+        self.policy = AccessPolicy(Strength((PHR, MFA), ("otp",), 300), max_active_per_identity=3)
+        self.clock = FixedClock(NOW)
+        self.operator = self.person()
+        self.directory = FakeDirectory({self.resource: self.terms()})
+        self.authority = FakeAuthority(self.trace)
+        self.admit(self.operator)
+        self.authority.granted.add((f"node:{self.node}", "node-agent", f"node:{self.node}"))
+        self.audit, self.store = FakeAudit(self.trace), FakeStore(self.trace)
+        self.vault, self.key_store = FakeVault(self.trace), FakeKeyStore()
+        self.keys = SessionKeys(self.vault, self.key_store, self.audit, self.authority, self.clock)
+        cursors = Cursors(Secret(b"k" * 32))
+        self.access = Access(
+            self.store, self.keys, self.directory, self.authority, self.audit, cursors, self.clock, ISSUER
+        )
+        self.activity = Activity(self.store, self.authority, self.audit, self.clock)
+        self.standing = Standing(self.store, self.directory, self.authority, self.audit, self.clock)
+
+    def terms(self, **more: Any) -> Terms:
+        return replace(Terms(self.project, self.domain, self.node, self.policy), **more)
+
+    def person(self, **more: Any) -> Principal:
+        """Somebody of the Domain who has just signed in strongly."""
+        login: dict[str, Any] = {"acr": MFA, "amr": ("pwd", "otp"), "auth_time": int(NOW.timestamp()) - 10}
+        known: dict[str, Any] = {"domain_id": str(self.domain), "session_id": str(uuid7())}
+        return Principal(str(uuid7()), "user", "session", **(known | login | more))
+
+    def admit(self, who: Principal) -> None:
+        """Let somebody act on the resource."""
+        self.authority.granted.add((who.reference, "act", f"resource:{self.resource}"))
+
+    def agent(self) -> Principal:
+        """The node, by its bearer."""
+        node = str(self.node)
+        return Principal(node, "node", "node_key", domain_id=str(self.domain), node_id=node)
+
+    def wish(self, request: bytes | None = None, **more: Any) -> Wish:
+        """A shell as root."""
+        plain = Wish(self.project, self.resource, "ssh", {"ssh": {"user": "root"}}, 0, request, b"b" * 32)
+        return replace(plain, **more)

@@ -1,0 +1,230 @@
+"""Sessions that are there: shown, listed, revoked, attached to, reported on, and taken from who may not have them."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from libs.errors import (
+    AttachNotProvisioned,
+    AuditUnavailable,
+    AuthzUnavailable,
+    CursorBindingMismatch,
+    Forbidden,
+    InvalidRequest,
+    NodeUnauthorized,
+    NotFound,
+    NskNodeMismatch,
+    PlexError,
+    SessionAlreadyRevoked,
+    SessionExpired,
+    SessionNotActive,
+    SessionNotSsh,
+)
+from libs.ids import uuid7
+from libs.principal import Principal
+from services.access.model import Session
+from services.access.tests.fakes import World
+
+pytestmark = pytest.mark.unit
+
+
+async def opened(world: World, who: Principal | None = None, **more: Any) -> Session:
+    return (await world.access.issue(who or world.operator, world.wish(**more))).session
+
+
+def viewer(world: World, *permissions: str) -> Principal:
+    who = world.person()
+    world.authority.granted |= {(who.reference, one, f"project:{world.project}") for one in permissions}
+    return who
+
+
+def now(world: World, session: Session) -> Session:
+    return world.store.sessions[session.id]
+
+
+async def test_a_session_is_shown_to_its_owner_and_to_who_reads_the_project() -> None:
+    world = World()
+    session = await opened(world)
+    for who in (world.operator, viewer(world, "read")):
+        assert (await world.access.get(who, world.project, session.id)).id == session.id
+    for who in (world.person(), replace(world.operator, scope=("deploy",))):
+        for session_id in (session.id, uuid7()):
+            with pytest.raises(Forbidden):
+                await world.access.get(who, world.project, session_id)
+    with pytest.raises(NotFound):
+        await world.access.get(viewer(world, "read"), world.project, uuid7())
+    with pytest.raises(Forbidden):
+        await world.access.get(world.operator, uuid7(), session.id)
+
+
+async def test_a_list_goes_on_where_it_ended_and_only_for_who_began_it() -> None:
+    world = World()
+    sessions = [await opened(world) for _ in range(3)]
+    reader = viewer(world, "read")
+    first = await world.access.page(reader, world.project, "", "", None, "", 2)
+    assert [row.id for row in first.rows] == [sessions[2].id, sessions[1].id]
+    rest = await world.access.page(reader, world.project, "", "", None, first.following, 2)
+    assert ([row.id for row in rest.rows], rest.following) == ([sessions[0].id], "")
+    with pytest.raises(CursorBindingMismatch):
+        await world.access.page(viewer(world, "read"), world.project, "", "", None, first.following, 2)
+    with pytest.raises(Forbidden):
+        await world.access.page(world.operator, world.project, "", "", None, "", 2)
+
+
+async def test_expiry_needs_nobody_to_be_true() -> None:
+    world = World()
+    session = await opened(world, ttl_s=60)
+    assert session.status(world.clock.now()) == "active"
+    world.clock.at = session.expires_at - timedelta(microseconds=1)
+    assert now(world, session).status(world.clock.now()) == "active"
+    world.clock.at = session.expires_at
+    assert now(world, session).status(world.clock.now()) == "expired"
+    page = await world.access.page(viewer(world, "read"), world.project, "expired", "", None, "", 2)
+    assert [row.id for row in page.rows] == [session.id]
+
+
+async def test_a_session_is_revoked_once_with_a_row_each_time() -> None:
+    world = World()
+    session = await opened(world)
+    for who in (world.operator, viewer(world, "act")):
+        await world.access.revoke(who, world.project, session.id, "identity_compromise")
+    assert (now(world, session).status(world.clock.now()), world.store.denied) == ("revoked", {session.id})
+    assert [name for name, *_ in world.store.events] == ["session_setup", "session_revoked"]
+    revoked = [row for row in world.audit.rows if row.action == "session.revoke"]
+    assert [(row.reason, row.context) for row in revoked] == [("granted", {"revoked": ["identity_compromise"]})] * 2
+
+
+async def test_a_session_is_not_revoked_by_who_may_not_nor_without_its_row() -> None:
+    world = World()
+    session = await opened(world)
+    for who in (viewer(world, "read"), replace(world.operator, scope=("read",))):
+        for session_id in (session.id, uuid7()):
+            with pytest.raises(Forbidden):
+                await world.access.revoke(who, world.project, session_id, "operator_request")
+    assert {row.domain_id for row in world.audit.rows if row.action == "session.revoke"} == {str(world.domain)}
+    with pytest.raises(NotFound):
+        await world.access.revoke(viewer(world, "act"), world.project, uuid7(), "operator_request")
+    world.audit.refusal = AuditUnavailable()
+    with pytest.raises(AuditUnavailable):
+        await world.access.revoke(world.operator, world.project, session.id, "operator_request")
+    assert now(world, session).status(world.clock.now()) == "active"
+
+
+async def test_attaching_comes_as_far_as_there_is_a_way() -> None:
+    world = World()
+    session = await opened(world)
+    tcp = await opened(world, kind="tcp", target={"tcp": {"host": "db", "port": 1}})
+
+    async def attempt(who: Principal, of: Session) -> type[PlexError]:
+        with pytest.raises(PlexError) as refused:
+            await world.access.attach(who, world.project, of.id)
+        return type(refused.value)
+
+    assert await attempt(world.operator, session) is AttachNotProvisioned
+    assert await attempt(world.operator, tcp) is SessionNotSsh
+    assert await attempt(viewer(world, "read", "act"), session) is Forbidden
+    assert await attempt(world.person(), session) is Forbidden
+    world.authority.granted.discard((world.operator.reference, "act", f"resource:{world.resource}"))
+    assert await attempt(world.operator, session) is Forbidden
+    world.clock.advance(3600)
+    assert await attempt(world.operator, session) is SessionNotActive
+
+
+# Nodes ------------------------------------------------------------------------------------------
+
+
+async def test_a_node_reports_while_a_session_is_active_and_not_after() -> None:
+    world = World()
+    session = await opened(world)
+    world.clock.advance(5)
+    await world.activity.report(world.agent(), world.node, session.id, "ssh")
+    assert now(world, session).last_active_at == world.clock.now()
+    await world.access.revoke(world.operator, world.project, session.id, "operator_request")
+    with pytest.raises(SessionAlreadyRevoked):
+        await world.activity.report(world.agent(), world.node, session.id, "ssh")
+    short = await opened(world, ttl_s=1)
+    world.clock.advance(1)
+    for _ in range(3):
+        with pytest.raises(SessionExpired):
+            await world.activity.report(world.agent(), world.node, short.id, "ssh")
+    refused = [row for row in world.audit.rows if row.action == "session.report"]
+    assert [row.context["session"] for row in refused] == [["session_already_revoked"], ["session_expired"]]
+
+
+async def test_a_denied_token_is_not_taken_whatever_the_row_says() -> None:
+    world = World()
+    session = await opened(world)
+    world.store.denied.add(session.id)
+    with pytest.raises(SessionAlreadyRevoked):
+        await world.activity.report(world.agent(), world.node, session.id, "ssh")
+
+
+async def test_a_report_is_of_the_nodes_own_session_and_kind() -> None:
+    world = World()
+    session = await opened(world)
+    with pytest.raises(InvalidRequest):
+        await world.activity.report(world.agent(), world.node, session.id, "tcp")
+    with pytest.raises(NotFound):
+        await world.activity.report(world.agent(), world.node, uuid7(), "ssh")
+    with pytest.raises(NskNodeMismatch):
+        await world.activity.report(world.agent(), uuid7(), session.id, "ssh")
+    with pytest.raises(NodeUnauthorized):
+        await world.activity.report(world.operator, world.node, session.id, "ssh")
+    other = uuid7()
+    stranger = replace(world.agent(), subject=str(other), node_id=str(other))
+    world.authority.granted.add((f"node:{other}", "node-agent", f"node:{other}"))
+    with pytest.raises(NotFound):
+        await world.activity.report(stranger, other, session.id, "ssh")
+    world.authority.granted.clear()
+    with pytest.raises(Forbidden):
+        await world.activity.report(world.agent(), world.node, session.id, "ssh")
+
+
+# Standing ------------------------------------------------------------------------------------------
+
+
+async def test_who_lost_relation_or_sign_in_loses_the_session_and_nobody_else() -> None:
+    world = World()
+    out, gone, stays = (world.person() for _ in range(3))
+    sessions = {}
+    for who in (out, gone, stays):
+        world.admit(who)
+        sessions[who.subject] = await opened(world, who)
+    world.directory.gone = {sessions[out.subject].sign_in_id}
+    world.authority.granted.discard((gone.reference, "act", f"resource:{world.resource}"))
+    assert await world.standing.look() == 2
+    statuses = {who: now(world, session).status(world.clock.now()) for who, session in sessions.items()}
+    assert statuses == {out.subject: "revoked", gone.subject: "revoked", stays.subject: "active"}
+    revoked = [row.context for row in world.audit.rows if row.action == "session.revoke"]
+    assert revoked == [
+        {"revoked": ["policy_violation"], "sign_in": ["ended"]},
+        {"revoked": ["policy_violation"], "relation": ["gone"]},
+    ]
+    assert await world.standing.look() == 0
+    assert [name for name, *_ in world.store.events].count("session_revoked") == 2
+
+
+@pytest.mark.parametrize("reason", ["caveat_violation"])
+async def test_a_condition_that_cannot_be_asked_about_ends_nothing(reason: str) -> None:
+    world = World()
+    await opened(world)
+    world.authority.granted.clear()
+    world.authority.reason = reason
+    assert await world.standing.look() == 0
+
+
+async def test_nothing_is_taken_without_a_row_or_while_relations_cannot_be_asked() -> None:
+    world = World()
+    session = await opened(world)
+    world.authority.refusal = AuthzUnavailable()
+    with pytest.raises(AuthzUnavailable):
+        await world.standing.look()
+    world.authority.refusal, world.authority.granted = None, set()
+    world.audit.refusal = AuditUnavailable()
+    with pytest.raises(AuditUnavailable):
+        await world.standing.look()
+    assert now(world, session).status(world.clock.now()) == "active"
+    world.audit.refusal = None
+    assert await world.standing.look() == 1
