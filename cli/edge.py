@@ -69,6 +69,7 @@ class Refusal(Exception):
     code: str
     detail: str
     correlation_id: str
+    challenge: str = ""
 
 
 @dataclass(frozen=True)
@@ -124,11 +125,11 @@ class EdgeClient:
         ):
             payload = await answer.read()
             if answer.status >= FIRST_ERROR:
-                raise refusal_of(answer.status, payload)
+                raise refusal_of(answer.status, payload, answer.headers.get("WWW-Authenticate", ""))
             return Reply(answer.status, dict(answer.headers), payload)
 
 
-def refusal_of(status: int, payload: bytes) -> Refusal:
+def refusal_of(status: int, payload: bytes, challenge: str = "") -> Refusal:
     """Return what the edge refused with."""
     try:
         problem = json.loads(payload)
@@ -141,6 +142,7 @@ def refusal_of(status: int, payload: bytes) -> Refusal:
         str(problem.get("code", "")),
         str(problem.get("detail") or problem.get("title") or "the edge gave no reason"),
         str(problem.get("correlation_id", "")),
+        challenge,
     )
 
 

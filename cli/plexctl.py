@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import audit, conformance, dev, events, idp, nodes, relations, secrets, sign_in, tenancy, tokens
+from cli import audit, conformance, dev, events, idp, nodes, relations, secrets, sessions, sign_in, tenancy, tokens
 from cli.edge import EXIT_CODES
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.add_typer(tenancy.project_app, name="project")
 app.add_typer(nodes.node_app, name="node")
 app.add_typer(events.events_app, name="events")
 app.add_typer(secrets.secret_app, name="secret")
+app.add_typer(sessions.session_app, name="session")
 app.add_typer(relations.relation_app, name="relation")
 app.add_typer(tokens.token_app, name="token")
 app.add_typer(tokens.identity_app, name="identity")

@@ -1,6 +1,7 @@
 """`plexctl login`, `logout` and `whoami`: the device authorization grant (RFC 8628)."""
 
 import os
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -12,6 +13,7 @@ from cli.output import emit
 from cli.tenancy import Json
 
 CLIENT_ID = "plexctl"
+STEP_UP = "step_up_required"
 
 
 def login(
@@ -26,7 +28,12 @@ def login(
     """Sign in: approve a code in the browser, and the access token is kept for the next commands."""
     if not url:
         fail("which edge? use --edge URL or PLEX_EDGE_URL", EXIT_USAGE)
-    client = EdgeClient(url, ca_file)
+    token = device_flow(EdgeClient(url, ca_file), domain_id, acr or [], max_age)
+    say(f"signed in; the token is in {save(url, ca_file, token)}")
+
+
+def device_flow(client: EdgeClient, domain_id: str, acr: list[str], max_age: int) -> str:
+    """Return an access token once a person has approved a code; a `max_age` below zero asks for no age."""
     wanted: dict[str, object] = {"client_id": CLIENT_ID}
     if domain_id:
         wanted["domain_id"] = domain_id
@@ -36,8 +43,21 @@ def login(
         wanted["max_age"] = max_age
     codes = client.call("POST", "/v1/auth/device-code", wanted).json
     say(f"Open {codes['verification_uri_complete']}\nand approve the code {codes['user_code']}")
-    token = _poll(client, str(codes["device_code"]), int(codes["interval"]), int(codes["expires_in"]))
-    say(f"signed in; the token is in {save(url, ca_file, token)}")
+    return _poll(client, str(codes["device_code"]), int(codes["interval"]), int(codes["expires_in"]))
+
+
+def stepped_up(client: EdgeClient, refusal: Refusal) -> EdgeClient:
+    """Follow a step-up challenge (RFC 9470) through the device flow; ends the program where nothing would help."""
+    acr, age = (re.search(rf'{name}="([^"]*)"', refusal.challenge) for name in ("acr_values", "max_age"))
+    if refusal.code != STEP_UP or not (acr or age):
+        end(refusal)
+    who = client.call("GET", "/v1/auth/whoami").json
+    say("This needs a fresh, stronger sign-in.")
+    wanted = (acr[1].split() if acr else [], int(age[1]) if age else -1)
+    token = device_flow(EdgeClient(client.url, client.ca_file), str(who.get("domain_id", "")), *wanted)
+    if not os.environ.get("PLEX_TOKEN_FILE"):
+        save(client.url, client.ca_file, token)
+    return EdgeClient(client.url, client.ca_file, token)
 
 
 def _poll(client: EdgeClient, device_code: str, interval_s: int, lifetime_s: int) -> str:

@@ -59,12 +59,5 @@ def assembled(signed: bytes, signature: bytes) -> str:
     return b".".join((signed, _encoded(signature))).decode()
 
 
-def jwk(public_key: bytes, kid: str) -> dict[str, str]:
-    """Return a public half as a JSON Web Key (RFC 8037, 2)."""
-    return {
-        "kty": "OKP", "crv": "Ed25519", "x": _encoded(public_key).decode(), "kid": kid, "alg": ALGORITHM, "use": "sig"
-    }  # fmt: skip
-
-
 def _encoded(raw: bytes) -> bytes:
     return base64.urlsafe_b64encode(raw).rstrip(b"=")

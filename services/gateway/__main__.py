@@ -9,6 +9,7 @@ from libs.clock import SystemClock
 from libs.nats import Bus, open_bus
 from libs.process import main
 from libs.rpc.channel import Peer, connect
+from libs.rpc.context import PRINCIPAL_KEY, current_call
 from libs.rpc.server import until_told
 from services.gateway import platform
 from services.gateway.access_policy import AccessPolicies
@@ -19,7 +20,7 @@ from services.gateway.bus import JetStreamEvents
 from services.gateway.credentials import AssertionCache, Authenticator
 from services.gateway.denials import Denials
 from services.gateway.document import load, operations
-from services.gateway.edge import Edge, Route, build
+from services.gateway.edge import Asked, Edge, Route, build
 from services.gateway.events import Events
 from services.gateway.fleet import Fleet
 from services.gateway.gate import Ports, open_gate
@@ -35,6 +36,7 @@ from services.gateway.refusals import RefusedEnvelopes
 from services.gateway.revocations import follow_revocations
 from services.gateway.secrets import Secrets
 from services.gateway.server import follow_certificate, listening, tls_context
+from services.gateway.sessions import Sessions
 from services.gateway.settings import GatewaySettings, Rate
 from services.gateway.sign_in import SignIn
 from services.gateway.signing_keys import Mesh
@@ -59,6 +61,14 @@ def application(
 ) -> web.Application:
     """Return the edge: the document, the handlers, and the way to them."""
     identity, denials = peers["identity"], Denials(AuditClient(peers["audit"]), SystemClock())
+    authenticator = Authenticator(identity, cache, limit(settings.limits.bad_bearer))
+
+    async def vouch(asked: Asked, audience: str) -> tuple[tuple[str, str], ...]:
+        if asked.credential is None:
+            return ()
+        address = current_call().client_ip
+        return ((PRINCIPAL_KEY, await authenticator.assertion(asked.credential, audience, address)),)
+
     routes: dict[str, Route] = {
         **SignIn(identity, settings.public_url).routes(),
         **Tenancy(identity).routes(),
@@ -70,7 +80,8 @@ def application(
         **Fleet(identity).routes(),
         **Nodes(identity).routes(),
         **Events(ports, hub, cache, Reconciler(peers["mesh"]), denials).routes(),
-        **Mesh(peers["mesh"]).routes(),
+        **Mesh(peers["mesh"], peers["access"], vouch).routes(),
+        **Sessions(peers["access"]).routes(),
         **Secrets(peers["secrets"]).routes(),
         **Audit(peers["audit"]).routes(),
     }
@@ -83,7 +94,6 @@ def application(
         "PostAuthServiceToken": limit(settings.limits.service_token),
         "PostAuthBackchannelLogout": limit(settings.limits.sign_in),
     }
-    authenticator = Authenticator(identity, cache, limit(settings.limits.bad_bearer))
     origins = frozenset(settings.allowed_origins)
     edge = Edge(authenticator, denials, limits, origins, settings.request_timeout_s, settings.trusted_proxies)
     return build(edge, [compile_rules(document, one) for one in operations(document)], routes)

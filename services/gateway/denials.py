@@ -22,6 +22,7 @@ ACTIONS = {
     "GetNodeState": "node.state",
     "PostNodeHeartbeat": "node.heartbeat",
     "PutNodeEndpoint": "node.endpoint",
+    "PostNodeSessionCallback": "node.session",
 }
 # Whoever presents these is not, or no longer, a node.
 BAD_BEARERS = (NskInvalid, NskRevoked)

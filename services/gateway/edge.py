@@ -157,9 +157,9 @@ class Edge:
                 allowed_origins=self.allowed_origins,
             )
         if credential.node and "id" in request.match_info and request.match_info["id"] != str(credential.node.node_id):
-            if operation.id == "PostNodeSessionCallback":
-                raise errors.NskNodeMismatch
-            mismatch, domain_id = errors.NodeIdMismatch(), claims_of(assertion).get("domain_id", "")
+            of_session = operation.id == "PostNodeSessionCallback"
+            mismatch = errors.NskNodeMismatch() if of_session else errors.NodeIdMismatch()
+            domain_id = claims_of(assertion).get("domain_id", "")
             node_id, path_id = credential.node.node_id, request.match_info["id"]
             await self.denials.record(operation.id, mismatch, node_id, domain_id, path_id)
             raise mismatch

@@ -89,6 +89,24 @@ async def test_an_access_token_ends_with_its_session_and_running_out_ends_none(r
     assert await ended(pools, gone.id, device.id) == [device.id]
 
 
+async def test_what_a_token_began_ends_with_its_session_also_when_the_token_has_run_out(
+    real: Doors, pools: Pools
+) -> None:
+    store = PgSignInStore(pools[0])
+    session, _ = await real.session()
+    tokens = []
+    for _ in range(2):
+        device, *_ = await real.device()
+        assert await store.approve_device(device.id, session)
+        # The second cleans the first away, and is there still, run out as well, when its session ends.
+        assert await store.issue_token(device, digest(random_text()), NOW - MINUTE, NOW - MINUTE / 2)
+        tokens.append(device.id)
+        await pools[0].execute("DELETE FROM identity.access_tokens WHERE id = $1 AND id <> $2", tokens[0], device.id)
+    assert await ended(pools, *tokens) == []
+    await store.end_session(session.id)
+    assert await ended(pools, *tokens) == tokens
+
+
 async def test_signing_in_once_more_ends_nothing_until_the_new_session_ends(real: Doors, pools: Pools) -> None:
     store = PgSignInStore(pools[0])
     first, cookie = await real.session()

@@ -74,7 +74,7 @@ async def test_another_content_type_is_refused(scene: Scene) -> None:
         ("GET", "/v1/domains?limit=many", "400 invalid_limit"),
         ("GET", "/v1/domains?cursor=forged", "400 invalid_cursor"),
         ("GET", "/v1/domains/01990000-0000-7000-8000-000000000000", "403 permission_denied"),
-        ("POST", "/v1/projects/01990000-0000-7000-8000-000000000000/sessions", "501 not_provisioned"),
+        ("POST", "/v1/projects/01990000-0000-7000-8000-000000000000/sessions", "400 invalid_body"),
     ],
 )
 async def test_a_bad_request_is_a_clear_refusal(scene: Scene, method: str, path: str, expected: str) -> None:
