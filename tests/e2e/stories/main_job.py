@@ -6,6 +6,7 @@ import datetime
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from tests.e2e.outside import JSON, Answer, Edge, Login, Node, Outside, entry_hash, random_secret
 from tests.e2e.world import World
@@ -29,6 +30,10 @@ class Story:
     value: bytes = field(default_factory=random_secret)
     planted: dict[str, bytes] = field(default_factory=dict)
     shown: list[str] = field(default_factory=list)
+    # Who asks for a privileged session, how that was refused first, and the session.
+    person: Any = None
+    refused: Any = None
+    session_id: str = ""
 
 
 Run = Callable[[Story], Awaitable[str]]

@@ -18,7 +18,8 @@ from tests.e2e.listener import Listener, publish
 from tests.e2e.outside import Node
 from tests.e2e.scan import search
 from tests.e2e.seen import SEEN
-from tests.e2e.stories.main_job import STEPS, Story, entries, step
+from tests.e2e.stories.main_job import Story, entries, step
+from tests.e2e.stories.main_job_sessions import STEPS
 from tests.e2e.world import PLEXCTL
 
 __all__ = ["STEPS"]
