@@ -40,13 +40,14 @@ class AccessPolicies:
 def read(body: Any) -> pb.AccessPolicy:
     """Read a policy."""
     default, kinds = DEFAULT.strength, body.get("kinds", {})
+    longest_s = body.get("max_ttl_seconds", DEFAULT.max_ttl_s)
     return pb.AccessPolicy(
         required_acr=body.get("required_acr", default.required_acr),
         required_amr=body.get("required_amr", default.required_amr),
         max_auth_age_s=body.get("max_auth_age_seconds", default.max_auth_age_s),
         kinds={kind: override(kinds[kind]) for kind in KINDS if kind in kinds},
-        default_ttl_s=body.get("default_ttl_seconds", DEFAULT.default_ttl_s),
-        max_ttl_s=body.get("max_ttl_seconds", DEFAULT.max_ttl_s),
+        default_ttl_s=body.get("default_ttl_seconds", min(DEFAULT.default_ttl_s, longest_s)),
+        max_ttl_s=longest_s,
         max_active_per_identity=body.get("max_active_per_identity", DEFAULT.max_active_per_identity),
         max_active_per_node=body.get("max_active_per_node", DEFAULT.max_active_per_node),
         issue_rate_per_minute=body.get("issue_rate_per_minute", DEFAULT.issue_rate_per_minute),

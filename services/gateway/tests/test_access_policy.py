@@ -21,6 +21,7 @@ DEFAULT = {
     "max_active_per_node": 50,
     "issue_rate_per_minute": 30,
 }
+SHORT = {"max_ttl_seconds": 60, "default_ttl_seconds": 60}
 WHOLE = {
     "required_acr": ["urn:mfa", "urn:phr"],
     "required_amr": ["otp"],
@@ -36,7 +37,12 @@ WHOLE = {
 
 @pytest.mark.parametrize(
     ("sent", "kept"),
-    [(WHOLE, WHOLE), ({}, DEFAULT), ({"kinds": {"k8s": {}}}, DEFAULT | {"kinds": {"k8s": {}}})],
+    [
+        (WHOLE, WHOLE),
+        ({}, DEFAULT),
+        ({"max_ttl_seconds": 60}, DEFAULT | SHORT),
+        ({"kinds": {"k8s": {}}}, DEFAULT | {"kinds": {"k8s": {}}}),
+    ],
 )
 async def test_a_policy_is_kept_as_it_was_put(edge: Client, peer: FakePeer, sent: Any, kept: Any) -> None:
     peer.answers["PutAccessPolicy"] = lambda request: pb.PutAccessPolicyResponse(policy=request.policy)

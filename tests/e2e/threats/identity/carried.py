@@ -145,8 +145,8 @@ REQUESTS = (
     }),
     Request("GetSession", "/v1/projects/{project}/sessions/{session}"),
     Request("AttachSession", "/v1/projects/{project}/sessions/{session}/attach"),
-    Request("RevokeSession", "/v1/projects/{project}/sessions/{session}/revoke", {"revoke_reason": "operator"}),
-    Request("PostNodeSessionCallback", "/v1/nodes/{node}/sessions/{session}", {"ssh": {}}),
+    Request("RevokeSession", "/v1/projects/{project}/sessions/{session}/revoke", {"revoke_reason": "operator_request"}),
+    Request("PostNodeSessionCallback", "/v1/nodes/{node}/sessions/{session}", {"ssh": {"command": "id"}}),
     Request("GetAccessPolicy", "/v1/domains/{domain}/access-policy"),
     Request("PutAccessPolicy", "/v1/domains/{domain}/access-policy", {"max_ttl_seconds": 60}),
     # Events and keys.
@@ -169,7 +169,10 @@ REQUESTS = (
     Request("GetAuditConsistency", "/v1/domains/{domain}/audit/consistency?from=1&to=1"),
 )  # fmt: skip
 
-HEADERS = {"PutProjectSecret": {"If-Match": "1", "Content-Type": "application/octet-stream"}}
+HEADERS = {
+    "PutProjectSecret": {"If-Match": "1", "Content-Type": "application/octet-stream"},
+    "AttachSession": {"Connection": "Upgrade", "Upgrade": "websocket"},
+}
 
 OPEN = "open to everybody: what a Domain shows to those who do not know it yet"
 PLATFORM = "the platform's own: refused to every Domain alike, and names none"

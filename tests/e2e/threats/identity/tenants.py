@@ -10,6 +10,7 @@ from tests.e2e.outside import JSON, Edge, Login, Node, random_secret
 from tests.e2e.threats.identity.test_bindings import GRANT
 
 TUPLES = "/v1/authz/relation-tuples"
+PASSWORD = "urn:plexsphere:acr:pwd"
 
 
 @dataclass
@@ -78,12 +79,16 @@ async def tenant(scene: Scene) -> Tenant:
                 scene.edge, "/v1/auth/device-code", {"client_id": "cli", "domain_id": desk.domain_id}, 200
             ))["user_code"],
             "new_resource": (await desk.resource())["id"],
-            # To be a real one as soon as sessions are issued.
-            "session": str(uuid.uuid4()),
         },
         node, value,
     )  # fmt: skip
     await _people(scene, one, tag)
+    # Its administrator holds a session.
+    policy = await operator.call("PUT", f"{domain}/access-policy", {"required_acr": [PASSWORD]})
+    assert policy.status == 200, policy.body
+    wish = {"resource_id": one.ids["resource"], "kind": "ssh", "target": {"ssh": {"user": tag}}}
+    boss = one.speak(scene.edge, "administrator")
+    one.ids["session"] = (await made(boss, f"{project}/sessions", wish))["session_id"]
     one.ids["tuple"] = (
         await made(operator, f"{TUPLES}?project_id={desk.project_id}", {
             "subject": f"user:{one.ids['person']}", "relation": "viewer", "resource": f"project:{desk.project_id}",
@@ -98,7 +103,7 @@ async def _people(scene: Scene, one: Tenant, tag: str) -> None:
     domain = one.ids["domain"]
     dba = await scene.story.world.superuser()
     for kind, role in (("administrator", "admin"), ("person", "member")):
-        browser = await scene.outside.sign_in(Login(f"{kind}-{tag}"), domain)
+        browser = await scene.outside.sign_in(Login(f"{kind}-{tag}", acr=PASSWORD), domain)
         one.ids[kind] = (await browser.call("GET", "/v1/auth/whoami")).json["subject"]
         await dba.execute(GRANT, domain, one.ids[kind], role)
         bearer = {"Authorization": f"Bearer {await scene.outside.access_token(browser, domain_id=domain)}"}

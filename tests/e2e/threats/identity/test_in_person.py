@@ -33,6 +33,7 @@ DECISIONS: dict[str, tuple[str, str, Any]] = {
     "a role": ("POST", TUPLES + "?project_id={project}", ROLE),
     "another role": ("PATCH", TUPLES + "/{tuple}", ROLE),
     "a role less": ("DELETE", TUPLES + "/{tuple}", None),
+    "a laxer policy": ("PUT", "/v1/domains/{domain}/access-policy", {"max_auth_age_seconds": 86400}),
     "a machine": (
         "POST", "/v1/domains/{domain}/service-identities",
         {"display_name": "m", "subject": "{random}", "audience": "a", "federation_kind": "api_token"},

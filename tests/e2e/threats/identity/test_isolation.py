@@ -48,6 +48,7 @@ OTHERWISE = {
     ("PostAdminIdP", "domain"): FORM,
     ("PostAdminIdP", "reference"): FORM,
     ("PostAdminPlatformIdP", ANY): FORM,
+    ("ListSessions", "person"): (200, "a filter that nothing fits"),
     ("PutProjectSecret", "secret"): (412, "a name is the project's own: there is no version to replace"),
     ("PublishDomainEvent", "parent_domain"): SCOPE,
     ("PublishDomainEvent", "domain"): SCOPE,
