@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from tools.mutant import STORY, THREATS, Mutant
+from tools.mutants_access import ACCESS
 from tools.mutants_sign_in import SIGN_IN
 from tools.mutants_tokens import TOKENS
 
@@ -268,6 +269,7 @@ MUTANTS = (
         THREATS + "test_input.py::test_a_cookie_needs_the_csrf_header_and_the_right_origin",
     ),
     *SIGN_IN,
+    *ACCESS,
     *TOKENS,
     Mutant(
         "A-1 columns held against the bytes",
