@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants bench-identity bench-mesh soak-mesh ci-deps lock clean
+.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants bench-access bench-identity bench-mesh soak-mesh ci-deps lock clean
 
 help: ## Print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ docs: setup ## Generate docs/errors.md
 
 mutants: setup ## Remove one control at a time in a scratch copy and see its attack succeed
 	$(BIN)/python -m tools.mutants
+
+bench-access: setup ## Sessions issued against the relation check alone, about 2 minutes
+	$(BIN)/python -m bench.access
 
 bench-identity: setup ## Bars of identity against its own backends and the bare library, about 5 minutes
 	$(BIN)/python -m bench.identity

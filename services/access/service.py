@@ -196,8 +196,11 @@ class Access:
 def challenge(lacks: StepUp) -> StepUpRequired:
     """Return the refusal that tells a client what to ask its provider for (RFC 9470)."""
     return StepUpRequired(
-        missing=list(lacks.missing), acr_values=list(lacks.acr_values), max_age_s=lacks.max_age_s
-    )  # fmt: skip
+        f"the sign-in is not enough: {', '.join(lacks.missing)}",
+        missing=list(lacks.missing),
+        acr_values=list(lacks.acr_values),
+        max_age_s=lacks.max_age_s,
+    )
 
 
 def named(row: Record, name: str, value: str) -> Record:

@@ -1,6 +1,6 @@
 """A credential of each kind at every verifier of another kind, with what the edge remembers warm: refused each time.
 
-A session token of the contract (a JWT for nodes) has its place in KINDS once it is issued, its verifier in VERIFIERS.
+A session token has no verifier among these: it is for a node, and the control plane takes it nowhere.
 """
 
 import asyncio
@@ -10,6 +10,7 @@ import json
 import secrets
 import time
 import uuid
+from dataclasses import replace
 from urllib.parse import parse_qs, urlencode, urlsplit
 
 import grpc
@@ -22,7 +23,9 @@ from plexsphere.identity.v1 import sign_in_pb2, sign_in_pb2_grpc
 from tests.e2e.attacker import peer
 from tests.e2e.conftest import Scene
 from tests.e2e.outside import JSON, Answer, Edge, Login, Outside, own_browser
+from tests.e2e.sessions import issue, resource_of
 from tests.e2e.stories.main_job import Story
+from tests.e2e.threats.identity.tenants import PASSWORD
 
 pytestmark = pytest.mark.e2e
 
@@ -30,7 +33,7 @@ WHOAMI = "/v1/auth/whoami"
 KINDS = (
     "id_token", "provider access token", "logout token", "access token", "API token", "service token",
     "session cookie", "CSRF value", "assertion", "node bearer", "node key", "bootstrap token", "device code",
-    "user code",
+    "user code", "session token",
 )  # fmt: skip
 # What each verifier is there for, and what it says to what it is not.
 VERIFIERS = {
@@ -73,6 +76,7 @@ class Wallet:
         started = (await scene.edge.call("POST", "/v1/auth/device-code", {"client_id": "kinds"})).json
         values["device code"], values["user code"] = started["device_code"], started["user_code"]
         await self._of_a_machine()
+        await self._of_a_session()
         await self._of_the_provider()
         stub = sign_in_pb2_grpc.AuthenticationServiceStub(peer(self.world, "identity", "gateway"))
         kind = sign_in_pb2.CREDENTIAL_KIND_OPERATOR_BEARER
@@ -89,6 +93,16 @@ class Wallet:
         issued = await self.scene.operator.call("POST", "/v1/admin/tokens", wanted)
         self.values["API token"] = issued.json["plaintext"]
         self.values["service token"] = (await self.exchange(issued.json["plaintext"])).json["access_token"]
+
+    async def _of_a_session(self) -> None:
+        scene, story = self.scene, self.scene.story
+        policy = {"required_acr": [PASSWORD]}
+        put = await scene.operator.call("PUT", f"/v1/domains/{story.domain_id}/access-policy", policy)
+        assert put.status == 200, put.body
+        browser = await scene.outside.sign_in(Login("operator", acr=PASSWORD))
+        strong = scene.edge.as_bearer(await scene.outside.access_token(browser))
+        issued = await issue(strong, story, await resource_of(replace(story, operator=strong), story.node_a.handle))
+        self.values["session token"] = issued.json["token"]
 
     async def exchange(self, secret: str) -> Answer:
         body = {"grant_type": "client_credentials", "client_id": self.client_id, "client_secret": secret}
