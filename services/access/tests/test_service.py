@@ -238,6 +238,7 @@ async def test_what_breaks_leaves_no_session_no_event_and_no_place(what: str) ->
 
 async def test_without_its_row_nothing_is_signed() -> None:
     world = World()
+    await world.keys.current(world.domain)
     world.audit.refusal = AuditUnavailable()
     with pytest.raises(AuditUnavailable):
         await world.access.issue(world.operator, world.wish())

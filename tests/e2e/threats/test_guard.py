@@ -208,6 +208,7 @@ async def test_a_wrong_assertion_is_refused_for_every_rpc_that_requires_one(worl
                 assert refused is (name != "right"), f"{method} with an assertion that is {name}: {status}"
     required = {
         "identity": {
+            "AccessPolicyService",
             "ApiTokenService",
             "AuthorizationService",
             "DirectoryService",
@@ -216,7 +217,7 @@ async def test_a_wrong_assertion_is_refused_for_every_rpc_that_requires_one(worl
             "PeopleService",
             "SessionService",
         },
-        "access": {"AccessService", "AccessNodeService"},
+        "access": {"AccessService", "AccessNodeService", "SessionKeysAdminService"},
         "secrets": {"SecretsService", "SecretsAdminService"},
         "mesh": {"MeshAdminService"},
         "audit": {"AuditReadService"},
