@@ -137,8 +137,8 @@ ACCESS = (
     Mutant(
         "F-4 a lost role",
         STANDING,
-        "if decision.reason in GONE and",
-        "if False and",
+        "if decision.reason in GONE}",
+        "if False}",
         TESTS + "test_sessions.py::test_who_lost_relation_or_sign_in_loses_the_session_and_nobody_else",
     ),
     Mutant(
@@ -186,5 +186,12 @@ ACCESS = (
         "                await lent.execute(succeed, session.id, replaced)\n",
         "",
         ENDED + "test_signing_in_once_more_ends_nothing_until_the_new_session_ends",
+    ),
+    Mutant(
+        "F-4 a revocation while a session is issued",
+        SERVICE,
+        "        if self.doubt.count != before:",
+        "        if False:",
+        TESTS + "test_sessions.py::test_what_is_revoked_while_a_session_is_issued_is_looked_at_once_more",
     ),
 )

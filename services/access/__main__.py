@@ -18,7 +18,7 @@ from services.access.grpc_api import AccessApi, AccessNodeApi, SessionKeysAdminA
 from services.access.identity import IdentityAuthority, IdentityDirectory
 from services.access.key_store import PgKeyStore
 from services.access.keys import SessionKeys
-from services.access.model import SCHEMA
+from services.access.model import SCHEMA, Doubt
 from services.access.revocations import follow
 from services.access.service import Access
 from services.access.settings import AccessSettings
@@ -44,9 +44,10 @@ async def run(settings: AccessSettings) -> None:
         store, audit, authority = PgStore(pool), AuditClient(audit_peer, clock), IdentityAuthority(identity)
         directory, cursors = IdentityDirectory(identity), Cursors(read_secret_file(settings.cursor_key_file))
         keys = SessionKeys(BaoVault(bao), PgKeyStore(pool), audit, authority, clock)
-        access = Access(store, keys, directory, authority, audit, cursors, clock, settings.issuer)
+        doubt = Doubt()
+        access = Access(store, keys, directory, authority, audit, cursors, clock, settings.issuer, doubt)
         activity = Activity(store, authority, audit, clock)
-        standing = Standing(store, directory, authority, audit, clock)
+        standing = Standing(store, directory, authority, audit, clock, doubt)
         # Public halves are for everybody; everything else has somebody behind it.
         servicers = [
             ("AccessService", AccessApi(access, clock), True),
@@ -62,7 +63,7 @@ async def run(settings: AccessSettings) -> None:
             ],
             readiness={"postgres": lambda: ping(pool), "openbao": bao.ping},
             background=[
-                follow(identity, standing.doubt),
+                follow(identity, doubt),
                 standing.run(),
                 Relay(pool, SCHEMA, MeshPublisher(mesh)).run(),
             ],

@@ -6,8 +6,10 @@ from uuid import UUID
 from libs.access_policy import AccessPolicy, Override, Strength
 from libs.decision import Decision
 from libs.errors import AuthzUnavailable, NotFound, PlexError
+from libs.principal import Principal
 from libs.relations import DEADLINE_S, REASONS, Relations
 from libs.rpc.channel import Peer
+from libs.scope import beyond
 from plexsphere.identity.v1 import access_policy_pb2 as pb
 from plexsphere.identity.v1 import access_policy_pb2_grpc, relations_pb2, relations_pb2_grpc
 from services.access.model import Terms
@@ -46,19 +48,25 @@ class IdentityDirectory:
         self._fleet = relations_pb2_grpc.FleetServiceStub(peer)
         self._stub = access_policy_pb2_grpc.SessionTermsServiceStub(peer)
 
-    async def terms(self, resource_id: UUID, identity_id: UUID) -> Terms | None:
-        """Return the terms for a resource and a caller."""
-        request = pb.GetSessionTermsRequest(resource_id=str(resource_id), identity_id=str(identity_id))
+    async def terms(self, caller: Principal, resource_id: UUID) -> tuple[Decision, Terms | None]:
+        """Answer whether a caller may act on a resource, within the scope of a token, and return its terms."""
+        request = pb.GetSessionTermsRequest(
+            resource_id=str(resource_id), identity_id=caller.subject, subject=caller.reference
+        )
         try:
             found = await self._stub.GetSessionTerms(request, timeout=DEADLINE_S)
-        except NotFound:
-            return None
         except PlexError as error:
             raise AuthzUnavailable(error.code) from error
+        if found.verdict not in REASONS:
+            raise AuthzUnavailable("no verdict")
+        decision = Decision(REASONS[found.verdict])
+        if decision.granted and beyond(caller.reference, "act"):
+            decision = Decision("insufficient_relation")
+        if not found.domain_id:
+            return decision, None
         node_id = UUID(found.node_id) if found.node_id else None
-        return Terms(
-            UUID(found.project_id), UUID(found.domain_id), node_id, policy_of(found.policy), tuple(found.binding_acr)
-        )
+        ids = (UUID(found.project_id), UUID(found.domain_id), node_id)
+        return decision, Terms(*ids, policy_of(found.policy), tuple(found.binding_acr))
 
     async def domain_of(self, project_id: UUID) -> UUID | None:
         """Return the Domain of a project."""

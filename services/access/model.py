@@ -1,5 +1,6 @@
 """What the rules of access speak about."""
 
+import asyncio
 import datetime
 import hashlib
 from collections.abc import Mapping
@@ -131,3 +132,17 @@ class Issued:
 
     session: Session
     token: str = field(repr=False)
+
+
+@dataclass
+class Doubt:
+    """Whether somebody may have lost what a session rests on; `following` says whether that would be heard of."""
+
+    count: int = 0
+    following: bool = False
+    roused: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def rouse(self) -> None:
+        """Call for a look at who holds sessions."""
+        self.count += 1
+        self.roused.set()

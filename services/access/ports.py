@@ -6,6 +6,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from libs.decision import Decision, Record
+from libs.principal import Principal
 from services.access.model import Budget, PublicHalf, Reserved, Session, SessionKey, Terms, Wish
 
 
@@ -80,8 +81,8 @@ class Store(Protocol):
 class Directory(Protocol):
     """Where things stand, and what is asked of people there; never from memory. Raises Unavailable."""
 
-    async def terms(self, resource_id: UUID, identity_id: UUID) -> Terms | None:
-        """Return the terms for a resource and a caller; None when there is no such resource."""
+    async def terms(self, caller: Principal, resource_id: UUID) -> tuple[Decision, Terms | None]:
+        """Answer whether a caller may act on a resource, and return its terms; None when there is no such resource."""
 
     async def domain_of(self, project_id: UUID) -> UUID | None:
         """Return the Domain of a project."""

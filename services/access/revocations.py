@@ -8,6 +8,7 @@ from libs.errors import PlexError
 from libs.rpc.channel import Peer
 from plexsphere.identity.v1 import relations_pb2 as pb
 from plexsphere.identity.v1 import relations_pb2_grpc as stubs
+from services.access.model import Doubt
 
 RETRY_S = 0.5
 SILENT_S = 3.0
@@ -15,21 +16,20 @@ SILENT_S = 3.0
 log = structlog.get_logger()
 
 
-async def follow(identity: Peer, doubt: asyncio.Event) -> None:
+async def follow(identity: Peer, doubt: Doubt) -> None:
     """Follow the feed for ever; a revocation that was missed meanwhile is found by the next look all the same."""
     stub = stubs.RelationsServiceStub(identity)
-    following = True
     while True:
         try:
             feed = aiter(stub.WatchRevocations(pb.WatchRevocationsRequest()))
             while True:
                 async with asyncio.timeout(SILENT_S):
                     message = await anext(feed)
-                if message.WhichOneof("revoked") or not following:
-                    doubt.set()
-                following = True
+                if message.WhichOneof("revoked") or not doubt.following:
+                    doubt.rouse()
+                doubt.following = True
         except (PlexError, TimeoutError, StopAsyncIteration) as error:
-            if following:
+            if doubt.following:
                 log.warning("revocations.lost", cause=type(error).__name__)
-            following = False
+            doubt.following = False
         await asyncio.sleep(RETRY_S)

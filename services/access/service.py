@@ -1,6 +1,5 @@
 """Privileged sessions: issued only to whoever may act there and has just signed in strongly, and taken back at once."""
 
-import asyncio
 import contextlib
 import datetime
 from collections.abc import Mapping
@@ -29,7 +28,7 @@ from libs.principal import Principal
 from services.access import target, token
 from services.access.events import revoked_payload, setup_payload
 from services.access.keys import SessionKeys
-from services.access.model import Budget, Issued, Page, Session, Terms, Wish
+from services.access.model import Budget, Doubt, Issued, Page, Session, Terms, Wish
 from services.access.ports import Audit, Authority, Cursors, Directory, Store
 from services.access.step_up import StepUp, login_of, step_up
 
@@ -49,15 +48,13 @@ class Access:
     cursors: Cursors
     clock: Clock
     issuer: str
+    doubt: Doubt
 
     async def issue(self, caller: Principal, wish: Wish) -> Issued:
         """Issue a session, or give the one again that the same request got before: every gate is passed anew."""
         wish = replace(wish, target=target.checked(wish.kind, wish.target))
-        resource = f"resource:{wish.resource_id}"
-        terms, decision = await asyncio.gather(
-            self.directory.terms(wish.resource_id, UUID(caller.subject)),
-            self.authority.check(caller.reference, "act", resource),
-        )
+        before = self.doubt.count
+        decision, terms = await self.directory.terms(caller, wish.resource_id)
         chain = str(terms.domain_id) if terms else ""
         row = Record(
             chain, "session.issue", "act", "resource", str(wish.resource_id), decision.reason, caller.subject,
@@ -71,7 +68,11 @@ class Access:
         now = self.clock.now()
         if lacks := self._lacks(caller, terms, wish.kind, now):
             await self._refuse(row, "step_up", list(lacks.missing), challenge(lacks))
-        return await self._within_budget(caller, wish, terms, terms.node_id, row, now)
+        issued = await self._within_budget(caller, wish, terms, terms.node_id, row, now)
+        if self.doubt.count != before:
+            # Something was revoked since it was asked for, and the look that this called for has not seen the session.
+            self.doubt.rouse()
+        return issued
 
     def _lacks(self, caller: Principal, terms: Terms, kind: str, now: datetime.datetime) -> StepUp | None:
         # Another Domain's provider vouches for its own people only. The platform's people are at home everywhere.

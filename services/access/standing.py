@@ -5,7 +5,8 @@ away is found by the next one.
 """
 
 import asyncio
-from dataclasses import dataclass, field
+import contextlib
+from dataclasses import dataclass
 from uuid import UUID, uuid5
 
 import structlog
@@ -14,10 +15,12 @@ from libs.clock import Clock
 from libs.decision import Record
 from libs.errors import PlexError
 from services.access.events import revoked_payload
-from services.access.model import Session
+from services.access.model import Doubt, Session
 from services.access.ports import Audit, Authority, Directory, Store
 
-LOOK_EVERY_S = 5.0
+# A look asks about every session, so while the feed would tell it is seldom made without a reason.
+LOOK_EVERY_S = 60.0
+LOOK_UNHEARD_EVERY_S = 5.0
 # Between looks that the feed asks for.
 PAUSE_S = 0.1
 AT_ONCE = 250
@@ -38,25 +41,29 @@ class Standing:
     authority: Authority
     audit: Audit
     clock: Clock
-    doubt: asyncio.Event = field(default_factory=asyncio.Event)
+    doubt: Doubt
 
     async def run(self) -> None:
-        """Look every few seconds, and at once when something was revoked, for as long as the process lives."""
+        """Look at once, then when something was revoked, and every while, for as long as the process lives."""
         while True:
-            try:
-                async with asyncio.timeout(LOOK_EVERY_S):
-                    await self.doubt.wait()
-            except TimeoutError:
-                pass
-            self.doubt.clear()
-            try:
-                await self.look()
-            except PlexError as error:
-                log.warning("standing.postponed", code=error.code)
-            except Exception:
-                # One look that goes wrong must not be the last.
-                log.exception("standing.bug")
+            self.doubt.roused.clear()
+            looked = await self._looked()
             await asyncio.sleep(PAUSE_S)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_EVERY_S if looked and self.doubt.following else LOOK_UNHEARD_EVERY_S):
+                    await self.doubt.roused.wait()
+
+    async def _looked(self) -> bool:
+        try:
+            await self.look()
+        except PlexError as error:
+            log.warning("standing.postponed", code=error.code)
+            return False
+        except Exception:
+            # One look that goes wrong must not be the last.
+            log.exception("standing.bug")
+            return False
+        return True
 
     async def look(self) -> int:
         """Revoke what must not be any more; returns how many sessions that were."""
@@ -69,16 +76,14 @@ class Standing:
         return fallen
 
     async def _fallen(self, page: list[Session]) -> list[tuple[Session, str, str]]:
-        questions = [(f"user:{one.identity_id}", "act", f"resource:{one.resource_id}") for one in page]
+        asked = {one.id: (f"user:{one.identity_id}", "act", f"resource:{one.resource_id}") for one in page}
+        questions = list(dict.fromkeys(asked.values()))
         ended, decisions = await asyncio.gather(
-            self.directory.ended([one.sign_in_id for one in page]), self.authority.check_all(questions)
+            self.directory.ended(list({one.sign_in_id for one in page})), self.authority.check_all(questions)
         )
+        lost = {one for one, decision in zip(questions, decisions, strict=True) if decision.reason in GONE}
         found = [(one, "sign_in", "ended") for one in page if one.sign_in_id in ended]
-        found += [
-            (one, "relation", "gone")
-            for one, decision in zip(page, decisions, strict=True)
-            if decision.reason in GONE and one.sign_in_id not in ended
-        ]
+        found += [(one, "relation", "gone") for one in page if asked[one.id] in lost and one.sign_in_id not in ended]
         return found
 
     async def _revoke(self, session: Session, control: str, name: str) -> None:

@@ -201,7 +201,7 @@ async def run(settings: IdentitySettings) -> None:
             ("AuthorizationService", AuthorizationApi(authorization, reconcile), authorization_pb2_grpc, True),
             ("RelationsAdminService", RelationsAdminApi(relations), relations_pb2_grpc, False),
             ("AccessPolicyService", AccessPolicyApi(policies), access_policy_pb2_grpc, True),
-            ("SessionTermsService", SessionTermsApi(policy_store), access_policy_pb2_grpc, False),
+            ("SessionTermsService", SessionTermsApi(policy_store, relations), access_policy_pb2_grpc, False),
             ("FleetService", FleetApi(store, relations), relations_pb2_grpc, False),
         ]
         registrations = [

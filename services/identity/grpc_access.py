@@ -1,17 +1,18 @@
 """identity.AccessPolicyService and SessionTermsService: unpack, call the rule, pack."""
 
+import asyncio
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import grpc
 
 from libs.access_policy import AccessPolicy, Override, Strength
-from libs.errors import NotFound
 from plexsphere.identity.v1 import access_policy_pb2 as pb
 from plexsphere.identity.v1 import access_policy_pb2_grpc
 from services.identity import pack
 from services.identity.access_policies import AccessPolicies
-from services.identity.ports import AccessPolicyStore
+from services.identity.grpc_fleet import VERDICTS
+from services.identity.ports import AccessPolicyStore, Authority
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -64,16 +65,21 @@ class AccessPolicyApi(access_policy_pb2_grpc.AccessPolicyServiceServicer):
 class SessionTermsApi(access_policy_pb2_grpc.SessionTermsServiceServicer):
     """What access decides sessions with."""
 
-    def __init__(self, store: AccessPolicyStore) -> None:
+    def __init__(self, store: AccessPolicyStore, authority: Authority) -> None:
         self._store = store
+        self._authority = authority
 
     async def GetSessionTerms(self, request: pb.GetSessionTermsRequest, context: Context) -> pb.GetSessionTermsResponse:
-        terms = await self._store.session_terms(UUID(request.resource_id), UUID(request.identity_id))
+        decision, terms = await asyncio.gather(
+            self._authority.decide(request.subject, "act", f"resource:{request.resource_id}"),
+            self._store.session_terms(UUID(request.resource_id), UUID(request.identity_id)),
+        )
+        verdict = VERDICTS[decision.reason]
         if terms is None:
-            raise NotFound
+            return pb.GetSessionTermsResponse(verdict=verdict)
         return pb.GetSessionTermsResponse(
             project_id=str(terms.project_id), domain_id=str(terms.domain_id), node_id=str(terms.node_id or ""),
-            policy=packed(terms.policy), binding_acr=terms.binding_acr,
+            policy=packed(terms.policy), binding_acr=terms.binding_acr, verdict=verdict,
         )  # fmt: skip
 
     async def ListEndedSignIns(

@@ -2,7 +2,7 @@
 
 import asyncio
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -19,7 +19,7 @@ from libs.ids import uuid7
 from libs.principal import Principal
 from services.access.activity import Activity
 from services.access.keys import SessionKeys
-from services.access.model import Budget, PublicHalf, Reserved, Session, SessionKey, Terms, Wish
+from services.access.model import Budget, Doubt, PublicHalf, Reserved, Session, SessionKey, Terms, Wish
 from services.access.service import Access
 from services.access.standing import Standing
 from services.access.store import HELD_FOR, REPEATS_FOR
@@ -38,6 +38,7 @@ class FakeVault:
     pairs: dict[UUID, list[Ed25519]] = field(default_factory=dict)
     refusal: PlexError | None = None
     tamper: bytes = b""
+    before: Callable[[], None] = lambda: None
 
     def _check(self) -> None:
         if self.refusal:
@@ -59,6 +60,7 @@ class FakeVault:
 
     async def sign(self, domain_id: UUID, version: int, message: bytes) -> bytes:
         self.trace.append("sign")
+        self.before()
         self._check()
         return self.pairs[domain_id][version - 1].sign(message + self.tamper).signature
 
@@ -198,14 +200,16 @@ class FakeStore:
 class FakeDirectory:
     """Terms of resources, Domains of projects, and who signed out."""
 
+    authority: "FakeAuthority"
     resources: dict[UUID, Terms] = field(default_factory=dict)
     gone: set[UUID] = field(default_factory=set)
     refusal: PlexError | None = None
 
-    async def terms(self, resource_id: UUID, identity_id: UUID) -> Terms | None:
+    async def terms(self, caller: Principal, resource_id: UUID) -> tuple[Decision, Terms | None]:
         if self.refusal:
             raise self.refusal
-        return self.resources.get(resource_id)
+        decision = await self.authority.check(caller.reference, "act", f"resource:{resource_id}")
+        return decision, self.resources.get(resource_id)
 
     async def domain_of(self, project_id: UUID) -> UUID | None:
         return next((one.domain_id for one in self.resources.values() if one.project_id == project_id), None)
@@ -260,19 +264,27 @@ class World:
         self.policy = AccessPolicy(Strength((PHR, MFA), ("otp",), 300), max_active_per_identity=3)
         self.clock = FixedClock(NOW)
         self.operator = self.person()
-        self.directory = FakeDirectory({self.resource: self.terms()})
         self.authority = FakeAuthority(self.trace)
+        self.directory = FakeDirectory(self.authority, {self.resource: self.terms()})
         self.admit(self.operator)
         self.authority.granted.add((f"node:{self.node}", "node-agent", f"node:{self.node}"))
         self.audit, self.store = FakeAudit(self.trace), FakeStore(self.trace)
         self.vault, self.key_store = FakeVault(self.trace), FakeKeyStore()
         self.keys = SessionKeys(self.vault, self.key_store, self.audit, self.authority, self.clock)
-        cursors = Cursors(Secret(b"k" * 32))
+        cursors, self.doubt = Cursors(Secret(b"k" * 32)), Doubt()
         self.access = Access(
-            self.store, self.keys, self.directory, self.authority, self.audit, cursors, self.clock, ISSUER
+            self.store,
+            self.keys,
+            self.directory,
+            self.authority,
+            self.audit,
+            cursors,
+            self.clock,
+            ISSUER,
+            self.doubt,
         )
         self.activity = Activity(self.store, self.authority, self.audit, self.clock)
-        self.standing = Standing(self.store, self.directory, self.authority, self.audit, self.clock)
+        self.standing = Standing(self.store, self.directory, self.authority, self.audit, self.clock, self.doubt)
 
     def terms(self, **more: Any) -> Terms:
         return replace(Terms(self.project, self.domain, self.node, self.policy), **more)

@@ -61,7 +61,7 @@ async def test_a_session_is_shown_to_its_owner_and_to_who_reads_the_project() ->
 
 async def test_a_list_goes_on_where_it_ended_and_only_for_who_began_it() -> None:
     world = World()
-    sessions = [await opened(world) for _ in range(3)]
+    sessions = sorted([await opened(world) for _ in range(3)], key=lambda row: row.id)
     reader = viewer(world, "read")
     first = await world.access.page(reader, world.project, "", "", None, "", 2)
     assert [row.id for row in first.rows] == [sessions[2].id, sessions[1].id]
@@ -204,6 +204,15 @@ async def test_who_lost_relation_or_sign_in_loses_the_session_and_nobody_else() 
     ]
     assert await world.standing.look() == 0
     assert [name for name, *_ in world.store.events].count("session_revoked") == 2
+
+
+async def test_what_is_revoked_while_a_session_is_issued_is_looked_at_once_more() -> None:
+    world = World()
+    await opened(world)
+    assert not world.doubt.roused.is_set()
+    world.vault.before = world.doubt.rouse
+    await opened(world)
+    assert world.doubt.count == 2
 
 
 @pytest.mark.parametrize("reason", ["caveat_violation"])

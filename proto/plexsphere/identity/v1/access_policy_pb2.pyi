@@ -7,6 +7,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from plexsphere.identity.v1 import relations_pb2 as _relations_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -239,19 +240,23 @@ class GetSessionTermsRequest(_message.Message):
 
     RESOURCE_ID_FIELD_NUMBER: _builtins.int
     IDENTITY_ID_FIELD_NUMBER: _builtins.int
+    SUBJECT_FIELD_NUMBER: _builtins.int
     resource_id: _builtins.str
     """The resource."""
     identity_id: _builtins.str
-    """The caller."""
+    """The caller's id."""
+    subject: _builtins.str
+    """The caller as relations name it."""
     def __init__(
         self,
         *,
         resource_id: _builtins.str = ...,
         identity_id: _builtins.str = ...,
+        subject: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_id", b"identity_id", "resource_id", b"resource_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_id", b"identity_id", "resource_id", b"resource_id", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -259,7 +264,7 @@ Global___GetSessionTermsRequest: _TypeAlias = GetSessionTermsRequest  # noqa: Y0
 
 @_typing.final
 class GetSessionTermsResponse(_message.Message):
-    """Where it stands, and on which terms."""
+    """Where it stands, and on which terms; no ids where there is no such resource."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -268,12 +273,15 @@ class GetSessionTermsResponse(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     POLICY_FIELD_NUMBER: _builtins.int
     BINDING_ACR_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """Its project."""
     domain_id: _builtins.str
     """Its Domain."""
     node_id: _builtins.str
     """Its node; empty while none registered."""
+    verdict: _relations_pb2.Verdict.ValueType
+    """Whether the caller has `act` on the resource; fully consistent."""
     @_builtins.property
     def policy(self) -> Global___AccessPolicy:
         """The Domain's policy, or the default."""
@@ -290,10 +298,11 @@ class GetSessionTermsResponse(_message.Message):
         node_id: _builtins.str = ...,
         policy: Global___AccessPolicy | None = ...,
         binding_acr: _abc.Iterable[_builtins.str] | None = ...,
+        verdict: _relations_pb2.Verdict.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding_acr", b"binding_acr", "domain_id", b"domain_id", "node_id", b"node_id", "policy", b"policy", "project_id", b"project_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding_acr", b"binding_acr", "domain_id", b"domain_id", "node_id", b"node_id", "policy", b"policy", "project_id", b"project_id", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -172,7 +172,7 @@ class SessionTermsServiceServicer:
     """
 
     def GetSessionTerms(self, request, context):
-        """Answers where a resource stands, and what its Domain and the caller's binding ask for.
+        """Answers whether a caller may act on a resource, where it stands, and what its Domain and the caller's binding ask for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -77,7 +77,7 @@ class SessionTermsServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SessionTermsServiceAsyncStub: ...
     GetSessionTerms: _grpc.UnaryUnaryMultiCallable[_access_policy_pb2.GetSessionTermsRequest, _access_policy_pb2.GetSessionTermsResponse]
-    """Answers where a resource stands, and what its Domain and the caller's binding ask for."""
+    """Answers whether a caller may act on a resource, where it stands, and what its Domain and the caller's binding ask for."""
     ListEndedSignIns: _grpc.UnaryUnaryMultiCallable[_access_policy_pb2.ListEndedSignInsRequest, _access_policy_pb2.ListEndedSignInsResponse]
     """Answers which sign-ins were ended: by signing out, by their provider, or with their person. Running out ends none."""
 
@@ -87,7 +87,7 @@ class SessionTermsServiceAsyncStub(SessionTermsServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetSessionTerms: _aio.UnaryUnaryMultiCallable[_access_policy_pb2.GetSessionTermsRequest, _access_policy_pb2.GetSessionTermsResponse]  # type: ignore[assignment]
-    """Answers where a resource stands, and what its Domain and the caller's binding ask for."""
+    """Answers whether a caller may act on a resource, where it stands, and what its Domain and the caller's binding ask for."""
     ListEndedSignIns: _aio.UnaryUnaryMultiCallable[_access_policy_pb2.ListEndedSignInsRequest, _access_policy_pb2.ListEndedSignInsResponse]  # type: ignore[assignment]
     """Answers which sign-ins were ended: by signing out, by their provider, or with their person. Running out ends none."""
 
@@ -100,7 +100,7 @@ class SessionTermsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _access_policy_pb2.GetSessionTermsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_access_policy_pb2.GetSessionTermsResponse, _abc.Awaitable[_access_policy_pb2.GetSessionTermsResponse]]:
-        """Answers where a resource stands, and what its Domain and the caller's binding ask for."""
+        """Answers whether a caller may act on a resource, where it stands, and what its Domain and the caller's binding ask for."""
 
     @_abc_1.abstractmethod
     def ListEndedSignIns(
