@@ -162,8 +162,8 @@ ACCESS = (
     Mutant(
         "F-4 a place runs out",
         STORE,
-        "WHERE session_id = $1 AND expires_at > $2 RETURNING true",
-        "WHERE session_id = $1 AND $2 = $2 RETURNING true",
+        "WHERE session_id = $1 AND expires_at > $17 RETURNING session_id",
+        "WHERE session_id = $1 AND $17 = $17 RETURNING session_id",
         TESTS + "test_ports.py::test_without_a_place_there_is_no_session",
     ),
     Mutant(

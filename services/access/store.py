@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 
 from libs.errors import Stale
+from libs.ids import uuid7
 from libs.outbox import add_event
 from libs.pg import connection, transaction
 from services.access.model import SCHEMA, Budget, Reserved, Session, Wish
@@ -25,10 +26,18 @@ RELEASE = """
 WITH held AS (DELETE FROM access.reservations WHERE session_id = $1 RETURNING session_id)
 DELETE FROM access.requests q USING held WHERE q.session_id = held.session_id
 """
-TAKE = "DELETE FROM access.reservations WHERE session_id = $1 AND expires_at > $2 RETURNING true"
+# One statement is one transaction, and one trip: the place, the session and its event go together or not at all.
 OPEN = f"""
-INSERT INTO access.sessions ({COLUMNS})
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+WITH taken AS (
+    DELETE FROM access.reservations WHERE session_id = $1 AND expires_at > $17 RETURNING session_id
+), opened AS (
+    INSERT INTO access.sessions ({COLUMNS})
+    SELECT $1, $2::uuid, $3::uuid, $4::uuid, $5::uuid, $6::uuid, $7::uuid, $8::text, $9::jsonb, $10::timestamptz,
+        $11::timestamptz, $12::timestamptz, $13::timestamptz, $14::text, $15::text, $16::text FROM taken
+    RETURNING domain_id, node_id
+)
+INSERT INTO access.event_outbox (id, domain_id, type, scope, payload, created_at)
+SELECT $18::uuid, domain_id, 'session_setup', 'node:' || node_id, $19::jsonb, $17 FROM opened RETURNING true
 """
 FIND = f"SELECT {COLUMNS} FROM access.sessions WHERE id = $1"
 PAGE = f"""
@@ -86,11 +95,10 @@ class PgStore:
     async def open(self, session: Session, payload: Mapping[str, Any], at: datetime.datetime) -> None:
         """Turn a place into a session and announce it."""
         values = {**vars(session), "target": json.dumps(session.target)}
-        async with transaction(self.pool, "open_session") as lent:
-            if not await lent.fetchval(TAKE, session.id, at):
-                raise Stale("the place for the session is gone")
-            await lent.execute(OPEN, *values.values())
-            await _announce(lent, "session_setup", session, payload, at)
+        async with connection(self.pool, "open_session") as lent:
+            opened = await lent.fetchval(OPEN, *values.values(), at, uuid7(), json.dumps(payload))
+        if not opened:
+            raise Stale("the place for the session is gone")
 
     async def find(self, session_id: UUID) -> Session | None:
         """Return a session."""
@@ -119,16 +127,11 @@ class PgStore:
                 return False
             await lent.execute(FORGET, at)
             await lent.execute(DENY, session.id, session.expires_at)
-            await _announce(lent, "session_revoked", session, payload, at)
+            scope = f"node:{session.node_id}"
+            await add_event(lent, SCHEMA, session.domain_id, "session_revoked", scope, dict(payload), at)
         return True
 
     async def touch(self, session_id: UUID, node_id: UUID, kind: str, at: datetime.datetime) -> bool:
         """Note activity of an active session of a node and kind."""
         async with connection(self.pool, "touch_session") as lent:
             return bool(await lent.fetchval(TOUCH, session_id, node_id, kind, at))
-
-
-async def _announce(
-    lent: asyncpg.Connection, kind: str, session: Session, payload: Mapping[str, Any], at: datetime.datetime
-) -> None:
-    await add_event(lent, SCHEMA, session.domain_id, kind, f"node:{session.node_id}", dict(payload), at)
