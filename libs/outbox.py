@@ -8,7 +8,7 @@ import asyncio
 import datetime
 import json
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -71,7 +71,8 @@ class Outgoing:
     payload: str
 
 
-Publish = Callable[[Outgoing], Awaitable[object]]
+# Returns how many of the first were published, at least one; raises what the very first is refused with.
+Publish = Callable[[Sequence[Outgoing]], Awaitable[int]]
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,9 @@ class MeshPublisher:
     def __init__(self, peer: Peer) -> None:
         self._stub = mesh_pb2_grpc.PublishServiceStub(peer)
 
-    async def __call__(self, event: Outgoing) -> None:
-        """Return once the event is published; raises what mesh refuses with."""
-        await self._stub.Publish(
+    async def __call__(self, events: Sequence[Outgoing]) -> int:
+        """Return how many of the first events are published; raises what mesh refuses the very first with."""
+        packed = [
             mesh_pb2.PublishRequest(
                 domain_id=str(event.domain_id),
                 id=str(event.id),
@@ -130,7 +131,10 @@ class MeshPublisher:
                 scope=event.scope,
                 payload_json=event.payload,
             )
-        )
+            for event in events
+        ]
+        answer = await self._stub.PublishInOrder(mesh_pb2.PublishInOrderRequest(events=packed))
+        return len(answer.sequences)
 
 
 @dataclass(frozen=True)
@@ -212,24 +216,32 @@ class Relay:
                 pause = min(RETRY_S * 2**before.failures, LONGEST_REST_S)
                 self._resting[scope] = Rest(min(before.failures + 1, 16), self._clock() + pause)
 
-    async def _relay(self, events: Iterable[Outgoing], gate: asyncio.Semaphore, outcome: "Outcome") -> None:
+    async def _relay(self, events: Sequence[Outgoing], gate: asyncio.Semaphore, outcome: "Outcome") -> None:
+        at_once = len(events)
         async with gate:
-            for event in events:
+            while events:
+                first = events[0].id
                 try:
-                    await self._publish(event)
+                    done = await self._publish(events[:at_once])
                 except EventExpired:
                     # Signed under this id and never delivered: an id is signed once, so it gets another.
-                    outcome.expired.append(event.id)
+                    outcome.expired.append(first)
                     return
                 except (InvalidRequest, AlreadyExists) as error:
+                    if at_once > 1:
+                        # One that cannot even be read is refused with all that it is asked with.
+                        at_once = 1
+                        continue
                     # No retry mends it; it is kept for people, and holds nobody up.
-                    log.error("outbox.refused", schema=self._schema, id=str(event.id), code=error.code)  # noqa: TRY400 — expected
-                    outcome.refused.append((event.id, error.code))
+                    log.error("outbox.refused", schema=self._schema, id=str(first), code=error.code)  # noqa: TRY400 — expected
+                    outcome.refused.append((first, error.code))
+                    done = 1
                 except PlexError as error:
-                    log.warning("outbox.postponed", schema=self._schema, id=str(event.id), code=error.code)
+                    log.warning("outbox.postponed", schema=self._schema, id=str(first), code=error.code)
                     return
                 else:
-                    outcome.published.append(event.id)
+                    outcome.published.extend(event.id for event in events[:done])
+                events = events[done:]
 
     async def _settle(self, lent: asyncpg.Connection, outcome: "Outcome") -> None:
         table = f"{self._schema}.event_outbox"

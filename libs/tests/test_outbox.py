@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import datetime
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -12,7 +12,7 @@ import pytest
 
 from devstack.layout import State
 from devstack.process import until
-from libs.errors import EventBusUnavailable, EventExpired, EventTooLarge, PlexError
+from libs.errors import EventBusUnavailable, EventExpired, EventTooLarge, InvalidRequest, PlexError
 from libs.ids import uuid7
 from libs.outbox import Outgoing, Relay, add_event
 
@@ -37,19 +37,27 @@ class Mesh:
     """Takes events; `refusals` says which types it refuses, and with what."""
 
     refusals: dict[str, PlexError] = field(default_factory=dict)
+    # What all are refused with when they come together, as when one cannot be read.
+    unreadable: PlexError | None = None
     refuses_after_s: float = 0
     refused: int = 0
     seen: list[tuple[str, str]] = field(default_factory=list)
     ids: list[UUID] = field(default_factory=list)
 
-    async def publish(self, event: Outgoing) -> None:
-        await asyncio.sleep(0)
-        if refusal := self.refusals.get(event.type):
-            await asyncio.sleep(self.refuses_after_s)
-            self.refused += 1
+    async def publish(self, events: Sequence[Outgoing]) -> int:
+        if (refusal := self.unreadable) and len(events) > 1:
             raise refusal
-        self.seen.append((event.scope, event.type))
-        self.ids.append(event.id)
+        for done, event in enumerate(events):
+            await asyncio.sleep(0)
+            if refusal := self.refusals.get(event.type):
+                if done:
+                    return done
+                await asyncio.sleep(self.refuses_after_s)
+                self.refused += 1
+                raise refusal
+            self.seen.append((event.scope, event.type))
+            self.ids.append(event.id)
+        return len(events)
 
 
 @pytest.fixture
@@ -114,6 +122,15 @@ async def test_what_mesh_never_takes_is_kept_for_people_and_holds_nobody_up(pool
     async with relaying(pool, mesh):
         await until(lambda: mesh.seen == [("a", "good")], 5)
     assert await left(pool) == [("bad", "event_too_large")]
+
+
+async def test_one_that_cannot_be_read_is_found_among_those_that_it_comes_with(pool: asyncpg.Pool) -> None:
+    mesh = Mesh({"bad": InvalidRequest()}, unreadable=InvalidRequest())
+    for kind in ("a1", "bad", "a2"):
+        await put(pool, "a", kind)
+    async with relaying(pool, mesh):
+        await until(lambda: mesh.seen == [("a", "a1"), ("a", "a2")], 5)
+    assert await left(pool) == [("bad", InvalidRequest().code)]
 
 
 async def test_what_went_stale_gets_another_id(pool: asyncpg.Pool) -> None:

@@ -1,7 +1,7 @@
 """The mesh process: its parts, and how they fit."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import structlog
 
@@ -72,8 +72,10 @@ async def run(settings: MeshSettings) -> None:
         operators = OperatorEvents(keys, audit, relations, IdentityFleet(identity), publisher, clock)
         keeper = Keeper(events, keys, stream, clock, publisher.doubtful)
 
-        async def publish(event: Outgoing) -> None:
+        async def publish(events: Sequence[Outgoing]) -> int:
+            event = events[0]
             await signing.relay(Event(event.id, event.domain_id, event.type, event.scope, event.payload))
+            return 1
 
         # Relays of other services and gateways have no person behind them; operators always do.
         servicers = [

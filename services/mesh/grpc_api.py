@@ -37,6 +37,13 @@ def pack(key: SigningKey) -> pb.SigningKey:
     return packed
 
 
+def unpack(request: pb.PublishRequest) -> Event:
+    """Return an event of another service; raises EventTypeReserved for what mesh alone announces."""
+    if request.type == ROTATED:
+        raise EventTypeReserved
+    return Event(UUID(request.id), UUID(request.domain_id), request.type, request.scope, request.payload_json)
+
+
 @dataclass(frozen=True)
 class SigningKeysApi(stubs.SigningKeysServiceServicer):
     """Public halves for registration."""
@@ -58,10 +65,12 @@ class PublishApi(stubs.PublishServiceServicer):
 
     async def Publish(self, request: pb.PublishRequest, context: Context) -> pb.PublishResponse:
         """Sign and publish an event of another service."""
-        if request.type == ROTATED:
-            raise EventTypeReserved
-        event = Event(UUID(request.id), UUID(request.domain_id), request.type, request.scope, request.payload_json)
-        return pb.PublishResponse(sequence=await self.publisher.publish(event))
+        return pb.PublishResponse(sequence=await self.publisher.publish(unpack(request)))
+
+    async def PublishInOrder(self, request: pb.PublishInOrderRequest, context: Context) -> pb.PublishInOrderResponse:
+        """Sign and publish events of another service, up to the first that cannot be."""
+        sequences = await self.publisher.publish_in_order([unpack(event) for event in request.events])
+        return pb.PublishInOrderResponse(sequences=sequences)
 
 
 @dataclass(frozen=True)

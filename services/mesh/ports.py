@@ -168,3 +168,9 @@ class Publishing(Protocol):
 
     async def publish(self, event: Event) -> int:
         """Return the sequence at which exactly this event was published; asked again, the same one."""
+
+    async def publish_in_order(self, events: Sequence[Event]) -> list[int]:
+        """Return the sequences of those before the first that cannot be published; raises when that is the very first.
+
+        None is published before one that stands in front of it.
+        """

@@ -10,6 +10,7 @@ import contextlib
 import datetime
 import json
 from collections import defaultdict, deque
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -58,6 +59,8 @@ class Waiting:
     """A caller, its event, and what the pipeline has made of it so far."""
 
     event: Event
+    # Whatever is in front of it on the way to the bus.
+    before: "Waiting | None" = None
     answer: "asyncio.Future[int]" = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     logged: Logged | None = None
 
@@ -65,6 +68,11 @@ class Waiting:
     def gone(self) -> bool:
         """Whether the caller has its answer, or waits no longer."""
         return self.answer.done()
+
+    @property
+    def refused(self) -> bool:
+        """Whether it will not be published this time."""
+        return self.gone and (self.answer.cancelled() or self.answer.exception() is not None)
 
     def settle(self, sequence: int) -> None:
         """Give the caller its sequence, unless it went away."""
@@ -87,7 +95,8 @@ class Publisher:
         self._log = log
         self._stream = stream
         self._clock = clock
-        self._queue: deque[Waiting] = deque()
+        self._queue: deque[list[Waiting]] = deque()
+        self._queued = 0
         self._under_way: list[int] = []
         self._moved = asyncio.Event()
         # Their place may have been noted after gateways had stopped to wait for it.
@@ -99,13 +108,39 @@ class Publisher:
 
         Asked again after a refusal, it may be another one, which counts as well; receivers drop the second copy.
         """
-        check_id(event.id, self._clock.now())
-        if len(self._queue) >= LONGEST_QUEUE:
+        (sequence,) = await self.publish_in_order([event])
+        return sequence
+
+    async def publish_in_order(self, events: Sequence[Event]) -> list[int]:
+        """Return the sequences of those before the first that cannot be published; raises when that is the very first.
+
+        They are in one batch, so that none overtakes another.
+        """
+        for place, event in enumerate(events):
+            try:
+                check_id(event.id, self._clock.now())
+            except PlexError:
+                if place == 0:
+                    raise
+                events = events[:place]
+                break
+        if self._queued + len(events) > LONGEST_QUEUE:
             raise EventBusUnavailable("the queue is full")
-        waiting = Waiting(event)
-        self._queue.append(waiting)
+        run: list[Waiting] = []
+        for event in events:
+            run.append(Waiting(event, run[-1] if run else None))
+        self._queue.append(run)
+        self._queued += len(run)
         self._moved.set()
-        return await waiting.answer
+        answers = await asyncio.gather(*(waiting.answer for waiting in run), return_exceptions=True)
+        sequences: list[int] = []
+        for answer in answers:
+            if isinstance(answer, BaseException):
+                if not sequences:
+                    raise answer
+                break
+            sequences.append(answer)
+        return sequences
 
     async def run(self) -> None:
         """Publish batches for as long as the process lives."""
@@ -114,16 +149,23 @@ class Publisher:
                 while not self._due():
                     self._moved.clear()
                     await self._moved.wait()
-                batch = [self._queue.popleft() for _ in range(min(len(self._queue), LARGEST_BATCH))]
+                batch = self._next()
                 self._under_way.append(len(batch))
                 group.create_task(self._batch(batch))
+
+    def _next(self) -> list[Waiting]:
+        batch = self._queue.popleft()
+        while self._queue and len(batch) + len(self._queue[0]) <= LARGEST_BATCH:
+            batch += self._queue.popleft()
+        self._queued -= len(batch)
+        return batch
 
     def _due(self) -> bool:
         """Whether a batch begins now: at once when none is under way, else when it is as large as the one that is.
 
         A second batch of whoever came first would take all the trips of a large one, for one event.
         """
-        return len(self._under_way) < BATCHES and len(self._queue) >= max(self._under_way, default=1)
+        return len(self._under_way) < BATCHES and self._queued >= max(self._under_way, default=1)
 
     async def _batch(self, batch: list[Waiting]) -> None:
         try:
@@ -156,28 +198,23 @@ class Publisher:
             self._keys.keys({waiting.event.domain_id for waiting in first.values()}),
         )
         signing: dict[tuple[UUID, str], list[Waiting]] = defaultdict(list)
-        ready: list[Waiting] = []
         for waiting in first.values():
             try:
                 if logged := known.get(waiting.event.id):
-                    if self._again(waiting, logged):
-                        ready.append(waiting)
+                    self._again(waiting, logged)
                 else:
                     signer = self._signer(waiting.event, keys.get(waiting.event.domain_id, Keys()))
                     signing[signer.domain_id, signer.kid].append(waiting)
             except PlexError as error:
                 waiting.fail(error)
-        signed = [
-            row
-            for rows in await asyncio.gather(
-                *(self._sign(keys[domain].by_id(kid), waiters) for (domain, kid), waiters in signing.items())
-            )
-            for row in rows
-        ]
-        await self._publish(ready + await self._append(signed), highest)
+        await asyncio.gather(
+            *(self._sign(keys[domain].by_id(kid), waiters) for (domain, kid), waiters in signing.items())
+        )
+        await self._append([waiting for waiting in in_order(first.values()) if waiting.event.id not in known])
+        await self._publish(in_order(first.values()), highest)
 
-    def _again(self, waiting: Waiting, logged: Logged) -> bool:
-        """Answer for an event that is logged already; True when it must be published once more."""
+    def _again(self, waiting: Waiting, logged: Logged) -> None:
+        """Answer for an event that is logged already, unless it must be published once more."""
         event = waiting.event
         same = (logged.domain_id, logged.scope, logged.type) == (event.domain_id, event.scope, event.type)
         if not same or envelope.parse(logged.envelope).payload != payload_of(event):
@@ -185,11 +222,10 @@ class Publisher:
         stale = self._clock.now() - logged.issued_at > FRESH - MARGIN
         if logged.sequence is not None and (stale or event.id not in self._unanswered):
             waiting.settle(logged.sequence)
-            return False
+            return
         if stale:
             raise EventExpired
         waiting.logged = logged
-        return True
 
     def _signer(self, event: Event, keys: Keys) -> SigningKey:
         """Return the key that signs an event: the current one, and for a rotation the one before the new key."""
@@ -203,16 +239,16 @@ class Publisher:
             raise SigningKeyMissing
         return keys.current
 
-    async def _sign(self, key: SigningKey | None, waiters: list[Waiting]) -> list[Waiting]:
-        """Sign a Domain's events in one call and check each signature; returns those that are signed."""
+    async def _sign(self, key: SigningKey | None, waiters: list[Waiting]) -> None:
+        """Sign a Domain's events in one call and check each signature."""
         try:
             half = await self._halves.of(key) if key else None
         except PlexError as error:
             self._refuse(waiters, error)
-            return []
+            return
         if key is None or half is None:
             self._refuse(waiters, SigningUnavailable("the recorded public half is not the key's"))
-            return []
+            return
         now = self._clock.now()
         messages: list[tuple[Waiting, bytes]] = []
         for waiting in waiters:
@@ -221,14 +257,13 @@ class Publisher:
             except PlexError as error:
                 waiting.fail(error)
         if not messages:
-            return []
+            return
         try:
             signatures = await self._vault.sign(key.domain_id, key.version, [message for _, message in messages])
         except PlexError as error:
             self._refuse([waiting for waiting, _ in messages], error)
-            return []
+            return
         verifier = VerifyKey(half.public_key)
-        signed = []
         for (waiting, message), signature in zip(messages, signatures, strict=True):
             try:
                 verifier.verify(message, signature)
@@ -238,19 +273,15 @@ class Publisher:
                 continue
             event = waiting.event
             waiting.logged = Logged(event.id, event.domain_id, event.scope, event.type, wire, now)
-            signed.append(waiting)
-        return signed
 
-    async def _append(self, signed: list[Waiting]) -> list[Waiting]:
+    async def _append(self, signed: list[Waiting]) -> None:
         """Log what was signed; nothing goes to the stream before it is durable here."""
-        rows = [waiting.logged for waiting in signed if waiting.logged is not None and not waiting.gone]
-        if not rows:
-            return []
-        appended = await self._log.append(rows)
+        rows = [waiting.logged for waiting in signed if waiting.logged is not None]
+        appended = await self._log.append(rows) if rows else set()
         for waiting in signed:
             if waiting.event.id not in appended:
+                waiting.logged = None
                 waiting.fail(EventBusUnavailable("the event is being published"))
-        return [waiting for waiting in signed if waiting.event.id in appended]
 
     async def _publish(self, ready: list[Waiting], highest: int) -> None:
         rows = [(waiting, waiting.logged) for waiting in ready if waiting.logged is not None]
@@ -280,6 +311,17 @@ class Publisher:
         self._unanswered -= ids
         for place, (waiting, _) in zip(places, rows, strict=True):
             waiting.settle(place)
+
+
+def in_order(waiters: Iterable[Waiting]) -> list[Waiting]:
+    """Return those that may go on; whatever stands behind one that is refused waits for it."""
+    ready = []
+    for waiting in waiters:
+        if waiting.before is not None and waiting.before.refused:
+            waiting.fail(EventBusUnavailable("an event before it is not published"))
+        if not waiting.refused:
+            ready.append(waiting)
+    return ready
 
 
 def comes_next(place: int, highest: int) -> bool:

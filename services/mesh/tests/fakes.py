@@ -20,12 +20,16 @@ from services.mesh.model import STATE_UPDATED, Keys, Logged, Publication, Public
 
 @dataclass
 class FakeVault:
-    """Key pairs by Domain; `tamper` changes what it signs, and nothing can be said of `unknown` Domains."""
+    """Key pairs by Domain; nothing can be said of `unknown` Domains.
+
+    `tamper` changes what it signs, in messages that hold `only`.
+    """
 
     pairs: dict[UUID, list[Ed25519]] = field(default_factory=dict)
     unknown: set[UUID] = field(default_factory=set)
     refusal: PlexError | None = None
     tamper: bytes = b""
+    only: bytes = b""
     calls: int = 0
 
     def _check(self) -> None:
@@ -53,7 +57,8 @@ class FakeVault:
         self._check()
         self.calls += 1
         await asyncio.sleep(0)
-        return [self.pairs[domain_id][version - 1].sign(message + self.tamper).signature for message in messages]
+        pair = self.pairs[domain_id][version - 1]
+        return [pair.sign(message + (self.tamper if self.only in message else b"")).signature for message in messages]
 
 
 @dataclass

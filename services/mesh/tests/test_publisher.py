@@ -94,6 +94,48 @@ async def test_many_at_once_share_a_signing_call() -> None:
         assert desk.vault.calls <= 4
 
 
+async def test_those_in_order_are_published_up_to_the_first_that_cannot_be() -> None:
+    async with opened() as desk:
+        events = [desk.event(payload={"turn": turn}) for turn in range(5)]
+        assert await desk.publisher.publish_in_order(events[:2]) == [1, 2]
+        desk.vault.tamper, desk.vault.only = b"x", b'{"turn":3}'
+        assert await desk.publisher.publish_in_order(events[1:]) == [2, 3]
+        assert desk.stream.last == 3
+        assert events[4].id not in desk.log.rows
+        with pytest.raises(SigningUnavailable):
+            await desk.publisher.publish_in_order(events[3:])
+        assert desk.stream.last == 3
+
+
+async def test_one_that_nobody_may_sign_any_more_does_not_speak_for_those_before_it() -> None:
+    async with opened() as desk:
+        old = replace(desk.event(), id=UUID(int=7 << 76 | 2 << 62))
+        assert await desk.publisher.publish_in_order([desk.event(), old, desk.event()]) == [1]
+        with pytest.raises(EventExpired):
+            await desk.publisher.publish_in_order([old, desk.event()])
+        assert desk.stream.last == 1
+
+
+async def test_who_gave_up_before_the_log_is_in_neither_log_nor_stream() -> None:
+    async with opened() as desk:
+        events = [desk.event(), desk.event()]
+        asking = asyncio.ensure_future(desk.publisher.publish_in_order(events))
+        await asyncio.sleep(0)
+        asking.cancel()
+        assert await desk.publisher.publish(desk.event()) == 1
+        assert {event.id for event in events}.isdisjoint(desk.log.rows)
+
+
+async def test_one_logged_before_stays_behind_one_that_is_new() -> None:
+    async with opened() as desk:
+        first, second = desk.event(), desk.event()
+        desk.stream.gone = True
+        with pytest.raises(EventBusUnavailable):
+            await desk.publisher.publish(second)
+        desk.stream.gone = False
+        assert await desk.publisher.publish_in_order([first, second]) == [1, 2]
+
+
 async def test_the_same_event_again_is_the_same_place() -> None:
     async with opened() as desk:
         event = desk.event(payload={"a": "<ü&"})

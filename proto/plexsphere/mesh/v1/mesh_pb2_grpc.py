@@ -324,6 +324,11 @@ class PublishServiceStub:
                 request_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishResponse.FromString,
                 _registered_method=True)
+        self.PublishInOrder = channel.unary_unary(
+                '/plexsphere.mesh.v1.PublishService/PublishInOrder',
+                request_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishInOrderRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishInOrderResponse.FromString,
+                _registered_method=True)
 
 
 class PublishServiceServicer:
@@ -337,6 +342,13 @@ class PublishServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PublishInOrder(self, request, context):
+        """Publishes events one after the other, up to the first that cannot be; refuses with what the very first is refused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PublishServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -344,6 +356,11 @@ def add_PublishServiceServicer_to_server(servicer, server):
                     servicer.Publish,
                     request_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishRequest.FromString,
                     response_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishResponse.SerializeToString,
+            ),
+            'PublishInOrder': grpc.unary_unary_rpc_method_handler(
+                    servicer.PublishInOrder,
+                    request_deserializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishInOrderRequest.FromString,
+                    response_serializer=plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishInOrderResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -374,6 +391,33 @@ class PublishService:
             '/plexsphere.mesh.v1.PublishService/Publish',
             plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishRequest.SerializeToString,
             plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PublishInOrder(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.mesh.v1.PublishService/PublishInOrder',
+            plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishInOrderRequest.SerializeToString,
+            plexsphere_dot_mesh_dot_v1_dot_mesh__pb2.PublishInOrderResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -133,6 +133,8 @@ class PublishServiceStub:
     def __new__(cls, channel: _aio.Channel) -> PublishServiceAsyncStub: ...
     Publish: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.PublishRequest, _mesh_pb2.PublishResponse]
     """Signs an event under its Domain's key and publishes it; nothing unsigned has a code path to the bus."""
+    PublishInOrder: _grpc.UnaryUnaryMultiCallable[_mesh_pb2.PublishInOrderRequest, _mesh_pb2.PublishInOrderResponse]
+    """Publishes events one after the other, up to the first that cannot be; refuses with what the very first is refused."""
 
 @_typing.type_check_only
 class PublishServiceAsyncStub(PublishServiceStub):
@@ -141,6 +143,8 @@ class PublishServiceAsyncStub(PublishServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Publish: _aio.UnaryUnaryMultiCallable[_mesh_pb2.PublishRequest, _mesh_pb2.PublishResponse]  # type: ignore[assignment]
     """Signs an event under its Domain's key and publishes it; nothing unsigned has a code path to the bus."""
+    PublishInOrder: _aio.UnaryUnaryMultiCallable[_mesh_pb2.PublishInOrderRequest, _mesh_pb2.PublishInOrderResponse]  # type: ignore[assignment]
+    """Publishes events one after the other, up to the first that cannot be; refuses with what the very first is refused."""
 
 class PublishServiceServicer(metaclass=_abc_1.ABCMeta):
     """The only way to the bus."""
@@ -152,6 +156,14 @@ class PublishServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_mesh_pb2.PublishResponse, _abc.Awaitable[_mesh_pb2.PublishResponse]]:
         """Signs an event under its Domain's key and publishes it; nothing unsigned has a code path to the bus."""
+
+    @_abc_1.abstractmethod
+    def PublishInOrder(
+        self,
+        request: _mesh_pb2.PublishInOrderRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_mesh_pb2.PublishInOrderResponse, _abc.Awaitable[_mesh_pb2.PublishInOrderResponse]]:
+        """Publishes events one after the other, up to the first that cannot be; refuses with what the very first is refused."""
 
 def add_PublishServiceServicer_to_server(servicer: PublishServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
