@@ -7,7 +7,7 @@ DBA could change decides who may assert.
 
 import base64
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,12 +86,12 @@ class AssertionSigner:
     certificate_file: Path
     key_file: Path
     clock: Clock
+    _read: dict[tuple[int, ...], tuple[dict[str, Any], OKPKey]] = field(default_factory=dict, repr=False)
 
     def sign(self, principal: Principal, audience: str, azp: str = "gateway") -> tuple[str, datetime.datetime]:
-        """Return an assertion for one audience and when it expires; the files are read anew each time."""
+        """Return an assertion for one audience and when it expires; files that were replaced are read anew."""
         now = self.clock.now()
         expires = now + datetime.timedelta(seconds=LIFETIME_S)
-        certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
         claims: dict[str, Any] = {name: getattr(principal, field) for name, field in CLAIMS.items()}
         claims |= {"iss": ISSUER, "aud": audience, "azp": azp, "jti": str(uuid7()), "amr": list(principal.amr)}
         claims |= {"iat": int(now.timestamp()), "exp": int(expires.timestamp())}
@@ -99,10 +99,19 @@ class AssertionSigner:
             claims["auth_time"] = principal.auth_time
         if principal.scope is not None:
             claims["scope"] = " ".join(principal.scope)
-        leaf = base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
-        header = {"alg": ALGORITHM, "typ": TYPE, "x5c": [leaf]}
-        key = OKPKey.import_key(self.key_file.read_bytes())
+        header, key = self._own()
         return jwt.encode(header, claims, key, algorithms=[ALGORITHM]), expires
+
+    def _own(self) -> tuple[dict[str, Any], OKPKey]:
+        stats = [path.stat() for path in (self.certificate_file, self.key_file)]
+        seen = tuple(part for stat in stats for part in (stat.st_ino, stat.st_mtime_ns, stat.st_size))
+        if seen not in self._read:
+            certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
+            leaf = base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
+            key = OKPKey.import_key(self.key_file.read_bytes())
+            self._read.clear()
+            self._read[seen] = {"alg": ALGORITHM, "typ": TYPE, "x5c": [leaf]}, key
+        return self._read[seen]
 
 
 class AssertionVerifier:

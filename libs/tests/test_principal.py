@@ -4,10 +4,11 @@ import os
 from dataclasses import replace
 
 import pytest
+from joserfc import jws
 
 from libs.clock import SystemClock
 from libs.errors import Unauthenticated
-from libs.principal import AssertionSigner, AssertionVerifier, Principal
+from libs.principal import REGISTRY, AssertionSigner, AssertionVerifier, Principal
 from libs.tests.forge import ATTACKS, SUBJECT, Forge
 from libs.tests.pki import Authority, make_authority
 
@@ -46,6 +47,20 @@ def test_a_scope_arrives_as_it_is_and_none_is_not_empty(
     signer = AssertionSigner(own.certificate_file, own.key_file, SystemClock())
     token, _ = signer.sign(Principal(SUBJECT, "user", "api_token", scope=scope), "identity")
     assert verifier.verify(token, "gateway").scope == scope
+
+
+def test_a_certificate_that_was_renewed_signs_at_once(authority: Authority, verifier: AssertionVerifier) -> None:
+    own = authority.signer()
+    signer = AssertionSigner(own.certificate_file, own.key_file, SystemClock())
+    before, _ = signer.sign(NODE, "identity")
+    assert authority.signer() == own
+    after, _ = signer.sign(NODE, "identity")
+    assert verifier.verify(after, "gateway").subject == SUBJECT
+    assert leaf_of(before) != leaf_of(after)
+
+
+def leaf_of(token: str) -> object:
+    return jws.extract_compact(token.encode(), registry=REGISTRY).headers()["x5c"]
 
 
 def test_the_forge_makes_what_is_accepted(authority: Authority, verifier: AssertionVerifier) -> None:

@@ -18,7 +18,7 @@ from services.identity.model import BootstrapToken, Candidate, Registered, Resou
 from services.identity.node_key_store import add_keys, revoke_keys
 from services.identity.node_model import Wanted
 from services.identity.node_store import LOCK_NODE, text_of
-from services.identity.registration_store import KEYED, Registration, Registrations, others, peers_of
+from services.identity.registration_store import KEYED, Registration, Registrations, snapshot_of
 from services.identity.store import BOOTSTRAP, RESOURCE
 
 NODE_OF = f"""
@@ -118,8 +118,8 @@ class PgEnrolmentStore:
                 raise TokenConsumed
             await revoke_keys(lent, node["id"], at)
             await add_keys(lent, [(node["id"], key)], at)
-            peers = others(await peers_of(lent, node["domain_id"]), node["id"])
-        return Registered(node["id"], text_of(node["mesh_ip"]), peers, str(node["mesh_cidr"]))
+            snapshot = await snapshot_of(lent, node["domain_id"])
+        return Registered(node["id"], text_of(node["mesh_ip"]), snapshot, str(node["mesh_cidr"]))
 
     async def heartbeat(
         self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime.datetime

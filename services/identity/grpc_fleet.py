@@ -44,15 +44,17 @@ class EnrolmentApi(enrolment_pb2_grpc.EnrolmentServiceServicer):
         enrolled = await self._enrolment.register(wish)
         node = enrolled.node
         with enrolled.key as key:
-            return enrol.RegisterResponse(
+            answer = enrol.RegisterResponse(
                 node_id=str(node.node_id),
                 mesh_ip=node.mesh_ip,
                 signing_public_key=enrolled.signing_key.public_key,
                 signing_key_id=enrolled.signing_key.kid,
                 nsk=bytes(key.reveal()),
-                peers=map(pack.peer, node.peers),
                 domain_mesh_cidr=node.mesh_cidr,
             )
+        packed = pack.snapshot(node.snapshot)
+        answer.MergeFromString(b"".join(part for peer, part in packed.items() if peer != node.node_id))
+        return answer
 
 
 class RelationsApi(relations_pb2_grpc.RelationsServiceServicer):

@@ -215,11 +215,23 @@ class Candidate:
     key: WrappedKey
 
 
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A Domain's nodes at one moment; those that registered together have the same one."""
+
+    nodes: list[Peer]
+
+
 @dataclass(frozen=True)
 class Registered:
-    """A node that is registered."""
+    """A node that is registered; it is in the snapshot too."""
 
     node_id: UUID
     mesh_ip: str
-    peers: list[Peer]
+    snapshot: Snapshot
     mesh_cidr: str
+
+    @property
+    def peers(self) -> list[Peer]:
+        """The Domain's other nodes."""
+        return [peer for peer in self.snapshot.nodes if peer.node_id != self.node_id]

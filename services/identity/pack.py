@@ -1,6 +1,7 @@
 """Between the model and protobuf."""
 
 import datetime
+import functools
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +11,17 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs.rpc.context import current_principal
 from plexsphere.identity.v1 import directory_pb2, enrolment_pb2
 from services.identity.authority import caller_of
-from services.identity.model import BootstrapToken, Caller, Domain, NodeSummary, Peer, Project, Reachability, Resource
+from services.identity.model import (
+    BootstrapToken,
+    Caller,
+    Domain,
+    NodeSummary,
+    Peer,
+    Project,
+    Reachability,
+    Resource,
+    Snapshot,
+)
 from services.identity.node_model import Health
 from services.identity.sign_in_model import Binding
 
@@ -101,6 +112,15 @@ def peer(row: Peer) -> enrolment_pb2.Peer:
         node_id=str(row.node_id), mesh_ip=row.mesh_ip, public_key=row.public_key,
         fallback_endpoint=row.fallback_endpoint,
     )  # fmt: skip
+
+
+@functools.lru_cache(maxsize=8)
+def snapshot(one: Snapshot) -> dict[UUID, bytes]:
+    """Pack each node of a snapshot for its peers, as a part of a registration's answer.
+
+    Once for all that registered together: a message's bytes after another's are both merged (protobuf's encoding).
+    """
+    return {row.node_id: enrolment_pb2.RegisterResponse(peers=[peer(row)]).SerializeToString() for row in one.nodes}
 
 
 def health(row: Health) -> enrolment_pb2.Reachability:

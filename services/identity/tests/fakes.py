@@ -27,6 +27,7 @@ from services.identity.model import (
     Registered,
     Resource,
     SigningKey,
+    Snapshot,
     Tuple,
     WrappedKey,
 )
@@ -280,13 +281,13 @@ class FakeEnrolmentStore:
         self.nodes[node.node_id] = node
         self.of_resources[resource.id] = (node.node_id, True)
         self.keys.append(node.key)
-        return Registered(node.node_id, MESH_IP, [], MESH_CIDR)
+        return Registered(node.node_id, MESH_IP, Snapshot([]), MESH_CIDR)
 
     async def replace_key(self, token: BootstrapToken, resource: Resource, key: WrappedKey, at: datetime) -> Registered:
         self.trace.append("replace_key")
         assert token.node_id is not None
         self.keys.append(key)
-        return Registered(token.node_id, MESH_IP, [], MESH_CIDR)
+        return Registered(token.node_id, MESH_IP, Snapshot([]), MESH_CIDR)
 
     async def heartbeat(
         self, node_id: UUID, checksum: bytes, version: str, nat_summary: str, at: datetime
