@@ -1,8 +1,11 @@
 """Work that is done for many at once: what is asked for while a batch is under way goes together into the next one."""
 
 import asyncio
+import contextlib
 import contextvars
-from collections.abc import Awaitable, Callable, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 Asked = TypeVar("Asked")
@@ -58,3 +61,54 @@ class Together(Generic[Asked, Answer]):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+
+@dataclass
+class Rank:
+    """Those who go abreast, and how many of them are still on their way."""
+
+    left: int = 0
+
+
+class Abreast:
+    """Lets those who come meanwhile go on abreast, so that what each asks for on its way is asked for together.
+
+    So many ranks are on their way at a time, one of them while the other waits for disks; a rank has `most` at most.
+    """
+
+    def __init__(self, ranks: int = 2, most: int = 32) -> None:
+        self._free = ranks
+        self._most = most
+        self._waiting: deque[asyncio.Future[Rank]] = deque()
+
+    @contextlib.asynccontextmanager
+    async def rank(self) -> AsyncIterator[None]:
+        """Wait for a rank's turn, and be in it for the block."""
+        mine: asyncio.Future[Rank] = asyncio.get_running_loop().create_future()
+        self._waiting.append(mine)
+        self._go()
+        try:
+            await mine
+            yield
+        finally:
+            # Also for who was given a place and cancelled before it was taken.
+            if mine.done() and not mine.cancelled():
+                self._leave(mine.result())
+
+    def _go(self) -> None:
+        while self._free and self._waiting:
+            going = [mine for mine in self._take() if not mine.done()]
+            if going:
+                self._free -= 1
+                rank = Rank(len(going))
+                for mine in going:
+                    mine.set_result(rank)
+
+    def _take(self) -> list["asyncio.Future[Rank]"]:
+        return [self._waiting.popleft() for _ in range(min(len(self._waiting), self._most))]
+
+    def _leave(self, rank: Rank) -> None:
+        rank.left -= 1
+        if not rank.left:
+            self._free += 1
+            self._go()

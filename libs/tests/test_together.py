@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from libs.together import Together
+from libs.together import Abreast, Together
 
 pytestmark = pytest.mark.unit
 
@@ -80,3 +80,44 @@ async def test_an_answer_that_is_missing_leaves_nobody_waiting() -> None:
     together = Together(short)
     failed = await asyncio.gather(together.ask(2), together.ask(4), return_exceptions=True)
     assert [type(one) for one in failed] == [LookupError, LookupError]
+
+
+async def test_who_comes_while_all_ranks_are_on_their_way_goes_abreast_with_the_others() -> None:
+    abreast, ends, going = Abreast(ranks=2, most=3), [asyncio.Event() for _ in range(7)], list[int]()
+
+    async def go(number: int) -> None:
+        async with abreast.rank():
+            going.append(number)
+            await ends[number].wait()
+
+    walkers = [asyncio.create_task(go(number)) for number in range(7)]
+    await asyncio.sleep(0.01)
+    assert going == [0, 1]
+    ends[1].set()
+    await asyncio.sleep(0.01)
+    assert going == [0, 1, 2, 3, 4]
+    walkers[5].cancel()
+    ends[0].set()
+    await asyncio.sleep(0.01)
+    assert going == [0, 1, 2, 3, 4, 6]
+    for end in ends:
+        end.set()
+    await asyncio.gather(*walkers, return_exceptions=True)
+    async with asyncio.timeout(1), abreast.rank(), abreast.rank():
+        pass
+
+
+async def test_who_is_cancelled_with_its_turn_gives_it_back() -> None:
+    abreast = Abreast(ranks=1)
+    async with abreast.rank():
+        waiting = asyncio.create_task(stand(abreast))
+        await asyncio.sleep(0.01)
+    waiting.cancel()
+    await asyncio.gather(waiting, return_exceptions=True)
+    async with asyncio.timeout(1), abreast.rank():
+        pass
+
+
+async def stand(abreast: Abreast) -> None:
+    async with abreast.rank():
+        await asyncio.sleep(10)

@@ -5,11 +5,13 @@ its key and the event, and only then.
 """
 
 import datetime
+import functools
 import hashlib
 import hmac
 import re
 from dataclasses import dataclass
 from uuid import UUID
+from weakref import WeakValueDictionary
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -36,6 +38,7 @@ from libs.errors import (
 )
 from libs.ids import parse_uuid, uuid7
 from libs.principal import Principal
+from libs.together import Abreast
 from services.identity.authority import Act, Gate
 from services.identity.model import BootstrapToken, Caller, Candidate, Registered, Resource, SigningKey
 from services.identity.node_keys import KEY_BYTES, make_key
@@ -110,6 +113,20 @@ class Enrolment:
             project_id = parse_uuid(wish.project_id.lower())
         except ValueError:
             raise Unprocessable("project_id must be a UUID") from None
+        # By what the caller claims: whoever names no project of ours goes alone.
+        if (abreast := self._projects.get(project_id)) is None:
+            abreast = self._projects[project_id] = Abreast()
+        async with abreast.rank():
+            enrolled = await self._register(wish, project_id, nonce)
+        # Also after a retry: the first delivery may have been what was lost.
+        await self.gate.authority.deliver()
+        return enrolled
+
+    @functools.cached_property
+    def _projects(self) -> WeakValueDictionary[UUID, Abreast]:
+        return WeakValueDictionary()
+
+    async def _register(self, wish: Wish, project_id: UUID, nonce: UUID) -> Enrolled:
         token = await self._token(wish.bootstrap_token)
         retry, resource, node_id = await self._decided(wish, token, project_id, nonce)
         # Wrapped before the transaction, so that none waits for OpenBao and none commits a key that is nowhere.
@@ -127,8 +144,6 @@ class Enrolment:
         except BaseException:  # cancelled too: a key that nobody gets stays in no memory of ours
             key.wipe()
             raise
-        # Also after a retry: the first delivery may have been what was lost.
-        await self.gate.authority.deliver()
         return Enrolled(node, signing_key, key)
 
     async def _token(self, text: str) -> BootstrapToken:

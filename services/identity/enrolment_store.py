@@ -1,6 +1,8 @@
 """Registration in one transaction: token, node, address, key, tuples, event; or nothing."""
 
 import datetime
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -14,6 +16,7 @@ from libs.errors import (
 )
 from libs.ids import parse_uuid
 from libs.pg import connection, transaction
+from libs.together import Together
 from services.identity.model import BootstrapToken, Candidate, Registered, Resource, WrappedKey
 from services.identity.node_key_store import add_keys, revoke_keys
 from services.identity.node_model import Wanted
@@ -21,11 +24,21 @@ from services.identity.node_store import LOCK_NODE, text_of
 from services.identity.registration_store import KEYED, Registration, Registrations, snapshot_of
 from services.identity.store import BOOTSTRAP, RESOURCE
 
-NODE_OF = f"""
-SELECT n.id, {KEYED} AS keyed, EXISTS (
-    SELECT FROM identity.nodes other WHERE other.domain_id = $2 AND other.public_key = $3 AND other.resource_id <> $1
+NODES_OF = f"""
+SELECT w.turn, n.id, {KEYED} AS keyed, EXISTS (
+    SELECT FROM identity.nodes other
+    WHERE other.domain_id = w.domain_id AND other.public_key = w.public_key AND other.resource_id <> w.id
 ) AS taken
-FROM (VALUES ($1::uuid)) AS resource (id) LEFT JOIN identity.nodes n ON n.resource_id = resource.id
+FROM unnest($1::uuid[], $2::uuid[], $3::bytea[]) WITH ORDINALITY AS w (id, domain_id, public_key, turn)
+LEFT JOIN identity.nodes n ON n.resource_id = w.id ORDER BY w.turn
+"""
+RESOURCES = f"""
+SELECT w.turn, r.* FROM unnest($1::uuid[], $2::text[], $3::uuid[]) WITH ORDINALITY AS w (project_id, handle, id, turn)
+CROSS JOIN LATERAL (
+    SELECT {RESOURCE} FROM identity.resources
+    WHERE project_id = w.project_id AND (id = w.id OR external_ref = w.handle)
+    ORDER BY id = w.id DESC NULLS LAST LIMIT 1
+) r
 """
 # A retry is one of the registration that stands: nobody revoked its key, and no later token registered the node again.
 RETRIED = f"""
@@ -67,12 +80,27 @@ class PgEnrolmentStore:
     pool: asyncpg.Pool
     registrations: Registrations
 
+    @functools.cached_property
+    def _tokens(self) -> Together[str, BootstrapToken | None]:
+        return Together(self._find_tokens)
+
+    @functools.cached_property
+    def _resources(self) -> Together[tuple[UUID, str], Resource | None]:
+        return Together(self._find_resources)
+
+    @functools.cached_property
+    def _nodes(self) -> Together[tuple[Resource, bytes], tuple[UUID | None, bool, bool]]:
+        return Together(self._nodes_of)
+
     async def find_token(self, selector: str) -> BootstrapToken | None:
         """Return a token by its selector."""
-        async with connection(self.pool, "find_token") as lent:
-            sql = f"SELECT {BOOTSTRAP} FROM identity.bootstrap_tokens WHERE selector = $1"
-            row = await lent.fetchrow(sql, selector)
-        return BootstrapToken(**row) if row else None
+        return await self._tokens.ask(selector)
+
+    async def _find_tokens(self, selectors: list[str]) -> Sequence[BootstrapToken | None]:
+        async with connection(self.pool, "find_tokens") as lent:
+            sql = f"SELECT {BOOTSTRAP} FROM identity.bootstrap_tokens WHERE selector = ANY ($1::text[])"
+            found = {row["selector"]: BootstrapToken(**row) for row in await lent.fetch(sql, selectors)}
+        return [found.get(selector) for selector in selectors]
 
     async def domain_of(self, project_id: UUID) -> UUID | None:
         """Return the Domain of a project."""
@@ -84,19 +112,27 @@ class PgEnrolmentStore:
 
     async def find_resource(self, project_id: UUID, handle: str) -> Resource | None:
         """Return a project's resource by id or by its name elsewhere."""
-        sql = f"""
-        SELECT {RESOURCE} FROM identity.resources
-        WHERE project_id = $1 AND (id = $3 OR external_ref = $2) ORDER BY id = $3 DESC NULLS LAST LIMIT 1
-        """
-        async with connection(self.pool, "find_resource") as lent:
-            row = await lent.fetchrow(sql, project_id, handle, uuid_or_none(handle))
-        return Resource(**row) if row else None
+        if "\0" in handle:
+            # Nothing that PostgreSQL cannot read may fail those whom it is asked for with.
+            raise InvalidRequest("a text holds a character that cannot be stored")
+        return await self._resources.ask((project_id, handle))
+
+    async def _find_resources(self, wanted: list[tuple[UUID, str]]) -> Sequence[Resource | None]:
+        projects, handles = [project_id for project_id, _ in wanted], [handle for _, handle in wanted]
+        async with connection(self.pool, "find_resources") as lent:
+            rows = await lent.fetch(RESOURCES, projects, handles, [uuid_or_none(handle) for handle in handles])
+        found = {values.pop("turn"): Resource(**values) for values in map(dict, rows)}
+        return [found.get(turn) for turn in range(1, len(wanted) + 1)]
 
     async def node_of(self, resource: Resource, public_key: bytes) -> tuple[UUID | None, bool, bool]:
         """Return the node of a resource, whether it has a key that counts, and whether another has the public key."""
-        async with connection(self.pool, "node_of") as lent:
-            (row,) = await lent.fetch(NODE_OF, resource.id, resource.domain_id, public_key)
-        return row["id"], row["keyed"], row["taken"]
+        return await self._nodes.ask((resource, public_key))
+
+    async def _nodes_of(self, wanted: list[tuple[Resource, bytes]]) -> Sequence[tuple[UUID | None, bool, bool]]:
+        ids, domains = [resource.id for resource, _ in wanted], [resource.domain_id for resource, _ in wanted]
+        async with connection(self.pool, "nodes_of") as lent:
+            rows = await lent.fetch(NODES_OF, ids, domains, [public_key for _, public_key in wanted])
+        return [(row["id"], row["keyed"], row["taken"]) for row in rows]
 
     async def register(
         self, token: BootstrapToken, resource: Resource, node: Candidate, at: datetime.datetime
