@@ -161,6 +161,13 @@ MUTANTS = (
         THREATS + "mesh/test_withheld.py::test_what_is_acknowledged_and_not_brought_comes_from_the_log",
     ),
     Mutant(
+        "F-1 none overtakes one that is refused",
+        "services/mesh/publisher.py",
+        "        if waiting.before is not None and waiting.before.refused:\n",
+        "        if False:\n",
+        "services/mesh/tests/test_publisher.py::test_those_in_order_are_published_up_to_the_first_that_cannot_be",
+    ),
+    Mutant(
         "F-1 a place that cannot come next is not noted",
         "services/mesh/publisher.py",
         "        if not comes_next(places[0], highest):\n",
