@@ -54,7 +54,8 @@ show();
 PAGE = (
     '<!doctype html><html lang="en"><meta charset="utf-8"><title>Plexsphere</title>'
     f'<meta name="viewport" content="width=device-width"><style>{STYLE}</style>'
-    "<h1>Approve a device</h1><p>Approve a code only when you asked for it yourself, a moment ago.</p>"
+    "<h1>Approve a device</h1><p>Approve only when a device in front of you shows this very code, because you signed in"
+    " there a moment ago. Whoever sends you a link to this page is after your access.</p>"
     '<form id="approve" hidden><p><label>Code <input id="code" name="code" maxlength="9" autocomplete="off"></label>'
     '<p><button>Approve</button> <button type="button" id="deny">Deny</button></form>'
     '<p><button id="in" hidden>Sign in</button><p id="say" role="status"></p>'
