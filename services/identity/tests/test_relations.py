@@ -334,7 +334,8 @@ async def test_a_lost_connection_ends_the_streams_and_is_made_again(pools: Pools
         stream = await soon(lambda: first(feed))
         await pools[0].execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
-            "WHERE pid <> pg_backend_pid() AND usename = 'identity' AND query IN ('SELECT 1', 'LISTEN \"revocations\"')"
+            "WHERE pid <> pg_backend_pid() AND usename = 'identity' "
+            "AND query IN ('SELECT ''beat''', 'LISTEN \"revocations\"')"
         )
         async with asyncio.timeout(5):
             assert [seen async for seen in stream if seen.kind] == []
