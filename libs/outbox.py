@@ -241,6 +241,9 @@ class Relay:
                     return
                 else:
                     outcome.published.extend(event.id for event in events[:done])
+                if not done:
+                    log.warning("outbox.postponed", schema=self._schema, id=str(first), code="nothing_published")
+                    return
                 events = events[done:]
 
     async def _settle(self, lent: asyncpg.Connection, outcome: "Outcome") -> None:

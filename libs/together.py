@@ -7,9 +7,28 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
+from weakref import WeakValueDictionary
 
+from libs.errors import Unavailable
+
+Key = TypeVar("Key")
+Kept = TypeVar("Kept")
 Asked = TypeVar("Asked")
 Answer = TypeVar("Answer")
+
+
+class Each(Generic[Key, Kept]):
+    """One for each key, for as long as somebody uses it."""
+
+    def __init__(self, make: Callable[[], Kept]) -> None:
+        self._make = make
+        self._kept: WeakValueDictionary[Key, Kept] = WeakValueDictionary()
+
+    def __getitem__(self, key: Key) -> Kept:
+        """Return what is for a key."""
+        if (kept := self._kept.get(key)) is None:
+            kept = self._kept[key] = self._make()
+        return kept
 
 
 class Together(Generic[Asked, Answer]):
@@ -52,6 +71,11 @@ class Together(Generic[Asked, Answer]):
             if len(answers) != len(batch):
                 # Nobody may be left waiting for an answer that never comes.
                 raise LookupError("not as many answers as were asked for")  # noqa: TRY301 — raised where it was asked
+        except asyncio.CancelledError:
+            # A call below was ended, as when its channel is closed; nobody asked for this worker's own end.
+            if (worker := asyncio.current_task()) is None or worker.cancelling():
+                raise
+            answers = [Unavailable("the work was ended")] * len(batch)
         except Exception as error:  # noqa: BLE001 — it is raised where it was asked for
             answers = [error] * len(batch)
         for (_, future), answer in zip(batch, answers, strict=True):

@@ -133,6 +133,23 @@ async def test_one_that_cannot_be_read_is_found_among_those_that_it_comes_with(p
     assert await left(pool) == [("bad", InvalidRequest().code)]
 
 
+async def test_a_mesh_that_publishes_nothing_and_refuses_nothing_is_asked_again_later(pool: asyncpg.Pool) -> None:
+    asked = 0
+
+    async def publish(_: Sequence[Outgoing]) -> int:
+        nonlocal asked
+        asked += 1
+        return 0
+
+    await put(pool, "a", "a1")
+    relay = asyncio.create_task(Relay(pool, SCHEMA, publish).run())
+    await asyncio.sleep(1)
+    relay.cancel()
+    await asyncio.gather(relay, return_exceptions=True)
+    assert 1 <= asked <= 4
+    assert await left(pool) == [("a1", "")]
+
+
 async def test_what_went_stale_gets_another_id(pool: asyncpg.Pool) -> None:
     mesh = Mesh({"old": EventExpired()})
     before = await put(pool, "a", "old")

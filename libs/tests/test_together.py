@@ -4,7 +4,8 @@ import asyncio
 
 import pytest
 
-from libs.together import Abreast, Together
+from libs.errors import Unavailable
+from libs.together import Abreast, Each, Together
 
 pytestmark = pytest.mark.unit
 
@@ -121,3 +122,25 @@ async def test_who_is_cancelled_with_its_turn_gives_it_back() -> None:
 async def stand(abreast: Abreast) -> None:
     async with abreast.rank():
         await asyncio.sleep(10)
+
+
+async def test_a_call_that_is_ended_below_is_a_refusal_and_ends_no_worker() -> None:
+    ended = True
+
+    async def work(numbers: list[int]) -> list[int]:
+        await asyncio.sleep(0)
+        if ended:
+            raise asyncio.CancelledError
+        return numbers
+
+    together = Together(work)
+    for answer in await asyncio.gather(together.ask(1), together.ask(2), return_exceptions=True):
+        assert isinstance(answer, Unavailable)
+    ended = False
+    assert await together.ask(3) == 3
+
+
+async def test_each_key_has_one_of_its_own_while_it_is_used() -> None:
+    each: Each[int, Abreast] = Each(Abreast)
+    one, other = each[1], each[2]
+    assert each[1] is one is not other

@@ -22,10 +22,11 @@ log = structlog.get_logger()
 
 @dataclass
 class _Rows:
-    """The rows of a minute that are bounded together: how many of each refusal, and the newest one's sequence."""
+    """The rows of a minute that are bounded together: how many of each refusal, and their sequences by key."""
 
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     written: Counter[tuple[str, ...]] = field(default_factory=Counter)
+    known: dict[UUID, int] = field(default_factory=dict)
     seq: int = 0
 
 
@@ -41,15 +42,15 @@ class Counted:
     async def record(self, record: Record) -> int:
         """Return the sequence of a row that stands for the decision; raises AuditUnavailable.
 
-        Of a known subject, SAME rows of one refusal and MOST of an action; of strangers, MOST of a reason.
+        Of a known subject, SAME rows of one refusal and MOST of an action on a type; of strangers, MOST of a reason.
         """
         if record.reason == GRANTED:
             return await self.audit.record(record)
         if not record.subject_id:
             return await self._bounded(_what(record), record, MOST)
-        return await self._bounded(
-            (record.domain_id, record.subject_kind, record.subject_id, record.action), record, SAME
-        )
+        # By type and relation, so that noise about one thing hides no attempt at a greater one.
+        subject = record.domain_id, record.subject_kind, record.subject_id
+        return await self._bounded((*subject, record.action, record.relation, record.object_type), record, SAME)
 
     async def count(self, record: Record) -> None:
         """Return once a row of this minute stands for what anybody can provoke at will; raises AuditUnavailable."""
@@ -67,12 +68,19 @@ class Counted:
         what = _what(record)
         # One after the other: a refusal is folded only into rows that are durable.
         async with rows.turn:
+            if (seq := rows.known.get(record.idempotency_key)) is not None:
+                # Said again, it is the same row, and takes nobody's place.
+                return seq
             if rows.written[what] < same and rows.written.total() < MOST:
-                rows.seq = await self.audit.record(record)
+                rows.seq = rows.known[record.idempotency_key] = await self.audit.record(record)
                 rows.written[what] += 1
                 return rows.seq
         FOLDED.labels(record.action, record.reason).inc()
-        log.info("refusal.folded", action=record.action, reason=record.reason, object_id=record.object_id)
+        target, names = f"{record.object_type}:{record.object_id}", sorted(record.context.items())
+        log.info(
+            "refusal.folded", domain_id=record.domain_id, action=record.action, relation=record.relation, target=target,
+            reason=record.reason, names=names,
+        )  # fmt: skip
         return rows.seq
 
     def _now(self) -> str:

@@ -11,7 +11,6 @@ import hmac
 import re
 from dataclasses import dataclass
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 
@@ -38,7 +37,7 @@ from libs.errors import (
 )
 from libs.ids import parse_uuid, uuid7
 from libs.principal import Principal
-from libs.together import Abreast
+from libs.together import Abreast, Each
 from services.identity.authority import Act, Gate
 from services.identity.model import BootstrapToken, Caller, Candidate, Registered, Resource, SigningKey
 from services.identity.node_keys import KEY_BYTES, make_key
@@ -114,17 +113,19 @@ class Enrolment:
         except ValueError:
             raise Unprocessable("project_id must be a UUID") from None
         # By what the caller claims: whoever names no project of ours goes alone.
-        if (abreast := self._projects.get(project_id)) is None:
-            abreast = self._projects[project_id] = Abreast()
-        async with abreast.rank():
+        async with self._projects[project_id].rank():
             enrolled = await self._register(wish, project_id, nonce)
-        # Also after a retry: the first delivery may have been what was lost.
-        await self.gate.authority.deliver()
+        try:
+            # Also after a retry: the first delivery may have been what was lost.
+            await self.gate.authority.deliver()
+        except BaseException:
+            enrolled.key.wipe()
+            raise
         return enrolled
 
     @functools.cached_property
-    def _projects(self) -> WeakValueDictionary[UUID, Abreast]:
-        return WeakValueDictionary()
+    def _projects(self) -> Each[UUID, Abreast]:
+        return Each(Abreast)
 
     async def _register(self, wish: Wish, project_id: UUID, nonce: UUID) -> Enrolled:
         token = await self._token(wish.bootstrap_token)

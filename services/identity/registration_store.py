@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 from uuid import UUID
-from weakref import WeakValueDictionary
 
 import asyncpg
 
@@ -28,7 +27,7 @@ from libs.errors import (
     TokenRevoked,
 )
 from libs.pg import connection, transaction
-from libs.together import Together
+from libs.together import Each, Together
 from services.identity.model import BootstrapToken, Candidate, Peer, Registered, Resource, Snapshot, Tuple
 from services.identity.node_key_store import add_keys
 from services.identity.node_store import PEER, announce, peer_of, text_of
@@ -45,7 +44,7 @@ FROM found, unnest($1::uuid[], $2::timestamptz[], $3::uuid[], $4::bytea[], $5::u
     AS w (id, at, nonce, public_key, node_id)
 WHERE t.id = found.id AND w.id = t.id
   AND t.consumed_at IS NULL AND t.revoked_at IS NULL AND t.expires_at > w.at
-RETURNING t.node_id
+RETURNING t.id
 """
 KEYED = "EXISTS (SELECT FROM identity.node_secret_keys k WHERE k.node_id = n.id AND k.revoked_at IS NULL)"
 RANGES = f"""
@@ -127,15 +126,12 @@ class Registrations:
     pool: asyncpg.Pool
 
     @functools.cached_property
-    def _domains(self) -> "WeakValueDictionary[UUID, Together[Registration, Registered]]":
-        return WeakValueDictionary()
+    def _domains(self) -> Each[UUID, Together[Registration, Registered]]:
+        return Each(lambda: Together(self._register, MOST_TOGETHER))
 
     async def register(self, wanted: Registration) -> Registered:
         """Consume the token and create all that a node is, in one transaction, or nothing."""
-        domain_id = wanted.resource.domain_id
-        if (together := self._domains.get(domain_id)) is None:
-            together = self._domains[domain_id] = Together(self._register, MOST_TOGETHER)
-        return await together.ask(wanted)
+        return await self._domains[wanted.resource.domain_id].ask(wanted)
 
     async def _register(self, wanted: list[Registration]) -> Sequence[Registered | Exception]:
         domain_id = wanted[0].resource.domain_id
@@ -158,9 +154,9 @@ class Registrations:
         self, lent: asyncpg.Connection, domain_id: UUID, wanted: list[Registration]
     ) -> list[tuple[Peer, str]]:
         rows = [(one.token.id, one.at, one.node.nonce, one.node.public_key, one.node.node_id) for one in wanted]
-        consumed = {row["node_id"] for row in await lent.fetch(CONSUME, *zip(*rows, strict=True))}
+        consumed = {row["id"] for row in await lent.fetch(CONSUME, *zip(*rows, strict=True))}
         for one in wanted:
-            if one.node.node_id not in consumed:
+            if one.token.id not in consumed:
                 raise await self._lost(lent, one)
         # One allocation of a Domain at a time; the UNIQUE constraint stays the judge.
         await lent.execute(LOCK_RANGES, str(domain_id))

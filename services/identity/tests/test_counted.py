@@ -106,3 +106,23 @@ async def test_a_refusal_is_folded_only_into_a_row_that_is_there() -> None:
     desk.audit.refusal = None
     await desk.one.record(again())
     assert len(desk.audit.rows) == 1
+
+
+async def test_noise_about_one_thing_hides_no_attempt_at_another() -> None:
+    desk = Desk()
+    for number in range(2 * MOST):
+        await desk.one.record(again(object_id=str(number)))
+    assert len(desk.audit.rows) == MOST
+    for changes in ({"object_type": "domain"}, {"relation": "admin"}):
+        await desk.one.record(again(REFUSED, **changes))
+    assert len(desk.audit.rows) == MOST + 2
+
+
+async def test_what_is_said_again_under_its_key_takes_nobodys_place() -> None:
+    desk, stranger = Desk(), replace(REFUSED, subject_id="", subject_kind="anonymous")
+    first = again(stranger)
+    seq = await desk.one.record(first)
+    for _ in range(2 * MOST):
+        assert await desk.one.record(first) == seq
+    await desk.one.record(again(stranger))
+    assert len(desk.audit.rows) == 2
