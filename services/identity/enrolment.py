@@ -18,6 +18,7 @@ from libs.clock import Clock
 from libs.custody import Secret
 from libs.decision import ANONYMOUS
 from libs.errors import (
+    AllocatorContention,
     BinaryChecksumEmpty,
     BinaryVersionEmpty,
     ClockSkew,
@@ -183,8 +184,11 @@ class Enrolment:
                 raise KindMismatch
             node_id, keyed, taken = await self.store.node_of(resource, wish.public_key)
             if keyed and not retry:
-                # With this very token, where somebody was faster by a moment.
-                self._check(await self._token(wish.bootstrap_token))
+                # With this very token, where somebody was faster by a moment: perhaps the same request, sent twice.
+                now = await self._token(wish.bootstrap_token)
+                if (now.nonce, now.public_key) == (nonce, wish.public_key):
+                    raise AllocatorContention
+                self._check(now)
                 raise ResourceNotFound("the resource is registered already")
             if taken and not retry:
                 raise PublicKeyInvalid("another node has this key")

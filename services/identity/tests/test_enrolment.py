@@ -3,6 +3,7 @@
 import re
 from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -11,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from libs.errors import AuditUnavailable, OpenbaoUnavailable, PlexError, PoolExhausted, SigningUnavailable
 from libs.ids import uuid7
 from services.identity.enrolment import Enrolled, Wish
+from services.identity.model import BootstrapToken
 from services.identity.node_model import Wanted
 from services.identity.tests.fakes import NOW, World, node_principal
 
@@ -288,3 +290,34 @@ async def test_another_nodes_key_leaves_a_refusal_and_no_grant() -> None:
     assert [(row.reason, row.context) for row in world.audit.rows] == [
         ("insufficient_relation", {"register": ["public_key_invalid"]})
     ]
+
+
+class Stale:
+    """A store whose first look at a token is one from before."""
+
+    def __init__(self, store: Any, token: BootstrapToken) -> None:
+        self._store, self._before = store, [token]
+
+    async def find_token(self, selector: str) -> BootstrapToken | None:
+        return self._before.pop() if self._before else await self._store.find_token(selector)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [({}, "allocator_contention"), ({"nonce": str(uuid4())}, "token_consumed")],
+    ids=["sent twice", "another"],
+)
+async def test_who_asks_while_the_same_request_is_answered_comes_back_for_its_key(
+    change: dict[str, str], code: str
+) -> None:
+    world = World()
+    wanted = await wish(world)
+    (before,) = world.enrolled.directory.token_rows.values()
+    await world.enrolment.register(wanted)
+    late = replace(world.enrolment, store=Stale(world.enrolled, before))
+    with pytest.raises(PlexError) as raised:
+        await late.register(replace(wanted, **change))  # type: ignore[arg-type]  # as above
+    assert raised.value.code == code
