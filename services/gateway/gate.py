@@ -269,8 +269,10 @@ class Gate:
             turn for turn, verdict in enumerate(verdicts) if verdict is Verdict.PENDING and clock() < until[turn]
         ]:
             await asyncio.sleep(PENDING_EVERY_S)
-            answers, _ = await self.nonce_store.check([seen[turn] for turn in waiting], ())
-            for turn, verdict in zip(waiting, answers, strict=True):
+            # Also those whose time is over: one that is noted with what stands behind it must not be passed over.
+            asked = [turn for turn, verdict in enumerate(verdicts) if verdict is Verdict.PENDING]
+            answers, _ = await self.nonce_store.check([seen[turn] for turn in asked], ())
+            for turn, verdict in zip(asked, answers, strict=True):
                 verdicts[turn] = verdict
             if any(seen[turn].id in self.patience.given_up for turn in waiting):
                 ended = clock()

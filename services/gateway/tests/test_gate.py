@@ -14,7 +14,7 @@ from libs.clock import SystemClock, rfc3339
 from libs.envelope import Trust
 from libs.errors import EventStreamUnavailable, Forbidden, NotFound
 from libs.ids import uuid7
-from services.gateway.gate import Message, Place, Ports
+from services.gateway.gate import PENDING_EVERY_S, Message, Place, Ports
 from services.gateway.patience import AGAIN_S, FIRST_S, Patience
 from services.gateway.tests.five import Bench, FakeMesh
 
@@ -195,6 +195,20 @@ async def test_a_second_copy_of_what_was_never_noted_is_waited_for_as_well() -> 
     bench.mesh.pending = 3
     found = await bench.gate.admit(bench.mesh.messages[1:], 0, time.time_ns())
     assert [one.sequence for one in found.admitted] == [second]
+
+
+async def test_a_second_copy_that_is_noted_with_what_stands_behind_it_is_not_passed_over() -> None:
+    bench = Bench()
+    data = bench.mesh.sign()
+    first = bench.mesh.put(data)
+    bench.mesh.pending = 10_000
+    await passage(bench)
+    del bench.mesh.log[first]
+    places = [bench.mesh.put(data), bench.mesh.put(bench.mesh.sign())]
+    # Both are asked about for longer than is waited for the copy, and not as long as for the other.
+    bench.mesh.pending = 2 * round(1.25 * AGAIN_S / PENDING_EVERY_S)
+    found = await bench.gate.admit(bench.mesh.messages[1:], 0, time.time_ns())
+    assert [one.sequence for one in found.admitted] == places
 
 
 async def test_who_repeats_what_was_never_noted_does_not_hold_up_the_gate() -> None:
