@@ -103,7 +103,7 @@ class Access:
             # Recorded before anything is signed: a row without a session may be, a session without a row may not.
             await self.audit.record(named(row, "session", str(session_id)))
             return await self._opened(session, caller)
-        except Exception:
+        except BaseException:  # cancelled too: who hung up must not find its own retry in flight
             # When not even that can be done, the place is free again by itself.
             with contextlib.suppress(PlexError):
                 await self.store.release(session_id)

@@ -67,12 +67,18 @@ class Standing:
 
     async def look(self) -> int:
         """Revoke what must not be any more; returns how many sessions that were."""
-        after, fallen = NIL, 0
+        after, fallen, failed = NIL, 0, None
         while page := await self.store.active(after, AT_ONCE, self.clock.now()):
             for session, control, name in await self._fallen(page):
-                await self._revoke(session, control, name)
-                fallen += 1
+                try:
+                    await self._revoke(session, control, name)
+                    fallen += 1
+                except PlexError as error:
+                    # One Domain whose chain cannot be written must not keep the sessions of the others alive.
+                    failed = error
             after = page[-1].id
+        if failed is not None:
+            raise failed
         return fallen
 
     async def _fallen(self, page: list[Session]) -> list[tuple[Session, str, str]]:

@@ -92,7 +92,7 @@ class GroupWriter:
                 batch.append(self._queue.get_nowait())
             try:
                 await self._write(batch)
-            except Exception as error:
+            except Exception as error:  # a batch that goes wrong fails its callers, and not the writer
                 log.warning("audit.batch_failed", size=len(batch), exc_info=error)
                 reason = error if isinstance(error, PlexError) else AuditUnavailable(type(error).__name__)
                 for waiting in batch:
