@@ -14,7 +14,7 @@ from libs.clock import FixedClock
 from libs.cursor import Cursors
 from libs.custody import Secret
 from libs.decision import Decision, Record
-from libs.errors import PlexError, RotationUnderWay, Stale
+from libs.errors import AuditUnavailable, PlexError, RotationUnderWay, Stale
 from libs.ids import uuid7
 from libs.principal import Principal
 from services.access.activity import Activity
@@ -239,17 +239,20 @@ class FakeAuthority:
 
 @dataclass
 class FakeAudit:
-    """The rows; a key that was used before makes none."""
+    """The rows; a key that was used before makes none, and `refuses` names what there can be no row about."""
 
     trace: list[str]
     rows: list[Record] = field(default_factory=list)
     refusal: PlexError | None = None
+    refuses: str = ""
 
     async def record(self, record: Record) -> int:
         self.trace.append("audit")
         await asyncio.sleep(0)
         if self.refusal:
             raise self.refusal
+        if self.refuses and record.object_id == self.refuses:
+            raise AuditUnavailable
         if record.idempotency_key not in {row.idempotency_key for row in self.rows}:
             self.rows.append(record)
         return len(self.rows)

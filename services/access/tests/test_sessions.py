@@ -1,5 +1,6 @@
 """Sessions that are there: shown, listed, revoked, attached to, reported on, and taken from who may not have them."""
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -204,6 +205,28 @@ async def test_who_lost_relation_or_sign_in_loses_the_session_and_nobody_else() 
     ]
     assert await world.standing.look() == 0
     assert [name for name, *_ in world.store.events].count("session_revoked") == 2
+
+
+async def test_one_that_cannot_be_recorded_keeps_no_other_alive() -> None:
+    world = World()
+    first, second = await opened(world), await opened(world)
+    world.authority.granted.clear()
+    world.audit.refuses = str(first.id)
+    with pytest.raises(AuditUnavailable):
+        await world.standing.look()
+    assert [now(world, one).status(world.clock.now()) for one in (first, second)] == ["active", "revoked"]
+    world.audit.refuses = ""
+    assert await world.standing.look() == 1
+
+
+async def test_who_hangs_up_gives_the_place_back() -> None:
+    world = World()
+    asking = asyncio.create_task(opened(world))
+    while "audit" not in world.trace:  # noqa: ASYNC110 — the trace has no event
+        await asyncio.sleep(0)
+    asking.cancel()
+    await asyncio.gather(asking, return_exceptions=True)
+    assert (asking.cancelled(), world.store.places, world.store.sessions) == (True, {}, {})
 
 
 async def test_what_is_revoked_while_a_session_is_issued_is_looked_at_once_more() -> None:
