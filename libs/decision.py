@@ -1,6 +1,7 @@
 """Decisions: what a relation check came to, and the record of it that goes into the chain. No I/O here."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 from uuid import UUID
 
 from libs.errors import Forbidden
@@ -43,3 +44,10 @@ class Record:
     subject_kind: str = ANONYMOUS
     context: dict[str, list[str]] = field(default_factory=dict)
     idempotency_key: UUID = field(default_factory=uuid7)
+
+
+class Recorder(Protocol):
+    """Records decisions."""
+
+    async def record(self, record: Record) -> int:
+        """Return the row's sequence once it is durable; raises AuditUnavailable, and then nothing may happen."""

@@ -10,6 +10,7 @@ from libs.audit import AuditClient
 from libs.bao import open_bao
 from libs.clock import Clock, SystemClock
 from libs.columns import guard_columns
+from libs.counted import Counted
 from libs.cursor import Cursors
 from libs.custody import read_secret_file
 from libs.errors import AuditUnavailable
@@ -38,7 +39,6 @@ from services.identity.authorization import Authorization
 from services.identity.authorization_store import PgTupleDirectory
 from services.identity.bindings import Bindings, checked
 from services.identity.columns import COLUMNS
-from services.identity.counted import Counted
 from services.identity.devices import Devices
 from services.identity.drift_store import PgDriftStore
 from services.identity.endpoints import Endpoints

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from libs.decision import GRANTED, OUT_OF_SCOPE, Decision, Record
+from libs.decision import GRANTED, OUT_OF_SCOPE, Decision, Record, Recorder
 from libs.errors import NodeIdMismatch, NskRevoked
 from libs.principal import Principal
 from services.identity.model import Caller
-from services.identity.ports import Authority, Domains, Recorder
+from services.identity.ports import Authority, Domains
 
 # What a person gets by signing in; everything else lies in files and leaks from there.
 BY_PERSON = frozenset({"session", "access_token"})

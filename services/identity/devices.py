@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from libs.clock import Clock
-from libs.decision import GRANTED, Record
+from libs.decision import GRANTED, Record, Recorder
 from libs.errors import (
     AccessDenied,
     AuthorizationPending,
@@ -23,7 +23,6 @@ from libs.errors import (
 )
 from libs.ids import uuid7
 from services.identity.bindings import offered
-from services.identity.ports import Recorder
 from services.identity.sign_in_model import Device, Login, Session, Wanted, digest, random_text
 from services.identity.sign_in_ports import SignInStore
 

@@ -12,9 +12,9 @@ from uuid import UUID
 import structlog
 
 from libs.clock import Clock
+from libs.counted import Counted
 from libs.decision import ANONYMOUS, Record
 from libs.errors import LogoutRefused, PlexError
-from services.identity.counted import Counted
 from services.identity.sign_in_model import MOST_LEEWAY_S, Binding, digest
 from services.identity.sign_in_ports import LogoutStore, Provider, ProviderDoubted
 from services.identity.signed import JSON, TokenRefused, header_of, unverified, verified

@@ -7,7 +7,7 @@ from uuid import UUID
 
 from libs.access_policy import AccessPolicy
 from libs.custody import Secret
-from libs.decision import Decision, Record
+from libs.decision import Decision
 from services.identity.model import (
     BootstrapToken,
     Candidate,
@@ -104,13 +104,6 @@ class Domains(Protocol):
 
     async def registered(self, node_id: UUID) -> bool:
         """Whether there is such a node."""
-
-
-class Recorder(Protocol):
-    """Records decisions."""
-
-    async def record(self, record: Record) -> int:
-        """Return the row's sequence once it is durable; raises AuditUnavailable, and then nothing may happen."""
 
 
 class SigningKeys(Protocol):

@@ -13,11 +13,10 @@ import structlog
 
 from libs.clock import Clock
 from libs.custody import Secret
-from libs.decision import Record
+from libs.decision import Record, Recorder
 from libs.errors import PlexError
 from libs.telemetry import REFUSALS
 from services.identity.id_token import credential, formed
-from services.identity.ports import Recorder
 from services.identity.sign_in_model import Held, digest
 from services.identity.sign_in_ports import (
     ClientSecrets,

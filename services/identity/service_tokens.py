@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from uuid import UUID, uuid5
 
 from libs.clock import Clock
-from libs.decision import Record
+from libs.decision import Record, Recorder
 from libs.errors import FederationKindMismatch, InvalidClient, InvalidScope, PlexError
 from libs.ids import uuid7
 from libs.scope import PERMISSIONS
-from services.identity.ports import Recorder
 from services.identity.sign_in_model import digest
 from services.identity.token_model import API_TOKEN, SERVICE_TOKEN, Owner, ServiceToken, new_text, well_formed
 from services.identity.token_ports import TokenStore

@@ -11,13 +11,13 @@ from uuid import UUID, uuid5
 import structlog
 
 from libs.clock import Clock
+from libs.counted import SPACE, Counted
 from libs.custody import Secret
 from libs.decision import ANONYMOUS, Record
 from libs.errors import IdpBindingNotFound, InvalidRequest, PlexError, SignInRefused, SignInStateInvalid
 from libs.ids import uuid7
 from libs.telemetry import REFUSALS
 from services.identity.bindings import offered
-from services.identity.counted import SPACE, Counted
 from services.identity.id_token import Expected, TokenRefused, credential, header_of, validate
 from services.identity.refresh import ASK_EVERY, BELIEVED_FOR
 from services.identity.sign_in_model import (

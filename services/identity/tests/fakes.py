@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from libs.clock import FixedClock
+from libs.counted import Counted
 from libs.cursor import Cursors
 from libs.custody import Secret
 from libs.decision import Decision, Record
@@ -13,7 +14,6 @@ from libs.errors import PlexError, TokenConsumed
 from libs.ids import uuid7
 from libs.principal import Principal
 from services.identity.authority import Gate
-from services.identity.counted import Counted
 from services.identity.enrolment import Enrolment
 from services.identity.model import (
     BootstrapToken,

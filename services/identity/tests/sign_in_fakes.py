@@ -13,10 +13,10 @@ from joserfc import jws
 from joserfc.jwk import OKPKey
 
 from libs.clock import FixedClock
+from libs.counted import Counted
 from libs.custody import Secret
 from libs.errors import BindingConflict, SignInRefused, Unauthenticated
 from libs.ids import uuid7
-from services.identity.counted import Counted
 from services.identity.devices import Devices
 from services.identity.logout import Logout
 from services.identity.model import Tuple

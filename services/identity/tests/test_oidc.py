@@ -16,9 +16,9 @@ from devstack.login import authorize
 from libs import tls as contexts
 from libs.bao import Bao
 from libs.clock import SystemClock
+from libs.counted import Counted
 from libs.custody import Secret, read_secret_file
 from libs.errors import SignInRefused
-from services.identity.counted import Counted
 from services.identity.oidc import HttpProvider
 from services.identity.sign_in import Opened, SignIn
 from services.identity.sign_in_model import Callback, Wanted

@@ -9,9 +9,8 @@ from uuid import UUID, uuid5
 import structlog
 
 from libs.clock import Clock
-from libs.decision import GRANTED, Record
+from libs.decision import GRANTED, Record, Recorder
 from libs.telemetry import FOLDED, REFUSALS
-from services.identity.ports import Recorder
 
 SPACE = UUID("5d1c8f0a-6f0b-5b0e-9a53-0e4b7a1d2c66")
 # What a minute keeps of one refusal, and of all of a subject's or a reason's: more than happens to people or is read.

@@ -1,29 +1,44 @@
 """Which refusals have a row of their own, and which an earlier one stands for."""
 
 import asyncio
+import datetime
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from libs.clock import FixedClock
+from libs.counted import MOST, SAME, Counted
 from libs.decision import Record
-from libs.errors import AuditUnavailable
+from libs.errors import AuditUnavailable, PlexError
 from libs.ids import uuid7
 from libs.telemetry import FOLDED
-from services.identity.counted import MOST, SAME, Counted
-from services.identity.tests.fakes import NOW, FakeAudit
 
 pytestmark = pytest.mark.unit
+NOW = datetime.datetime(2026, 5, 1, 12, 0, 0, tzinfo=datetime.UTC)
 ALICE = str(uuid7())
 REFUSED = Record("", "project.delete", "manage", "project", "a", "insufficient_relation", ALICE, "user", {"why": ["x"]})
 
 
 @dataclass
-class Desk:
-    """A chain that takes no row twice, as the real one, and two replicas in front of it."""
+class FakeAudit:
+    """The rows, each as often as it was sent."""
 
-    audit: FakeAudit = field(default_factory=lambda: FakeAudit([]))
+    rows: list[Record] = field(default_factory=list)
+    refusal: PlexError | None = None
+
+    async def record(self, record: Record) -> int:
+        if self.refusal:
+            raise self.refusal
+        self.rows.append(record)
+        return len(self.rows)
+
+
+@dataclass
+class Desk:
+    """A chain, and two replicas in front of it."""
+
+    audit: FakeAudit = field(default_factory=FakeAudit)
     clock: FixedClock = field(default_factory=lambda: FixedClock(NOW))
 
     def __post_init__(self) -> None:
