@@ -1,6 +1,6 @@
 """Decisions: what a relation check came to, and the record of it that goes into the chain. No I/O here."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 from uuid import UUID
 
@@ -44,6 +44,14 @@ class Record:
     subject_kind: str = ANONYMOUS
     context: dict[str, list[str]] = field(default_factory=dict)
     idempotency_key: UUID = field(default_factory=uuid7)
+
+
+def at_home(record: Record, domain_id: str) -> Record:
+    """Return a decision for the chain that it belongs to: of who has no binding at all, that of his own Domain.
+
+    He fills no other's, and what is there and what is not is recorded alike.
+    """
+    return replace(record, domain_id=domain_id) if record.reason == OUT_OF_SCOPE else record
 
 
 class Recorder(Protocol):

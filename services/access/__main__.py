@@ -4,6 +4,7 @@ from libs.audit import AuditClient
 from libs.bao import open_bao
 from libs.clock import SystemClock
 from libs.columns import guard_columns
+from libs.counted import Counted
 from libs.cursor import Cursors
 from libs.custody import read_secret_file
 from libs.outbox import MeshPublisher, Relay
@@ -41,7 +42,8 @@ async def run(settings: AccessSettings) -> None:
         await check_durable(pool)
         await guard_columns(pool, SCHEMA, COLUMNS)
         clock = SystemClock()
-        store, audit, authority = PgStore(pool), AuditClient(audit_peer, clock), IdentityAuthority(identity)
+        audit = Counted(AuditClient(audit_peer, clock), clock)
+        store, authority = PgStore(pool), IdentityAuthority(identity)
         directory, cursors = IdentityDirectory(identity), Cursors(read_secret_file(settings.cursor_key_file))
         keys = SessionKeys(BaoVault(bao), PgKeyStore(pool), audit, authority, clock)
         doubt = Doubt()

@@ -10,7 +10,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from libs.clock import Clock
-from libs.decision import ANONYMOUS, GRANTED, Record
+from libs.decision import ANONYMOUS, GRANTED, Record, at_home
 from libs.errors import NotFound, SigningKeyNotFound, SigningKeyRevoked, SigningUnavailable, Stale
 from libs.principal import Principal
 from services.access.model import PublicHalf, SessionKey
@@ -122,7 +122,8 @@ class SessionKeys:
         keys = await self.store.keys(domain_id)
         # A made-up Domain must not get a chain: whoever is refused could fill the audit service with them.
         chain = domain_id if decision.granted or keys else None
-        await self.audit.record(_record(chain, action, caller, decision.reason, domain_id, kid))
+        row = _record(chain, action, caller, decision.reason, domain_id, kid)
+        await self.audit.record(at_home(row, caller.domain_id))
         decision.require()
         return keys
 

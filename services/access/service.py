@@ -8,7 +8,7 @@ from typing import NoReturn
 from uuid import UUID
 
 from libs.clock import Clock
-from libs.decision import GRANTED, Decision, Record
+from libs.decision import GRANTED, Decision, Record, at_home
 from libs.errors import (
     AttachNotProvisioned,
     Forbidden,
@@ -61,7 +61,7 @@ class Access:
             caller.kind, {"session": [wish.kind]},
         )  # fmt: skip
         if not decision.granted:
-            await self.audit.record(row)
+            await self.audit.record(at_home(row, caller.domain_id))
             decision.require()
         if terms is None or terms.node_id is None or terms.project_id != wish.project_id:
             await self._refuse(row, "target", ["no_node"], ResourceNotFound("no node of the project is behind it"))
@@ -162,12 +162,11 @@ class Access:
         if decision.granted and session is None:
             raise NotFound
         domain_id = session.domain_id if session else await self.directory.domain_of(project_id)
-        await self.audit.record(
-            Record(
-                str(domain_id or ""), "session.revoke", "act", "session", str(session_id), decision.reason,
-                caller.subject, caller.kind, {"revoked": [reason]},
-            )
+        row = Record(
+            str(domain_id or ""), "session.revoke", "act", "session", str(session_id), decision.reason, caller.subject,
+            caller.kind, {"revoked": [reason]},
         )  # fmt: skip
+        await self.audit.record(at_home(row, caller.domain_id))
         decision.require()
         now = self.clock.now()
         if session is not None:

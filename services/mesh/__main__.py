@@ -9,6 +9,7 @@ from libs.audit import AuditClient
 from libs.bao import open_bao
 from libs.clock import SystemClock
 from libs.columns import guard_columns
+from libs.counted import Counted
 from libs.errors import PlexError
 from libs.nats import open_bus
 from libs.outbox import Outgoing, Relay
@@ -66,7 +67,7 @@ async def run(settings: MeshSettings) -> None:
         await guard_columns(pool, "mesh", COLUMNS)
         clock = SystemClock()
         vault, keys, events, stream = BaoVault(bao, pipeline), PgKeyStore(pool), PgLog(pool), JetStream(bus)
-        halves, audit, relations = Halves(vault), AuditClient(audit_peer, clock), Relations(identity)
+        halves, audit, relations = Halves(vault), Counted(AuditClient(audit_peer, clock), clock), Relations(identity)
         publisher = Publisher(keys, halves, vault, events, stream, clock)
         signing = SigningKeys(vault, halves, keys, audit, relations, publisher, clock)
         operators = OperatorEvents(keys, audit, relations, IdentityFleet(identity), publisher, clock)

@@ -18,7 +18,7 @@ from uuid import UUID, uuid5
 import structlog
 
 from libs.clock import Clock, rfc3339
-from libs.decision import ANONYMOUS, GRANTED, Record
+from libs.decision import ANONYMOUS, GRANTED, OUT_OF_SCOPE, Record, at_home
 from libs.errors import (
     EventBusUnavailable,
     EventConflict,
@@ -236,9 +236,8 @@ class SigningKeys:
         known = decision.granted or bool((await self._keys(domain_id)).rows)
         # A made-up Domain must not get a chain: whoever is refused could fill the audit service with them.
         chain = domain_id if known else None
-        await self.audit.record(
-            _record(chain, action, caller, decision.reason, domain_id, {"key": [kid]} if kid else {})
-        )
+        row = _record(chain, action, caller, decision.reason, domain_id, {"key": [kid]} if kid else {})
+        await self.audit.record(at_home(row, caller.domain_id))
         decision.require()
 
 
@@ -268,7 +267,7 @@ class OperatorEvents:
         keys = (await self.store.keys([domain_id])).get(domain_id, Keys())
         event = Event(uuid7(), domain_id, kind, scope, payload)
         here = of == "domain" or (decision.granted and await self.fleet.domain_of(scope) == domain_id)
-        reason = decision.reason if not decision.granted or (here and keys.rows) else "out_of_scope"
+        reason = decision.reason if not decision.granted or (here and keys.rows) else OUT_OF_SCOPE
         record = Record(
             domain_id=str(domain_id) if keys.rows else "",
             action="event.publish",
@@ -278,7 +277,8 @@ class OperatorEvents:
             reason=reason,
             subject_id=caller.subject,
             subject_kind=caller.kind,
-            context={"event": [kind, str(event.id)]},
+            # Without the id of an event that will not be: refusals of the same are the same.
+            context={"event": [kind, str(event.id)] if reason == GRANTED else [kind]},
         )
         # Nodes take the key that this type names: anybody's own key here would be the end of the Domain's trust root.
         genuine = self._genuine(keys, payload) if kind == ROTATED else payload
@@ -288,7 +288,7 @@ class OperatorEvents:
             record = replace(record, reason="caveat_violation", context=context)
         elif reason == GRANTED:
             await self._spend(domain_id, payload)
-        await self.audit.record(record)
+        await self.audit.record(at_home(record, caller.domain_id))
         decision.require()
         if reason != GRANTED:
             raise NotFound("the scope is not one of this Domain")

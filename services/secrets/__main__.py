@@ -7,7 +7,9 @@ import structlog
 
 from libs.audit import AuditClient
 from libs.bao import open_bao
+from libs.clock import SystemClock
 from libs.columns import guard_columns
+from libs.counted import Counted
 from libs.cursor import Cursors
 from libs.custody import read_secret_file
 from libs.errors import PlexError
@@ -18,7 +20,6 @@ from libs.rpc.channel import connect
 from libs.rpc.server import Registration, serve
 from plexsphere.secrets.v1 import secrets_pb2_grpc as stubs
 from services.secrets.administration import SecretsAdmin
-from services.secrets.audit import AuditChain
 from services.secrets.columns import COLUMNS
 from services.secrets.grpc_api import SecretsAdminApi, SecretsApi
 from services.secrets.identity import IdentityFleet, IdentityRelations
@@ -57,9 +58,11 @@ async def run(settings: SecretsSettings) -> None:
     ):
         await guard_columns(pool, "secrets", COLUMNS)
         store, vault, relations = PgStore(pool), BaoVault(bao), IdentityRelations(identity)
-        chain, cursors = AuditChain(AuditClient(audit)), Cursors(read_secret_file(settings.cursor_key_file))
+        clock, cursors = SystemClock(), Cursors(read_secret_file(settings.cursor_key_file))
+        chain = AuditClient(audit, clock)
+        # Reads have a row each: their limits bound them.
         reads = Secrets(PgLimiter(pool, settings.limits), store, relations, chain, vault, Tally())
-        admin = SecretsAdmin(IdentityFleet(identity), store, relations, chain, vault, cursors)
+        admin = SecretsAdmin(IdentityFleet(identity), store, relations, Counted(chain, clock), vault, cursors)
         package = "plexsphere.secrets.v1"
         await serve(
             settings,

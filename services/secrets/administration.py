@@ -12,10 +12,11 @@ from datetime import timedelta
 from uuid import UUID
 
 from libs.custody import Secret
+from libs.decision import Record, at_home
 from libs.errors import Forbidden, NotFound, PreconditionFailed, SecretNotFound, SecretVersionNotFound
 from libs.ids import uuid7
 from libs.principal import Principal
-from services.secrets.model import GRANTED, Decided, Page, Place, SecretRow, is_name
+from services.secrets.model import GRANTED, Page, Place, SecretRow, is_name
 from services.secrets.ports import Audit, Cursors, Fleet, Relations, Store, Vault
 
 NO_WAIT = timedelta()
@@ -121,9 +122,9 @@ class SecretsAdmin:
         place = await self.fleet.project(project_id)
         reason = await self.relations.check(caller.reference, permission, f"project:{project_id}")
         if reason != GRANTED:
-            # The platform's chain for a project that is none: a row in the caller's own would tell him so.
             chain = str(place.domain_id) if place else ""
-            await self.audit.record(_decided(caller, action, permission, chain, project_id, reason))
+            row = _decided(caller, action, permission, chain, project_id, reason)
+            await self.audit.record(at_home(row, caller.domain_id))
             raise Forbidden(reason=reason, relation_path=[])
         if place is None:
             raise NotFound
@@ -167,5 +168,5 @@ class SecretsAdmin:
         await self.store.remove(row.id)
 
 
-def _decided(caller: Principal, action: str, relation: str, chain: str, project_id: UUID, reason: str) -> Decided:
-    return Decided(chain, action, relation, "project", str(project_id), reason, caller.subject, caller.kind)
+def _decided(caller: Principal, action: str, relation: str, chain: str, project_id: UUID, reason: str) -> Record:
+    return Record(chain, action, relation, "project", str(project_id), reason, caller.subject, caller.kind)

@@ -1,7 +1,7 @@
 """What the rules of secrets speak about; no value of a secret is ever in one of these."""
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from uuid import UUID
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
@@ -70,18 +70,3 @@ class Page:
 
     rows: tuple[SecretRow, ...]
     following: str
-
-
-@dataclass(frozen=True)
-class Decided:
-    """A decision for the chain; `context` holds names, never values."""
-
-    domain_id: str
-    action: str
-    relation: str
-    object_type: str
-    object_id: str
-    reason: str
-    subject_id: str
-    subject_kind: str
-    context: dict[str, list[str]] = field(default_factory=dict)

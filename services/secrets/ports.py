@@ -6,7 +6,8 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from libs.custody import Secret
-from services.secrets.model import Decided, Place, SecretRow
+from libs.decision import Record
+from services.secrets.model import Place, SecretRow
 
 
 class Limiter(Protocol):
@@ -111,8 +112,8 @@ class Fleet(Protocol):
 class Audit(Protocol):
     """The chain."""
 
-    async def record(self, decided: Decided) -> None:
-        """Append a decision. Durable once it returns; the caller may then let the effect out.
+    async def record(self, record: Record) -> int:
+        """Append a decision and return its sequence. Durable once it returns; the caller may then let the effect out.
 
         Raises AuditUnavailable, and then nothing may happen.
         """

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from libs.custody import Secret
+from libs.decision import Record
 from libs.errors import (
     AuditUnavailable,
     Forbidden,
@@ -16,7 +17,7 @@ from libs.errors import (
 )
 from libs.principal import Principal
 from libs.seal import seal
-from services.secrets.model import CAVEAT_VIOLATION, GRANTED, INSUFFICIENT_RELATION, Decided, Sealed, SecretRow, is_name
+from services.secrets.model import CAVEAT_VIOLATION, GRANTED, INSUFFICIENT_RELATION, Sealed, SecretRow, is_name
 from services.secrets.ports import Audit, Limiter, Relations, Store, Vault
 from services.secrets.tally import Tally
 
@@ -87,9 +88,9 @@ def recognise(caller: Principal, node_id: UUID, key: Secret) -> None:
             raise NskInvalid
 
 
-def decided(caller: Principal, secret: SecretRow, version: int, reason: str) -> Decided:
+def decided(caller: Principal, secret: SecretRow, version: int, reason: str) -> Record:
     """Return the row of a read: which secret, version, key and node, never the value or its size."""
-    return Decided(
+    return Record(
         domain_id=str(secret.domain_id),
         action="secret.read",
         relation="read",
@@ -102,9 +103,9 @@ def decided(caller: Principal, secret: SecretRow, version: int, reason: str) -> 
     )
 
 
-def limited(domain_id: UUID, code: str, times: int) -> Decided:
+def limited(domain_id: UUID, code: str, times: int) -> Record:
     """Return the row of reads that a limit refused, all of one Domain's together."""
-    return Decided(
+    return Record(
         domain_id=str(domain_id),
         action="secret.read_limited",
         relation="read",

@@ -88,7 +88,8 @@ async def test_a_key_that_openbao_does_not_have_is_neither_published_nor_signed_
 
 
 async def test_who_does_not_manage_the_domain_changes_no_key_and_makes_no_chain(world: World) -> None:
-    first, stranger = await world.keys.current(world.domain), world.person()
+    first, stranger = await world.keys.current(world.domain), world.person(domain_id=str(uuid7()))
+    world.authority.reason = "insufficient_relation"
     with pytest.raises(Forbidden):
         await world.keys.rotate(stranger, world.domain, WEEK)
     with pytest.raises(Forbidden):
@@ -98,4 +99,9 @@ async def test_who_does_not_manage_the_domain_changes_no_key_and_makes_no_chain(
     with pytest.raises(Forbidden):
         await world.keys.rotate(stranger, uuid7(), WEEK)
     assert [row.domain_id for row in world.audit.rows[1:]] == [str(world.domain)] * 2 + [""]
+    world.authority.reason = "out_of_scope"
+    for domain_id in (world.domain, uuid7()):
+        with pytest.raises(Forbidden):
+            await world.keys.rotate(stranger, domain_id, WEEK)
+    assert [row.domain_id for row in world.audit.rows[4:]] == [stranger.domain_id] * 2
     assert await world.keys.current(world.domain) == first

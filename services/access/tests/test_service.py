@@ -156,11 +156,14 @@ async def test_the_platforms_people_are_at_home_everywhere() -> None:
 async def test_without_the_relation_nothing_else_is_looked_at(reason: str) -> None:
     world = World()
     world.authority.reason = reason
-    stranger = world.person(acr="", auth_time=None)
+    stranger = world.person(acr="", auth_time=None, domain_id=str(uuid7()))
     with pytest.raises(Forbidden) as refused:
         await world.access.issue(stranger, world.wish())
     assert refused.value.extra["reason"] == reason
     assert rows(world) == [(reason, {"session": ["ssh"]})]
+    # Who has no binding here fills no chain but his own.
+    chain = stranger.domain_id if reason == "out_of_scope" else str(world.domain)
+    assert world.audit.rows[-1].domain_id == chain
     assert "reserve" not in world.trace
 
 

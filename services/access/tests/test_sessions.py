@@ -100,11 +100,15 @@ async def test_a_session_is_revoked_once_with_a_row_each_time() -> None:
 async def test_a_session_is_not_revoked_by_who_may_not_nor_without_its_row() -> None:
     world = World()
     session = await opened(world)
-    for who in (viewer(world, "read"), replace(world.operator, scope=("read",))):
-        for session_id in (session.id, uuid7()):
-            with pytest.raises(Forbidden):
-                await world.access.revoke(who, world.project, session_id, "operator_request")
-    assert {row.domain_id for row in world.audit.rows if row.action == "session.revoke"} == {str(world.domain)}
+    home = str(uuid7())
+    others = [replace(who, domain_id=home) for who in (viewer(world, "read"), replace(world.operator, scope=("read",)))]
+    for reason, chain in (("out_of_scope", home), ("insufficient_relation", str(world.domain))):
+        world.authority.reason = reason
+        for who in others:
+            for session_id in (session.id, uuid7()):
+                with pytest.raises(Forbidden):
+                    await world.access.revoke(who, world.project, session_id, "operator_request")
+                assert (world.audit.rows[-1].action, world.audit.rows[-1].domain_id) == ("session.revoke", chain)
     with pytest.raises(NotFound):
         await world.access.revoke(viewer(world, "act"), world.project, uuid7(), "operator_request")
     world.audit.refusal = AuditUnavailable()

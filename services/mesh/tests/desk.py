@@ -24,7 +24,8 @@ from services.mesh.tests.fakes import (
     clock,
 )
 
-OPERATOR = Principal(subject=str(uuid7()), kind="user", credential="access_token")
+HOME = str(uuid7())
+OPERATOR = Principal(subject=str(uuid7()), kind="user", credential="access_token", domain_id=HOME)
 
 
 @dataclass

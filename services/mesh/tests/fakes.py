@@ -301,10 +301,11 @@ class FakeAuthority:
     """Grants what is in `granted`; everything when that is None."""
 
     granted: set[tuple[str, str]] | None = None
+    reason: str = "out_of_scope"
 
     async def check(self, subject: str, permission: str, resource: str) -> Decision:
         allowed = self.granted is None or (permission, resource) in self.granted
-        return Decision("granted" if allowed else "out_of_scope")
+        return Decision("granted" if allowed else self.reason)
 
 
 @dataclass

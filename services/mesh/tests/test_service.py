@@ -31,7 +31,7 @@ from libs.errors import (
 from libs.ids import uuid7
 from services.mesh.model import ROTATED, STATE_UPDATED, Event, PublicHalf, SigningKey
 from services.mesh.service import SAID_WITHIN_S, Halves, announcement
-from services.mesh.tests.desk import OPERATOR, Desk, opened
+from services.mesh.tests.desk import HOME, OPERATOR, Desk, opened
 
 pytestmark = pytest.mark.unit
 
@@ -301,13 +301,13 @@ async def test_without_the_relation_nothing_changes_and_a_row_says_so() -> None:
         ):
             with pytest.raises(Forbidden):
                 await attempt
-        assert [row.reason for row in desk.audit.rows[1:]] == ["out_of_scope"] * 2
+        assert [(row.reason, row.domain_id) for row in desk.audit.rows[1:]] == [("out_of_scope", HOME)] * 2
         assert len(desk.vault.pairs[desk.domain]) == 1
 
 
 async def test_a_made_up_domain_gets_no_chain() -> None:
     desk = Desk()
-    desk.authority.granted = set()
+    desk.authority.granted, desk.authority.reason = set(), "insufficient_relation"
     with pytest.raises(Forbidden):
         await desk.signing.rotate(OPERATOR, uuid7(), WEEK)
     assert [row.domain_id for row in desk.audit.rows] == [""]
@@ -367,7 +367,7 @@ async def test_a_node_needs_node_operate_and_a_domain_manage() -> None:
         await desk.operators.publish(OPERATOR, desk.domain, "rotate_keys", node, "{}")
         with pytest.raises(Forbidden):
             await desk.operators.publish(OPERATOR, desk.domain, "rotate_keys", f"domain:{desk.domain}", "{}")
-        assert desk.audit.rows[-1].reason == "out_of_scope"
+        assert (desk.audit.rows[-1].reason, desk.audit.rows[-1].domain_id) == ("out_of_scope", HOME)
 
 
 async def test_nobody_hands_nodes_a_key_of_their_own() -> None:

@@ -8,11 +8,12 @@ from typing import Any
 from uuid import UUID
 
 from libs.custody import Secret
+from libs.decision import Record
 from libs.errors import InvalidCursor, PlexError, PreconditionFailed, SecretVersionNotFound
 from libs.ids import uuid7
 from libs.principal import Principal
 from services.secrets.administration import SecretsAdmin
-from services.secrets.model import GRANTED, Decided, Place, SecretRow
+from services.secrets.model import GRANTED, Place, SecretRow
 from services.secrets.service import Secrets
 from services.secrets.tally import Tally
 
@@ -214,14 +215,15 @@ class FakeAudit:
     """The rows."""
 
     trace: list[str]
-    rows: list[Decided] = field(default_factory=list)
+    rows: list[Record] = field(default_factory=list)
     refusal: PlexError | None = None
 
-    async def record(self, decided: Decided) -> None:
+    async def record(self, record: Record) -> int:
         self.trace.append("audit")
         if self.refusal:
             raise self.refusal
-        self.rows.append(decided)
+        self.rows.append(record)
+        return len(self.rows)
 
 
 class FakeCursors:

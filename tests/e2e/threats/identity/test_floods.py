@@ -3,11 +3,14 @@
 import asyncio
 import uuid
 from collections import Counter
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from tests.e2e.conftest import Scene
 from tests.e2e.outside import Edge, Login, Outside, own_browser
+from tests.e2e.sessions import SHELL, Person, resource_of
 from tests.e2e.threats.identity.test_bindings import IDP, Bound, a_domain, bind
 from tests.e2e.world import World
 
@@ -35,13 +38,14 @@ async def rows(world: World, *chains: str) -> Counter[tuple[str, str, str]]:
         await dba.close()
 
 
-async def flood(caller: Edge, method: str, paths: list[str], status: int) -> None:
+async def flood(caller: Edge, method: str, paths: list[str], status: int, body: Any = None, **headers: str) -> None:
     """Send requests, some at once, that are all refused."""
     turn = asyncio.Semaphore(16)
 
     async def send(path: str) -> None:
         async with turn:
-            assert (await caller.call(method, path)).status == status, path
+            answer = await caller.call(method, path, body, headers=headers)
+            assert answer.status == status, (path, answer.body)
 
     await asyncio.gather(*map(send, paths))
 
@@ -76,6 +80,31 @@ async def test_made_up_ids_end_at_the_bound_and_hide_nobody_else(scene: Scene) -
     mine = str(uuid.uuid4())
     assert (await neighbour.call("DELETE", f"/v1/projects/{mine}")).status == 403
     assert (await rows(world, home))[home, "project.delete", mine] == 1
+
+
+async def test_strangers_fill_no_chain_by_sessions_keys_events_and_secrets(scene: Scene) -> None:
+    story, bound = replace(scene.story, operator=scene.operator), await bound_domain(scene)
+    stranger, theirs = (await Person.of(scene.outside, bound.domain_id, Login("flooder"))).edge, story.domain_id
+    project, domain = f"/v1/projects/{story.project_id}", f"/v1/domains/{theirs}"
+    shell = {"resource_id": await resource_of(story, story.node_a.handle), "kind": "ssh", "target": SHELL}
+    event = {"type": "action_request", "scope": f"domain:{theirs}", "payload": {}}
+    deeds: dict[str, tuple[str, str, Any]] = {
+        "session.issue": ("POST", f"{project}/sessions", shell),
+        "session.revoke": ("POST", f"{project}/sessions/{uuid.uuid4()}/revoke", {"revoke_reason": "operator_request"}),
+        "session_key.rotate": ("POST", f"{domain}/signing-keys/rotate", {"use": "session", "transition_seconds": 600}),
+        "signing_key.rotate": ("POST", f"{domain}/signing-keys/rotate", {"transition_seconds": 600}),
+        "event.publish": ("POST", f"{domain}/events", event),
+        "secret.put": ("PUT", f"{project}/secrets/flood", b"x"),
+        "secret.list": ("GET", f"{project}/secrets", None),
+    }
+    before = await rows(story.world, bound.domain_id, theirs)
+    for method, path, body in deeds.values():
+        kind = {"If-Match": "0", "Content-Type": "application/octet-stream"} if isinstance(body, bytes) else {}
+        await flood(stranger, method, [path] * (TIMES // 4), 403, body, **kind)
+    new = await rows(story.world, bound.domain_id, theirs) - before
+    written = {action: count for (chain, action, _), count in new.items() if chain == bound.domain_id}
+    assert {action: SAME <= written.get(action, 0) <= 2 * SAME for action in deeds} == dict.fromkeys(deeds, True)
+    assert not {action for chain, action, _ in new if chain == theirs and action in deeds}
 
 
 @pytest.mark.parametrize("reason", ["provider_error", "state_foreign"])
