@@ -1,11 +1,13 @@
 """Mutants of privileged sessions: each gate, and what keeps a session from outliving its reason."""
 
-from tools.mutant import Mutant
+from tools.mutant import THREATS, Mutant
 
 SERVICE, STEP_UP, KEYS = "services/access/service.py", "services/access/step_up.py", "services/access/keys.py"
 POLICY, STORE, STANDING = "libs/access_policy.py", "services/access/store.py", "services/access/standing.py"
 SCHEMA, SIGN_INS = "services/access/migrations/0002_create_sessions.py", "services/identity/sign_in_store.py"
 TESTS = "services/access/tests/"
+FLOOD = THREATS + "identity/test_floods.py::test_strangers_fill_no_chain_by_sessions_keys_events_and_secrets"
+COUNTED, BARE = "Counted(AuditClient(audit_peer, clock), clock)", "AuditClient(audit_peer, clock)"
 LOGIN = TESTS + "test_step_up.py::test_a_login"
 REFUSED = TESTS + "test_service.py::test_a_login_that_is_not_fresh_and_strong_is_refused_with_what_helps"
 FIFTY = TESTS + "test_store.py::test_fifty_requests_at_once_on_two_replicas_never_exceed_a_limit"
@@ -17,6 +19,22 @@ ACCESS = (
         SERVICE,
         "        if not decision.granted:\n            await self.audit.record(row)\n            decision.require()\n",
         "",
+        TESTS + "test_service.py::test_without_the_relation_nothing_else_is_looked_at",
+    ),
+    Mutant("F-4 refusals of sessions end at a bound", "services/access/__main__.py", COUNTED, BARE, FLOOD),
+    Mutant("F-1 refusals of keys and events end at a bound", "services/mesh/__main__.py", COUNTED, BARE, FLOOD),
+    Mutant(
+        "F-2 refusals of secrets end at a bound",
+        "services/secrets/__main__.py",
+        "Counted(chain, clock)",
+        "chain",
+        FLOOD,
+    ),
+    Mutant(
+        "F-4 who has no binding is refused at home",
+        "libs/decision.py",
+        "replace(record, domain_id=domain_id) if record.reason == OUT_OF_SCOPE else record",
+        "record",
         TESTS + "test_service.py::test_without_the_relation_nothing_else_is_looked_at",
     ),
     Mutant(
