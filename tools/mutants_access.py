@@ -17,7 +17,7 @@ ACCESS = (
     Mutant(
         "F-4 relation",
         SERVICE,
-        "        if not decision.granted:\n            await self.audit.record(row)\n            decision.require()\n",
+        "        if not decision.granted:\n            await self.audit.record(at_home(row, caller.domain_id))\n            decision.require()\n",
         "",
         TESTS + "test_service.py::test_without_the_relation_nothing_else_is_looked_at",
     ),
