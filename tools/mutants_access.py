@@ -17,8 +17,8 @@ ACCESS = (
     Mutant(
         "F-4 relation",
         SERVICE,
-        "        if not decision.granted:\n            await self.audit.record(at_home(row, caller.domain_id))\n            decision.require()\n",
-        "",
+        "            await self.audit.record(at_home(row, caller.domain_id))\n            decision.require()\n",
+        "            pass\n",
         TESTS + "test_service.py::test_without_the_relation_nothing_else_is_looked_at",
     ),
     Mutant("F-4 refusals of sessions end at a bound", "services/access/__main__.py", COUNTED, BARE, FLOOD),
