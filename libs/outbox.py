@@ -29,11 +29,8 @@ LONGEST_REST_S = 4.0
 AT_ONCE = 32
 SCOPES_AT_ONCE = 512
 EVENTS_AT_ONCE = 512
-# Of one scope in one step, so that none keeps the others waiting for long.
+# Of one scope in one step, published in one call, so that none keeps the others waiting for long.
 MOST_OF_A_SCOPE = 16
-# One by one for now: gateways give up together on several whose places are noted late, and the next event, which would
-# bring them from the log, may be long in coming (decision 0038).
-MOST_IN_A_CALL = 1
 
 # The next scopes that have something to send, each found by one look into the index, with its oldest event's time:
 # neither how many events wait nor of how many scopes makes this slower.
@@ -220,7 +217,7 @@ class Relay:
                 self._resting[scope] = Rest(min(before.failures + 1, 16), self._clock() + pause)
 
     async def _relay(self, events: Sequence[Outgoing], gate: asyncio.Semaphore, outcome: "Outcome") -> None:
-        at_once = MOST_IN_A_CALL
+        at_once = MOST_OF_A_SCOPE
         async with gate:
             while events:
                 first = events[0].id

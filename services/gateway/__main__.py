@@ -23,7 +23,7 @@ from services.gateway.document import load, operations
 from services.gateway.edge import Asked, Edge, Route, build
 from services.gateway.events import Events
 from services.gateway.fleet import Fleet
-from services.gateway.gate import Ports, open_gate
+from services.gateway.gate import open_gate
 from services.gateway.health import Health
 from services.gateway.heap import keep_settled
 from services.gateway.hub import Hub
@@ -32,6 +32,7 @@ from services.gateway.mesh import MeshKeys, MeshNonces, Reconciler
 from services.gateway.nodes import Nodes
 from services.gateway.people import People
 from services.gateway.platform import Platform
+from services.gateway.ports import Ports
 from services.gateway.refusals import RefusedEnvelopes
 from services.gateway.revocations import follow_revocations
 from services.gateway.secrets import Secrets
@@ -126,7 +127,7 @@ async def run(settings: GatewaySettings) -> None:
         cache, health = AssertionCache(), Health(peers)
         ports = provided(settings, peers, cache, bus)
         refusals = RefusedEnvelopes(AuditClient(audit), ports.signature_verifier, SystemClock())
-        hub = None if ports.missing else Hub(open_gate(ports), refusals)
+        hub = None if ports.missing else Hub(open_gate(ports), refusals, Reconciler(mesh).request)
         app = application(settings, peers, cache, health, ports, hub)
         context = tls_context(settings.certificate)
         background = [

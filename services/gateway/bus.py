@@ -16,7 +16,7 @@ from libs.errors import EventStreamUnavailable, PlexError
 from libs.nats import Bus
 from libs.rpc.channel import Peer
 from plexsphere.mesh.v1 import mesh_pb2, mesh_pb2_grpc
-from services.gateway.gate import Delivery, Message
+from services.gateway.ports import Delivery, Message
 
 BATCH = 1000
 # Asked for again at half of it, so that there is always a pull waiting on the broker.

@@ -13,9 +13,10 @@ from libs.rpc.context import PRINCIPAL_KEY
 from services.gateway.credentials import AssertionCache, claims_of, digest_of
 from services.gateway.denials import Denials
 from services.gateway.edge import DEADLINE, STREAMED, Asked, Route
-from services.gateway.gate import Place, Ports, open_gate
+from services.gateway.gate import open_gate
 from services.gateway.hub import Hub
 from services.gateway.mesh import Reconciler
+from services.gateway.ports import Place, Ports
 from services.gateway.problems import Protocol
 from services.gateway.stream import BEAT, Stream
 

@@ -8,10 +8,8 @@ import asyncio
 import hashlib
 import re
 import time
-from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from enum import Enum
-from typing import Protocol
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from libs import envelope
@@ -20,6 +18,19 @@ from libs.errors import BusNotProvisioned, Forbidden, NotFound
 from libs.ids import parse_uuid
 from libs.telemetry import VERIFIED
 from services.gateway.patience import Patience
+from services.gateway.ports import (
+    EventStream,
+    Message,
+    NodeRepo,
+    NonceStore,
+    Place,
+    Ports,
+    Published,
+    RelationChecker,
+    Seen,
+    SignatureVerifier,
+    Verdict,
+)
 
 SUBJECT = re.compile(r"events\.([0-9a-f-]{36})\.(node|project|domain)\.([0-9a-f-]{36})\.([a-z][a-z0-9_]{0,63})")
 SCOPE = re.compile(r"(node|project|domain):([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})")
@@ -32,128 +43,6 @@ READ_S = 0.5
 MOST_HOLES = 50
 # What mesh has published at its place may still be refused for these: it came too late, or its key went since.
 LATE = frozenset({"stale", "unknown_key"})
-
-
-@dataclass(frozen=True)
-class Message:
-    """A message as it came from the stream; nothing of it is believed yet."""
-
-    sequence: int
-    subject: str
-    data: bytes
-
-
-@dataclass(frozen=True)
-class Delivery:
-    """Messages in the order of the stream, and whether more is known to wait behind them."""
-
-    messages: tuple[Message, ...]
-    more: bool
-
-
-@dataclass(frozen=True)
-class Published:
-    """An event from the log that the stream did not deliver; it is verified like any other."""
-
-    sequence: int
-    domain_id: UUID
-    data: bytes
-
-
-class Verdict(Enum):
-    """What the nonce store says of an envelope."""
-
-    PUBLISHED = "published"
-    PENDING = "nonce_pending"
-    REPLAYED = "nonce_replayed"
-    ALTERED = "nonce_altered"
-    UNKNOWN = "nonce_unknown"
-
-
-@dataclass(frozen=True)
-class Seen:
-    """An envelope that asks to be believed: its nonce, where it stands, and the SHA-256 of its bytes."""
-
-    sequence: int
-    id: UUID
-    digest: bytes
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a node stands."""
-
-    domain_id: UUID
-    project_id: UUID
-
-
-class EventStream(Protocol):
-    """The events of all Domains. Raises Unavailable."""
-
-    def follow(self, after: int | None, back_s: int) -> AsyncGenerator[Delivery, None]:
-        """Yield what comes after a sequence, or from some seconds ago on; nothing of it is believed.
-
-        The first delivery has no messages when none waits. It ends or raises when something could be missed.
-        """
-
-    @property
-    def floor(self) -> int:
-        """What mesh's log had noted up to those seconds ago, when the stream was opened there."""
-
-
-class NonceStore(Protocol):
-    """What mesh published: an id is good once, at one sequence, with its bytes. Raises Unavailable."""
-
-    async def check(
-        self, seen: Sequence[Seen], gaps: Sequence[tuple[int, int]]
-    ) -> tuple[list[Verdict], list[Published]]:
-        """Say of each what mesh's log says, and return what was published in the gaps; authoritative, never kept."""
-
-    async def highest(self) -> int:
-        """Return the highest sequence that is noted."""
-
-
-class SignatureVerifier(Protocol):
-    """The Domains' event keys. Raises Unavailable."""
-
-    async def trust(self, domain_ids: Collection[UUID]) -> Mapping[UUID, Mapping[str, Trust]]:
-        """Return the keys that verify now by Domain and key id; never kept, so that a revocation counts at once."""
-
-
-class RelationChecker(Protocol):
-    """Who may receive. Raises Unavailable, never a denial in its stead."""
-
-    async def agent(self, node_id: UUID) -> bool:
-        """Whether a node holds `node-agent` on itself; as fresh as the assertion that it came with."""
-
-    async def agents(self, node_ids: Collection[UUID]) -> Mapping[UUID, frozenset[str]]:
-        """Return those that hold `node-agent` on themselves, and the KIDs of the keys of each that count now.
-
-        Fully consistent, never kept.
-        """
-
-
-class NodeRepo(Protocol):
-    """The nodes that exist. Raises Unavailable."""
-
-    async def place(self, node_id: UUID) -> Place | None:
-        """Return where a node stands; None when there is no such node."""
-
-
-@dataclass(frozen=True)
-class Ports:
-    """What this deployment provides of the five."""
-
-    event_stream: EventStream | None = None
-    nonce_store: NonceStore | None = None
-    signature_verifier: SignatureVerifier | None = None
-    relation_checker: RelationChecker | None = None
-    node_repo: NodeRepo | None = None
-
-    @property
-    def missing(self) -> tuple[str, ...]:
-        """Names of the ports that are not provided."""
-        return tuple(port.name for port in fields(self) if getattr(self, port.name) is None)
 
 
 @dataclass(frozen=True)
@@ -301,13 +190,18 @@ class Admitted:
 class Refusal:
     """An envelope that is dropped: where, in whose name (None when the subject names nobody), and why.
 
-    `late` is the envelope itself where mesh may have published it all the same.
+    `envelope` is what was refused where mesh may publish it all the same, or may have.
     """
 
     sequence: int
     domain_id: UUID | None
     reason: str
-    late: Admitted | None = None
+    envelope: Admitted | None = None
+
+    @property
+    def late(self) -> Admitted | None:
+        """The envelope, where mesh may have published it already."""
+        return self.envelope if self.reason in LATE else None
 
 
 @dataclass
@@ -345,7 +239,7 @@ class Spell:
 def holes(after: int, there: Collection[int], until: int) -> list[tuple[int, int]]:
     """Return the ranges of sequences from `after` to `until`, or to the last that is there, that are not there."""
     found = []
-    for sequence in sorted([*there, until + 1]):
+    for sequence in sorted([*there, max(after, until, *there) + 1]):
         if sequence > after + 1:
             found.append((after + 1, sequence - 1))
         after = max(after, sequence)
@@ -399,7 +293,7 @@ def named(message: Message) -> UUID | None:
 
 
 def _refusal(one: Admitted, reason: str) -> Refusal:
-    return Refusal(one.sequence, one.domain_id, reason, one if reason in LATE else None)
+    return Refusal(one.sequence, one.domain_id, reason, one)
 
 
 def canonical_uuid(text: str) -> UUID | None:

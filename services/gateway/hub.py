@@ -17,10 +17,12 @@ import structlog
 
 from libs.errors import EventStreamUnavailable, PlexError
 from libs.telemetry import DELIVERED, REFUSALS, STREAMS, STREAMS_ENDED
-from services.gateway.gate import Admitted, Gate, Message, Passage, Place
+from services.gateway.gate import Admitted, Gate, Passage
+from services.gateway.ports import Message, Place
 from services.gateway.refusals import RefusedEnvelopes
 from services.gateway.ring import AT_ONCE_BYTES, Entry, Ring, chunk
 from services.gateway.stream import BEAT, LIVE, Stream
+from services.gateway.unplaced import Reconcile, Unplaced
 
 BACK_S = 300
 BEAT_S = 25
@@ -52,12 +54,14 @@ class Hub:
 
     gate: Gate
     refusals: RefusedEnvelopes
+    reconcile: Reconcile
     wall_ns: Callable[[], int] = time.time_ns
     clock: Callable[[], float] = time.monotonic
     most_unread: int = MOST_UNREAD
     feed_gone_s: float = FEED_GONE_S
     relations_gone_s: float = RELATIONS_GONE_S
     ring: Ring = field(init=False)
+    unplaced: Unplaced = field(init=False)
     opened: int = 0
     _read_up: bool = False
     _answered: bool = True
@@ -74,6 +78,7 @@ class Hub:
 
     def __post_init__(self) -> None:
         self.ring = Ring(self.clock)
+        self.unplaced = Unplaced(self.gate.nonce_store, self.reconcile, self.reconciled)
 
     # Reading ----------------------------------------------------------------------------------------------------------
 
@@ -118,6 +123,7 @@ class Hub:
             # Reading what was sent meanwhile, some of it is found too late. That is nobody's attack, and nobody has it.
             untold = [one for one in passage.refused if one.reason == UNTOLD and one.domain_id not in passage.trusted]
             late = await self.gate.late(untold if self._read_up else passage.refused)
+            self.unplaced.add(passage.refused)
             self._refuse(passage, late)
             # Mesh could not tell their keys, and did publish these: their nodes come back for what they could not have.
             self._end_domains({one.domain_id for one in untold if one.late in late})
@@ -280,6 +286,7 @@ class Hub:
             await asyncio.sleep(PULSE_EVERY_S)
             try:
                 await self._catch_up(await self.gate.nonce_store.highest())
+                await self.unplaced.look(self.ring, self.wall_ns())
                 missed, self._answered = 0, True
             except PlexError as error:
                 missed += 1

@@ -8,7 +8,7 @@ from libs.errors import EventStreamUnavailable, PlexError
 from libs.rpc.channel import Peer
 from plexsphere.mesh.v1 import mesh_pb2 as pb
 from plexsphere.mesh.v1 import mesh_pb2_grpc as stubs
-from services.gateway.gate import Published, Seen, Verdict
+from services.gateway.ports import Published, Seen, Verdict
 
 DEADLINE_S = 3.0
 MOST_DOMAINS = 500

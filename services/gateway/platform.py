@@ -8,9 +8,9 @@ from aiohttp import web
 from services.gateway.answers import reply
 from services.gateway.document import JSON
 from services.gateway.edge import Asked, Route
-from services.gateway.gate import Ports
 from services.gateway.health import Health
 from services.gateway.page import POLICY, render
+from services.gateway.ports import Ports
 from services.gateway.posture import ledger
 from services.gateway.settings import Build
 

@@ -5,7 +5,7 @@ What depends on how the deployment is put together is read from there; the rest 
 
 from dataclasses import dataclass
 
-from services.gateway.gate import Ports
+from services.gateway.ports import Ports
 
 ACTIVE, PARTIAL = "active", "partial"
 

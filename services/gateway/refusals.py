@@ -15,7 +15,8 @@ from libs.audit import AuditClient
 from libs.clock import Clock
 from libs.decision import Record
 from libs.errors import PlexError
-from services.gateway.gate import Refusal, SignatureVerifier
+from services.gateway.gate import Refusal
+from services.gateway.ports import SignatureVerifier
 
 REPORT_EVERY_S = 1.0
 MOST_WAITING = 500

@@ -71,6 +71,10 @@ class Ring:
         """Begin with nothing: what comes is above this sequence, and nothing before it is known."""
         self.floor = self.position = at
 
+    def knows(self, identifier: UUID) -> bool:
+        """Whether an event has been here."""
+        return identifier in self._ids
+
     def add(self, entry: Entry) -> bool:
         """Keep an event; False when it has been here already, under whichever sequence."""
         if entry.id in self._ids:

@@ -8,7 +8,7 @@ from libs.rpc.channel import Peer
 from plexsphere.identity.v1 import relations_pb2 as pb
 from plexsphere.identity.v1 import relations_pb2_grpc as stubs
 from services.gateway.credentials import AssertionCache, Standing
-from services.gateway.gate import Place
+from services.gateway.ports import Place
 
 MOST_NODES = 250
 

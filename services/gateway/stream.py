@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from services.gateway.gate import Place
+from services.gateway.ports import Place
 from services.gateway.ring import Entry, chunk
 
 BEAT = b":keep-alive\n\n"

@@ -10,7 +10,7 @@ from devstack.process import until
 from plexsphere.identity.v1 import sign_in_pb2
 from plexsphere.mesh.v1 import mesh_pb2
 from services.gateway.credentials import AssertionCache
-from services.gateway.gate import Place
+from services.gateway.ports import Place
 from services.gateway.tests.desk import NODE, OTHER, PROJECT, Desk
 from services.gateway.tests.fakes import Client, FakePeer, assertion, start
 from services.gateway.tests.five import KID, Bench

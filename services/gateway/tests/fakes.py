@@ -18,9 +18,9 @@ from plexsphere.audit.v1 import audit_pb2
 from plexsphere.identity.v1 import sign_in_pb2
 from services.gateway.__main__ import application
 from services.gateway.credentials import AssertionCache
-from services.gateway.gate import Ports
 from services.gateway.health import Health
 from services.gateway.hub import Hub
+from services.gateway.ports import Ports
 from services.gateway.settings import Build, Certificate, GatewaySettings, Limits, Peers, Rate
 
 ORIGIN = "https://edge.test"

@@ -17,8 +17,9 @@ from libs.decision import Record
 from libs.envelope import Trust
 from libs.errors import AuditUnavailable, EventStreamUnavailable
 from libs.ids import uuid7
-from services.gateway.gate import Delivery, Gate, Message, Place, Ports, Published, Seen, Verdict, open_gate
+from services.gateway.gate import Gate, open_gate
 from services.gateway.hub import Hub
+from services.gateway.ports import Delivery, Message, Place, Ports, Published, Seen, Verdict
 from services.gateway.refusals import RefusedEnvelopes
 
 KID = "nsk_1"
@@ -33,6 +34,8 @@ class FakeMesh:
     messages: list[Message] = field(default_factory=list)
     log: dict[int, tuple[UUID, bytes]] = field(default_factory=dict)
     pending: int = 0
+    # Places that are not noted.
+    hidden: set[int] = field(default_factory=set)
     position: int = 0
     floor: int = 0
     down: set[str] = field(default_factory=set)
@@ -85,13 +88,18 @@ class FakeMesh:
         if not any(message.sequence > at for message in self.messages):
             yield Delivery((), more=False)
         while True:
+            self._arrived.clear()
             fresh = tuple(message for message in self.messages if message.sequence > at)
             if fresh:
                 at = fresh[-1].sequence
                 yield Delivery(fresh, more=False)
-            self._arrived.clear()
             await self._arrived.wait()
             self._check("stream")
+
+    @property
+    def noted(self) -> dict[int, tuple[UUID, bytes]]:
+        """What counts as published."""
+        return {at: row for at, row in self.log.items() if at not in self.hidden}
 
     def break_stream(self) -> None:
         self.down.add("stream")
@@ -107,7 +115,7 @@ class FakeMesh:
             raise self.bug
         missing = [
             Published(at, self.domain, data)
-            for at, (_, data) in sorted(self.log.items())
+            for at, (_, data) in sorted(self.noted.items())
             if any(first <= at <= last for first, last in gaps)
         ]
         return [self._verdict(one) for one in seen], missing
@@ -118,16 +126,16 @@ class FakeMesh:
             return Verdict.UNKNOWN
         if hashlib.sha256(known[one.id]).digest() != one.digest:
             return Verdict.ALTERED
-        if self.log.get(one.sequence, (None, b""))[0] == one.id:
+        if self.noted.get(one.sequence, (None, b""))[0] == one.id:
             if self.pending:
                 self.pending -= 1
                 return Verdict.PENDING
             return Verdict.PUBLISHED
-        return Verdict.REPLAYED
+        return Verdict.REPLAYED if one.id in dict(self.noted.values()) else Verdict.PENDING
 
     async def highest(self) -> int:
         self._check("nonces")
-        return max(self.log, default=0)
+        return max(self.noted, default=0)
 
     async def trust(self, domain_ids: Collection[UUID]) -> Mapping[UUID, Mapping[str, Trust]]:
         self._check("keys")
@@ -184,12 +192,18 @@ class Bench:
     mesh: FakeMesh = field(default_factory=FakeMesh)
     fleet: FakeFleet = field(default_factory=FakeFleet)
     audit: FakeAudit = field(default_factory=FakeAudit)
+    asked: list[UUID] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.ports = Ports(self.mesh, self.mesh, self.mesh, self.fleet, self.fleet)
         self.gate: Gate = open_gate(self.ports)
         self.refusals = RefusedEnvelopes(cast("Any", self.audit), self.mesh, SystemClock())
-        self.hub = Hub(self.gate, self.refusals)
+        self.hub = Hub(self.gate, self.refusals, self.reconcile)
+
+    async def reconcile(self, domain_id: UUID, node_id: UUID) -> None:
+        """Tell a Domain's nodes to fetch their state, as mesh does."""
+        self.asked.append(node_id)
+        self.mesh.put(self.mesh.sign(kind="node_state_updated"))
 
     async def read(self) -> None:
         """Wait until everything that was put is read: forgeries move nothing, so one more event does."""

@@ -13,7 +13,7 @@ from libs.errors import EventStreamUnavailable
 from plexsphere.mesh.v1 import mesh_pb2
 from services.gateway import bus
 from services.gateway.bus import BATCH, JetStreamEvents
-from services.gateway.gate import Message
+from services.gateway.ports import Message
 from services.gateway.tests.fakes import FakePeer
 
 pytestmark = pytest.mark.unit

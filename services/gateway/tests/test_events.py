@@ -17,8 +17,8 @@ from libs.errors import AuthzUnavailable, EventBusUnavailable, Forbidden, PlexEr
 from libs.ids import uuid7
 from plexsphere.identity.v1 import relations_pb2 as pb
 from services.gateway.credentials import AssertionCache, digest_of
-from services.gateway.gate import Place, Ports
 from services.gateway.hub import MOST_UNREAD
+from services.gateway.ports import Place, Ports
 from services.gateway.revocations import apply
 from services.gateway.ring import AT_ONCE_BYTES
 from services.gateway.stream import LIVE

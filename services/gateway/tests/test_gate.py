@@ -14,8 +14,9 @@ from libs.clock import SystemClock, rfc3339
 from libs.envelope import Trust
 from libs.errors import EventStreamUnavailable, Forbidden, NotFound
 from libs.ids import uuid7
-from services.gateway.gate import PENDING_EVERY_S, Message, Place, Ports
+from services.gateway.gate import PENDING_EVERY_S, holes
 from services.gateway.patience import AGAIN_S, FIRST_S, Patience
+from services.gateway.ports import Message, Place, Ports
 from services.gateway.tests.five import Bench, FakeMesh
 
 pytestmark = pytest.mark.unit
@@ -209,6 +210,22 @@ async def test_a_second_copy_that_is_noted_with_what_stands_behind_it_is_not_pas
     bench.mesh.pending = 2 * round(1.25 * AGAIN_S / PENDING_EVERY_S)
     found = await bench.gate.admit(bench.mesh.messages[1:], 0, time.time_ns())
     assert [one.sequence for one in found.admitted] == places
+
+
+@pytest.mark.parametrize(
+    ("after", "there", "until", "wanted"),
+    [
+        (0, [2], 0, [(1, 1)]),
+        (5, [7], 5, [(6, 6)]),
+        (5, [7], 6, [(6, 6)]),
+        (5, [6, 9], 11, [(7, 8), (10, 11)]),
+        (5, [6, 7], 0, []),
+        (5, [], 8, [(6, 8)]),
+        (5, [4], 5, []),
+    ],
+)
+def test_holes_are_what_is_not_there(after: int, there: list[int], until: int, wanted: list[tuple[int, int]]) -> None:
+    assert holes(after, there, until) == wanted
 
 
 async def test_who_repeats_what_was_never_noted_does_not_hold_up_the_gate() -> None:

@@ -14,8 +14,9 @@ from devstack.process import until
 from libs import envelope
 from libs.clock import SystemClock, rfc3339
 from libs.ids import uuid7
-from services.gateway.gate import MOST_HOLES, Message, Place
+from services.gateway.gate import MOST_HOLES
 from services.gateway.hub import BEAT_S, MOST_UNREAD, Hub
+from services.gateway.ports import Message, Place
 from services.gateway.ring import AT_ONCE_BYTES, Entry
 from services.gateway.stream import Stream
 from services.gateway.tests.desk import NODE, OTHER, Desk, bearer
@@ -80,7 +81,7 @@ async def test_in_normal_running_whatever_is_stale_is_recorded() -> None:
 async def test_what_was_read_late_is_served_only_while_nodes_would_take_it() -> None:
     now = [1000.0]
     bench = Bench()
-    bench.hub = Hub(bench.gate, bench.refusals, clock=lambda: now[0])
+    bench.hub = Hub(bench.gate, bench.refusals, bench.reconcile, clock=lambda: now[0])
     bench.mesh.put(bench.mesh.sign())
     bench.mesh.put(bench.mesh.sign(issued_at=ago(280)))
     async with reading(bench):
@@ -266,7 +267,7 @@ class FakeTransport:
 async def test_a_beat_comes_every_25_seconds_even_when_the_clock_jumps() -> None:
     now = [1000.0]
     bench = Bench()
-    hub = Hub(bench.gate, bench.refusals, clock=lambda: now[0])
+    hub = Hub(bench.gate, bench.refusals, bench.reconcile, clock=lambda: now[0])
     transports = []
     for second in range(BEAT_S):
         now[0] = 1000.9 + second

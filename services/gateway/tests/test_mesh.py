@@ -6,8 +6,8 @@ import pytest
 
 from libs.ids import uuid7
 from plexsphere.mesh.v1 import mesh_pb2 as pb
-from services.gateway.gate import Seen, Verdict
 from services.gateway.mesh import MOST_GAPS, MeshNonces
+from services.gateway.ports import Seen, Verdict
 from services.gateway.tests.fakes import FakePeer
 
 pytestmark = pytest.mark.unit
