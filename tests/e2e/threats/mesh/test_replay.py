@@ -6,7 +6,7 @@ import ssl
 import pytest
 from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
 
-from tests.e2e.attacker import wire
+from tests.e2e.attacker import eventually, wire
 from tests.e2e.outside import Edge
 from tests.e2e.threats.mesh.conftest import Arena, another_gateway
 
