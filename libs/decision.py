@@ -15,9 +15,10 @@ ANONYMOUS = "anonymous"
 
 @dataclass(frozen=True)
 class Decision:
-    """What a relation check came to; `reason` is "granted" or why not."""
+    """What a relation check came to; `reason` is "granted" or why not, `conditional` when what is not known decides."""
 
     reason: str
+    conditional: bool = False
 
     @property
     def granted(self) -> bool:

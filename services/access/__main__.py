@@ -25,6 +25,7 @@ from services.access.service import Access
 from services.access.settings import AccessSettings
 from services.access.standing import Standing
 from services.access.store import PgStore
+from services.access.token import Seals
 from services.access.vault import BaoVault
 
 PACKAGE = "plexsphere.access.v1."
@@ -44,10 +45,11 @@ async def run(settings: AccessSettings) -> None:
         clock = SystemClock()
         audit = Counted(AuditClient(audit_peer, clock), clock)
         store, authority = PgStore(pool), IdentityAuthority(identity)
-        directory, cursors = IdentityDirectory(identity), Cursors(read_secret_file(settings.cursor_key_file))
-        keys = SessionKeys(BaoVault(bao), PgKeyStore(pool), audit, authority, clock)
-        doubt = Doubt()
-        access = Access(store, keys, directory, authority, audit, cursors, clock, settings.issuer, doubt)
+        directory, own_key, doubt = IdentityDirectory(identity), read_secret_file(settings.cursor_key_file), Doubt()
+        keys = SessionKeys(BaoVault(bao), PgKeyStore(pool), audit, authority, clock, doubt)
+        access = Access(
+            store, keys, directory, authority, audit, Cursors(own_key), clock, settings.issuer, Seals(own_key), doubt
+        )
         activity = Activity(store, authority, audit, clock)
         standing = Standing(store, directory, authority, audit, clock, doubt)
         # Public halves are for everybody; everything else has somebody behind it.

@@ -33,11 +33,11 @@ class Activity:
         if caller.kind != "node" or caller.credential != "node_key":
             raise NodeUnauthorized
         if caller.node_id != str(node_id) or caller.subject != caller.node_id:
-            await self._refuse(caller, session_id, NskNodeMismatch())
+            await self._refuse(caller, f"node:{node_id}", NskNodeMismatch())
         this = f"node:{node_id}"
         decision = await self.authority.check(this, "node-agent", this)
         if not decision.granted:
-            await self._refuse(caller, session_id, Forbidden(reason=decision.reason, relation_path=[]), decision.reason)
+            await self._refuse(caller, this, Forbidden(reason=decision.reason, relation_path=[]), decision.reason)
         now = self.clock.now()
         if await self.store.touch(session_id, node_id, kind, now):
             return
@@ -47,18 +47,18 @@ class Activity:
         if session.kind != kind:
             raise InvalidRequest("the session is of another kind")
         expired = session.status(now) == "expired"
-        await self._refuse(caller, session_id, SessionExpired() if expired else SessionAlreadyRevoked())
+        await self._refuse(caller, f"session:{session_id}", SessionExpired() if expired else SessionAlreadyRevoked())
 
-    async def _refuse(
-        self, caller: Principal, session_id: UUID, error: PlexError, reason: str = "caveat_violation"
-    ) -> None:
-        # One row a session, reason and minute: an agent that goes on must not fill the chain.
-        minute = self.clock.now().strftime("%Y-%m-%dT%H:%MZ")
+    async def _refuse(self, caller: Principal, this: str, error: PlexError, reason: str = "caveat_violation") -> None:
+        # One row a session of the node, reason and minute: an agent that goes on must not fill the chain. A session
+        # that was only named is none: who makes up ids has one row.
+        minute, (kind, _, identifier) = self.clock.now().strftime("%Y-%m-%dT%H:%MZ"), this.partition(":")
+        about = this if kind == "session" else ""
         await self.audit.record(
             Record(
-                caller.domain_id, "session.report", "node-agent", "session", str(session_id), reason, caller.subject,
-                caller.kind, {"session": [error.code], "minute": [minute]},
-                uuid5(session_id, f"{caller.subject}/{error.code}/{minute}"),
+                caller.domain_id, "session.report", "node-agent", kind, identifier, reason, caller.subject, caller.kind,
+                {"session": [error.code], "minute": [minute]},
+                uuid5(UUID(caller.subject), f"{about}/{error.code}/{minute}"),
             )
         )  # fmt: skip
         raise error

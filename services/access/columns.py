@@ -11,6 +11,8 @@ COLUMNS: Declared = {
         "revoke_reason": Is.METADATA,
         "kid": Is.IDENTIFIER,
         "claims": Is.METADATA,
+        "seal": Is.HASH,
+        "sign_in_ids": Is.IDENTIFIER,
     },
     "requests": {"request_digest": Is.HASH, "body_digest": Is.HASH},
     "event_outbox": {

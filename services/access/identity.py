@@ -14,6 +14,9 @@ from plexsphere.identity.v1 import access_policy_pb2 as pb
 from plexsphere.identity.v1 import access_policy_pb2_grpc, relations_pb2, relations_pb2_grpc
 from services.access.model import Terms
 
+# As many as one request to identity may name.
+AT_ONCE = 500
+
 
 class IdentityAuthority:
     """Answers who may do what."""
@@ -38,7 +41,7 @@ class IdentityAuthority:
             raise AuthzUnavailable(error.code) from error
         if len(answer.results) != len(checks) or any(one.verdict not in REASONS for one in answer.results):
             raise AuthzUnavailable("no verdict")
-        return [Decision(REASONS[one.verdict]) for one in answer.results]
+        return [Decision(REASONS[one.verdict], one.conditional) for one in answer.results]
 
 
 class IdentityDirectory:
@@ -78,9 +81,12 @@ class IdentityDirectory:
 
     async def ended(self, sign_in_ids: Sequence[UUID]) -> set[UUID]:
         """Return which sign-ins were ended."""
-        request = pb.ListEndedSignInsRequest(sign_in_ids=map(str, sign_in_ids))
-        answer = await self._stub.ListEndedSignIns(request, timeout=DEADLINE_S)
-        return {UUID(one) for one in answer.sign_in_ids}
+        ended: set[UUID] = set()
+        for start in range(0, len(sign_in_ids), AT_ONCE):
+            request = pb.ListEndedSignInsRequest(sign_in_ids=map(str, sign_in_ids[start : start + AT_ONCE]))
+            answer = await self._stub.ListEndedSignIns(request, timeout=DEADLINE_S)
+            ended.update(UUID(one) for one in answer.sign_in_ids)
+        return ended
 
 
 def policy_of(policy: pb.AccessPolicy) -> AccessPolicy:

@@ -13,7 +13,7 @@ from libs.clock import Clock
 from libs.decision import ANONYMOUS, GRANTED, Record, at_home
 from libs.errors import NotFound, SigningKeyNotFound, SigningKeyRevoked, SigningUnavailable, Stale
 from libs.principal import Principal
-from services.access.model import PublicHalf, SessionKey
+from services.access.model import Doubt, PublicHalf, SessionKey
 from services.access.ports import Audit, Authority, KeyStore, Vault
 from services.access.token import assembled, signing_input
 
@@ -29,6 +29,7 @@ class SessionKeys:
     audit: Audit
     authority: Authority
     clock: Clock
+    doubt: Doubt
     _halves: dict[tuple[UUID, int], PublicHalf] = field(default_factory=dict)
 
     async def current(self, domain_id: UUID) -> SessionKey:
@@ -92,6 +93,8 @@ class SessionKeys:
         if not key.verifies(now):
             raise SigningKeyRevoked
         await self.store.revoke(key, await self._successor(keys) if key.current else None, now)
+        # Its sessions ended with it; who hosts them is told by the look that this calls for.
+        self.doubt.rouse()
         revoked = by_id(await self.store.keys(domain_id), kid)
         if revoked is None:
             raise Stale

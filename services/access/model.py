@@ -11,6 +11,8 @@ from uuid import UUID
 from libs.access_policy import AccessPolicy
 
 KID_BYTES = 16
+# What a session that this service takes back is revoked for.
+POLICY_VIOLATION = "policy_violation"
 SCHEMA = "access"
 
 
@@ -48,7 +50,7 @@ class Session:
     resource_id: UUID
     node_id: UUID
     identity_id: UUID
-    sign_in_id: UUID
+    sign_in_ids: tuple[UUID, ...]
     kind: str
     target: Mapping[str, Any]
     issued_at: datetime.datetime
@@ -58,6 +60,7 @@ class Session:
     revoke_reason: str = ""
     kid: str = ""
     claims: str = ""
+    seal: bytes = b""
 
     def status(self, at: datetime.datetime) -> str:
         """Return "active", "revoked" or "expired"; one that was revoked stays so."""

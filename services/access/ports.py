@@ -51,7 +51,10 @@ class Store(Protocol):
     async def reserve(
         self, session_id: UUID, identity_id: UUID, node_id: UUID, wish: Wish, budget: Budget, at: datetime.datetime
     ) -> Reserved:
-        """Hold a place for a session, or say what there is none for; exact however many ask at once."""
+        """Hold a place for a session, or say what there is none for; exact however many ask at once.
+
+        A repeat holds no place, and counts as a request of its minute.
+        """
 
     async def release(self, session_id: UUID) -> None:
         """Give a place back, and forget its request, unless the session is there."""
@@ -60,7 +63,7 @@ class Store(Protocol):
         """Turn a place into a session and announce it, or raise Stale and do neither when the place is gone."""
 
     async def find(self, session_id: UUID) -> Session | None:
-        """Return a session."""
+        """Return a session; with the key that signed it, it is revoked."""
 
     async def page(
         self, project_id: UUID, status: str, kind: str, identity_id: UUID | None, before: UUID | None, count: int,
@@ -68,8 +71,14 @@ class Store(Protocol):
     ) -> list[Session]:  # fmt: skip
         """Return a project's sessions, newest first, those before one; empty filters match all."""
 
-    async def active(self, after: UUID, count: int, at: datetime.datetime) -> list[Session]:
-        """Return active sessions by id, those after one."""
+    async def unrevoked(self, after: UUID, count: int, at: datetime.datetime) -> list[Session]:
+        """Return sessions that have not run out and that nobody has revoked, by id, those after one.
+
+        Those whose key was revoked are among them, and say so as everywhere: revoked when their key was.
+        """
+
+    async def join(self, session_id: UUID, sign_in_id: UUID, at: datetime.datetime) -> bool:
+        """Bind an active session to one more sign-in, durably; False when it is not active, or its token is denied."""
 
     async def revoke(self, session: Session, reason: str, payload: Mapping[str, Any], at: datetime.datetime) -> bool:
         """Revoke an active session, deny its token and announce it; False, and nothing, when it is not active."""

@@ -30,7 +30,7 @@ from services.access.events import revoked_payload, setup_payload
 from services.access.keys import SessionKeys
 from services.access.model import Budget, Doubt, Issued, Page, Session, Terms, Wish
 from services.access.ports import Audit, Authority, Cursors, Directory, Store
-from services.access.step_up import StepUp, login_of, step_up
+from services.access.step_up import Login, StepUp, login_of, step_up
 
 VIOLATION = "caveat_violation"
 REFUSALS: Mapping[str, type[PlexError]] = {"in_flight": IdempotentReplay, "other_body": IdempotencyConflict}
@@ -48,6 +48,7 @@ class Access:
     cursors: Cursors
     clock: Clock
     issuer: str
+    seals: token.Seals
     doubt: Doubt
 
     async def issue(self, caller: Principal, wish: Wish) -> Issued:
@@ -92,12 +93,12 @@ class Access:
             limit = SessionLimitExceeded(f"too many sessions: {reserved.refused}", dimension=reserved.refused)
             await self._refuse(row, "budget", [reserved.refused], limit)
         if reserved.repeats is not None:
-            return await self._again(reserved.repeats, wish, terms, row)
+            return await self._again(reserved.repeats, caller, wish, terms, row)
         # The token counts in whole seconds, and the row ends when it does.
         ends = now.replace(microsecond=0) + datetime.timedelta(seconds=policy.ttl_s(wish.ttl_s))
         session = Session(
             session_id, terms.domain_id, terms.project_id, wish.resource_id, node_id, identity_id,
-            UUID(caller.session_id), wish.kind, wish.target, now, ends, now,
+            (UUID(caller.session_id),), wish.kind, wish.target, now, ends, now,
         )  # fmt: skip
         try:
             # Recorded before anything is signed: a row without a session may be, a session without a row may not.
@@ -113,21 +114,28 @@ class Access:
         key = await self.keys.current(session.domain_id)
         claims = token.claims_of(session, self.issuer, caller.acr, caller.amr, caller.auth_time or 0)
         signed = await self.keys.token(key, claims)
-        session = replace(session, kid=key.kid, claims=claims)
+        session = replace(session, kid=key.kid, claims=claims, seal=self.seals.of(claims, key.kid))
         await self.store.open(session, setup_payload(session, key), self.clock.now())
         return Issued(session, signed)
 
-    async def _again(self, session_id: UUID, wish: Wish, terms: Terms, row: Record) -> Issued:
+    async def _again(self, session_id: UUID, caller: Principal, wish: Wish, terms: Terms, row: Record) -> Issued:
         """Sign the stored claims once more: Ed25519 is deterministic, so they make the same token."""
-        session, row = await self.store.find(session_id), named(row, "session", str(session_id))
-        if session is None or session.status(self.clock.now()) != "active" or session.node_id != terms.node_id:
+        session, row, now = await self.store.find(session_id), named(row, "session", str(session_id)), self.clock.now()
+        if session is None or session.status(now) != "active" or session.node_id != terms.node_id:
             await self._refuse(row, "idempotency", ["not_active"], SessionNotActive())
-        if not token.says(session.claims, session) or (session.kind, session.target) != (wish.kind, wish.target):
+        login = token.login_in(session, self.issuer) if self.seals.fits(session) else None
+        if login is None or not is_of(session, caller, wish, terms):
             # Somebody changed the row; what it says now is nothing that was granted.
             await self._refuse(row, "idempotency", ["altered"], SigningUnavailable("the row is not what was signed"))
         if session.expires_at - session.issued_at > datetime.timedelta(seconds=terms.policy.max_ttl_s):
             await self._refuse(row, "idempotency", ["lasts_too_long"], SessionNotActive())
+        if step_up(terms.policy.required(wish.kind, terms.binding_acr), Login(True, *login), now.timestamp()):
+            # A newer login opens the gate, and the token would tell of an older one that does not any more.
+            await self._refuse(row, "idempotency", ["login"], SessionNotActive())
         await self.audit.record(named(row, "idempotency", "repeat"))
+        # Whoever got the token under this sign-in loses it with this sign-in.
+        if not await self.store.join(session.id, UUID(caller.session_id), now):
+            raise SessionNotActive
         key = await self.keys.allowed(session.domain_id, session.kid)
         return Issued(session, await self.keys.token(key, session.claims))
 
@@ -206,6 +214,16 @@ def challenge(lacks: StepUp) -> StepUpRequired:
 def named(row: Record, name: str, value: str) -> Record:
     """Return a row with one more name in its context."""
     return replace(row, context=row.context | {name: [*row.context.get(name, ()), value]})
+
+
+def is_of(session: Session, caller: Principal, wish: Wish, terms: Terms) -> bool:
+    """Whether a session is what would be granted now, to whom and where."""
+    return (
+        str(session.identity_id), session.domain_id, session.project_id, session.resource_id, session.kind,
+        session.target,
+    ) == (
+        caller.subject, terms.domain_id, terms.project_id, wish.resource_id, wish.kind, wish.target,
+    )  # fmt: skip
 
 
 def owns(caller: Principal, session: Session | None) -> bool:

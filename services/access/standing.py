@@ -1,4 +1,4 @@
-"""Whether those who hold sessions still may: whose relation or sign-in is gone loses them.
+"""Whether those who hold sessions still may: whose relation, sign-in or key is gone loses them.
 
 Identity's feed says when to look, and every look is at all there is: what was missed while this process or the feed was
 away is found by the next one.
@@ -15,7 +15,7 @@ from libs.clock import Clock
 from libs.decision import Record
 from libs.errors import PlexError
 from services.access.events import revoked_payload
-from services.access.model import Doubt, Session
+from services.access.model import POLICY_VIOLATION, Doubt, Session
 from services.access.ports import Audit, Authority, Directory, Store
 
 # A look asks about every session, so while the feed would tell it is seldom made without a reason.
@@ -25,9 +25,6 @@ LOOK_UNHEARD_EVERY_S = 5.0
 PAUSE_S = 0.1
 AT_ONCE = 250
 NIL = UUID(int=0)
-REASON = "policy_violation"
-# A condition cannot be asked about in its subject's absence: whether it holds says nothing here.
-GONE = frozenset({"out_of_scope", "insufficient_relation"})
 
 log = structlog.get_logger()
 
@@ -68,7 +65,7 @@ class Standing:
     async def look(self) -> int:
         """Revoke what must not be any more; returns how many sessions that were."""
         after, fallen, failed = NIL, 0, None
-        while page := await self.store.active(after, AT_ONCE, self.clock.now()):
+        while page := await self.store.unrevoked(after, AT_ONCE, self.clock.now()):
             for session, control, name in await self._fallen(page):
                 try:
                     await self._revoke(session, control, name)
@@ -85,21 +82,33 @@ class Standing:
         asked = {one.id: (f"user:{one.identity_id}", "act", f"resource:{one.resource_id}") for one in page}
         questions = list(dict.fromkeys(asked.values()))
         ended, decisions = await asyncio.gather(
-            self.directory.ended(list({one.sign_in_id for one in page})), self.authority.check_all(questions)
+            self.directory.ended(list({sign_in for one in page for sign_in in one.sign_in_ids})),
+            self.authority.check_all(questions),
         )
-        lost = {one for one, decision in zip(questions, decisions, strict=True) if decision.reason in GONE}
-        found = [(one, "sign_in", "ended") for one in page if one.sign_in_id in ended]
-        found += [(one, "relation", "gone") for one in page if asked[one.id] in lost and one.sign_in_id not in ended]
+        # A condition that its subject's absence leaves open ends nothing; one that does not hold any more does.
+        lost = {
+            one
+            for one, decision in zip(questions, decisions, strict=True)
+            if not decision.granted and not decision.conditional
+        }
+        found = []
+        for one in page:
+            if one.revoked_at is not None:
+                found.append((one, "key", "revoked"))
+            elif not ended.isdisjoint(one.sign_in_ids):
+                found.append((one, "sign_in", "ended"))
+            elif asked[one.id] in lost:
+                found.append((one, "relation", "gone"))
         return found
 
     async def _revoke(self, session: Session, control: str, name: str) -> None:
         await self.audit.record(
             Record(
                 str(session.domain_id), "session.revoke", "act", "session", str(session.id),
-                context={"revoked": [REASON], control: [name]},
+                context={"revoked": [POLICY_VIOLATION], control: [name]},
                 # Replicas look at the same time, and mean the same.
                 idempotency_key=uuid5(session.id, f"{control}/{name}"),
             )
         )  # fmt: skip
         now = self.clock.now()
-        await self.store.revoke(session, REASON, revoked_payload(session, REASON, now), now)
+        await self.store.revoke(session, POLICY_VIOLATION, revoked_payload(session, POLICY_VIOLATION, now), now)

@@ -13,14 +13,23 @@ from libs.errors import Stale
 from libs.ids import uuid7
 from libs.outbox import add_event
 from libs.pg import connection, transaction
-from services.access.model import SCHEMA, Budget, Reserved, Session, Wish
+from services.access.model import POLICY_VIOLATION, SCHEMA, Budget, Reserved, Session, Wish
 
 # Longer than any request lives, so that a place is never given away under one that is still being decided.
 HELD_FOR = datetime.timedelta(seconds=30)
 REPEATS_FOR = datetime.timedelta(minutes=10)
 
-COLUMNS = """id, domain_id, project_id, resource_id, node_id, identity_id, sign_in_id, kind, target, issued_at,
-expires_at, last_active_at, revoked_at, revoke_reason, kid, claims"""
+COLUMNS = """id, domain_id, project_id, resource_id, node_id, identity_id, sign_in_ids, kind, target, issued_at,
+expires_at, last_active_at, revoked_at, revoke_reason, kid, claims, seal"""
+# A session ends with the key that signed it: at once, whenever somebody comes round to writing it down and telling.
+ENDED = "coalesce(s.revoked_at, CASE WHEN k.revoked_at < s.expires_at THEN k.revoked_at END)"
+SELECT = f"""
+SELECT s.id, s.domain_id, s.project_id, s.resource_id, s.node_id, s.identity_id, s.sign_in_ids, s.kind, s.target,
+    s.issued_at, s.expires_at, s.last_active_at, {ENDED} AS revoked_at,
+    CASE WHEN s.revoked_at IS NULL AND {ENDED} IS NOT NULL THEN '{POLICY_VIOLATION}' ELSE s.revoke_reason END
+    AS revoke_reason, s.kid, s.claims, s.seal
+FROM access.sessions s JOIN access.signing_keys k ON k.kid = s.kid
+"""
 RESERVE = "SELECT refused, repeats FROM access.reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 RELEASE = """
 WITH held AS (DELETE FROM access.reservations WHERE session_id = $1 RETURNING session_id)
@@ -29,26 +38,28 @@ DELETE FROM access.requests q USING held WHERE q.session_id = held.session_id
 # One statement is one transaction, and one trip: the place, the session and its event go together or not at all.
 OPEN = f"""
 WITH taken AS (
-    DELETE FROM access.reservations WHERE session_id = $1 AND expires_at > $17 RETURNING session_id
+    DELETE FROM access.reservations WHERE session_id = $1 AND expires_at > $18 RETURNING session_id
 ), opened AS (
     INSERT INTO access.sessions ({COLUMNS})
-    SELECT $1, $2::uuid, $3::uuid, $4::uuid, $5::uuid, $6::uuid, $7::uuid, $8::text, $9::jsonb, $10::timestamptz,
-        $11::timestamptz, $12::timestamptz, $13::timestamptz, $14::text, $15::text, $16::text FROM taken
+    SELECT $1, $2::uuid, $3::uuid, $4::uuid, $5::uuid, $6::uuid, $7::uuid[], $8::text, $9::jsonb, $10::timestamptz,
+        $11::timestamptz, $12::timestamptz, $13::timestamptz, $14::text, $15::text, $16::text, $17::bytea FROM taken
     RETURNING domain_id, node_id
 )
 INSERT INTO access.event_outbox (id, domain_id, type, scope, payload, created_at)
-SELECT $18::uuid, domain_id, 'session_setup', 'node:' || node_id, $19::jsonb, $17 FROM opened RETURNING true
+SELECT $19::uuid, domain_id, 'session_setup', 'node:' || node_id, $20::jsonb, $18 FROM opened RETURNING true
 """
-FIND = f"SELECT {COLUMNS} FROM access.sessions WHERE id = $1"
-PAGE = f"""
-SELECT {COLUMNS} FROM access.sessions
-WHERE project_id = $1 AND ($2 = '' OR $2 = CASE WHEN revoked_at IS NOT NULL THEN 'revoked'
-        WHEN expires_at > $7 THEN 'active' ELSE 'expired' END)
-    AND ($3 = '' OR kind = $3) AND ($4::uuid IS NULL OR identity_id = $4) AND ($5::uuid IS NULL OR id < $5)
-ORDER BY id DESC LIMIT $6
+FIND = f"{SELECT} WHERE s.id = $1"
+PAGE = f"""{SELECT}
+WHERE s.project_id = $1 AND ($2 = '' OR $2 = CASE WHEN {ENDED} IS NOT NULL THEN 'revoked'
+        WHEN s.expires_at > $7 THEN 'active' ELSE 'expired' END)
+    AND ($3 = '' OR s.kind = $3) AND ($4::uuid IS NULL OR s.identity_id = $4) AND ($5::uuid IS NULL OR s.id < $5)
+ORDER BY s.id DESC LIMIT $6
 """
-ACTIVE = f"""
-SELECT {COLUMNS} FROM access.sessions WHERE revoked_at IS NULL AND id > $1 AND expires_at > $3 ORDER BY id LIMIT $2
+UNREVOKED = f"{SELECT} WHERE s.revoked_at IS NULL AND s.id > $1 AND s.expires_at > $3 ORDER BY s.id LIMIT $2"
+JOIN = """
+UPDATE access.sessions SET sign_in_ids = array_remove(sign_in_ids, $2) || $2::uuid
+WHERE id = $1 AND revoked_at IS NULL AND expires_at > $3
+    AND NOT EXISTS (SELECT FROM access.denylist d WHERE d.session_id = $1) RETURNING true
 """
 REVOKE = """
 UPDATE access.sessions SET revoked_at = $2, revoke_reason = $3
@@ -60,13 +71,15 @@ TOUCH = """
 UPDATE access.sessions s SET last_active_at = greatest(last_active_at, $4)
 WHERE id = $1 AND node_id = $2 AND kind = $3 AND revoked_at IS NULL AND expires_at > $4
     AND NOT EXISTS (SELECT FROM access.denylist d WHERE d.session_id = s.id)
+    AND NOT EXISTS (SELECT FROM access.signing_keys k WHERE k.kid = s.kid AND k.revoked_at IS NOT NULL)
 RETURNING true
 """
 
 
 def session_of(row: asyncpg.Record) -> Session:
     """Return a row as a session."""
-    return Session(**{**row, "target": json.loads(row["target"])})
+    target, sign_ins = json.loads(row["target"]), tuple(row["sign_in_ids"])
+    return Session(**{**row, "target": target, "sign_in_ids": sign_ins, "seal": row["seal"] or b""})
 
 
 @dataclass(frozen=True)
@@ -115,10 +128,15 @@ class PgStore:
             rows = await lent.fetch(PAGE, project_id, status, kind, identity_id, before, count, at)
         return [session_of(row) for row in rows]
 
-    async def active(self, after: UUID, count: int, at: datetime.datetime) -> list[Session]:
-        """Return active sessions by id."""
-        async with connection(self.pool, "active_sessions") as lent:
-            return [session_of(row) for row in await lent.fetch(ACTIVE, after, count, at)]
+    async def unrevoked(self, after: UUID, count: int, at: datetime.datetime) -> list[Session]:
+        """Return sessions that nobody has revoked yet, by id."""
+        async with connection(self.pool, "unrevoked_sessions") as lent:
+            return [session_of(row) for row in await lent.fetch(UNREVOKED, after, count, at)]
+
+    async def join(self, session_id: UUID, sign_in_id: UUID, at: datetime.datetime) -> bool:
+        """Bind an active session to one more sign-in."""
+        async with connection(self.pool, "join_session") as lent:
+            return bool(await lent.fetchval(JOIN, session_id, sign_in_id, at))
 
     async def revoke(self, session: Session, reason: str, payload: Mapping[str, Any], at: datetime.datetime) -> bool:
         """Revoke an active session, deny its token and announce it."""

@@ -1,10 +1,13 @@
 """Session tokens: JWTs (RFC 7519) whose bytes depend on claims and key alone, so that nobody has to store them."""
 
 import base64
+import hashlib
+import hmac
 import json
 from typing import Any
 
 from libs.canon import NotJson, jcs
+from libs.custody import Secret
 from services.access.model import Session
 
 TYPE = "plexsphere-session+jwt"
@@ -35,17 +38,33 @@ def claims_of(session: Session, issuer: str, acr: str, amr: tuple[str, ...], aut
     return jcs(claims).decode()
 
 
-def says(claims: str, session: Session) -> bool:
-    """Whether stored claims are those of this session.
+def login_in(session: Session, issuer: str) -> tuple[str, tuple[str, ...], int] | None:
+    """Return `acr`, `amr` and `auth_time` of a session's stored claims; None when they are not this session's.
 
     They come from a row that a hostile DBA could change, and are about to be signed once more.
     """
-    found = json.loads(claims)
     try:
-        own = claims_of(session, found["iss"], found["acr"], tuple(found["amr"]), found["auth_time"])
-    except (KeyError, TypeError, NotJson):
-        return False
-    return own == claims
+        found = json.loads(session.claims)
+        login = (found["acr"], tuple(found["amr"]), found["auth_time"])
+        return login if claims_of(session, issuer, *login) == session.claims else None
+    except (ValueError, KeyError, TypeError, NotJson, RecursionError):
+        return None
+
+
+class Seals:
+    """Seals claims with HMAC-SHA256 (RFC 2104): who holds the database alone can write none that are signed again."""
+
+    def __init__(self, key: Secret) -> None:
+        self._key = key
+
+    def of(self, claims: str, kid: str) -> bytes:
+        """Return the seal of claims under the id of the key that signs them."""
+        message = b"plexsphere-claims\0" + signing_input(claims, kid)
+        return hmac.digest(self._key.reveal(), message, hashlib.sha256)
+
+    def fits(self, session: Session) -> bool:
+        """Whether a session's claims and key are what was sealed."""
+        return hmac.compare_digest(self.of(session.claims, session.kid), session.seal)
 
 
 def signing_input(claims: str, kid: str) -> bytes:

@@ -74,7 +74,7 @@ class RelationsApi(relations_pb2_grpc.RelationsServiceServicer):
             [(one.subject, one.permission, one.resource) for one in request.checks]
         )
         return rel.BulkCheckResponse(
-            results=[rel.CheckResponse(verdict=VERDICTS[decision.reason]) for decision in decisions]
+            results=[rel.CheckResponse(verdict=VERDICTS[one.reason], conditional=one.conditional) for one in decisions]
         )
 
     async def WatchRevocations(

@@ -197,8 +197,8 @@ class Relations:
         ]
         why = {True: "insufficient_relation", None: "caveat_violation", False: "out_of_scope"}
         return [
-            Decision("granted" if granted else why[bound])
-            for granted, bound in zip(allowed, answers[1::2], strict=True)
+            Decision("granted" if granted else why[bound], conditional=answer is None)
+            for granted, answer, bound in zip(allowed, answers[::2], answers[1::2], strict=True)
         ]
 
     async def unconditional(self, questions: list[tuple[str, str, str]]) -> bool:

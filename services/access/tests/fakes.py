@@ -19,10 +19,21 @@ from libs.ids import uuid7
 from libs.principal import Principal
 from services.access.activity import Activity
 from services.access.keys import SessionKeys
-from services.access.model import Budget, Doubt, PublicHalf, Reserved, Session, SessionKey, Terms, Wish
+from services.access.model import (
+    POLICY_VIOLATION,
+    Budget,
+    Doubt,
+    PublicHalf,
+    Reserved,
+    Session,
+    SessionKey,
+    Terms,
+    Wish,
+)
 from services.access.service import Access
 from services.access.standing import Standing
 from services.access.store import HELD_FOR, REPEATS_FOR
+from services.access.token import Seals
 
 NOW = datetime.datetime(2026, 5, 1, 12, 0, 0, 250_000, datetime.UTC)
 MFA, PHR = "urn:acr:mfa", "urn:acr:phr"
@@ -101,9 +112,11 @@ class FakeKeyStore:
 
 @dataclass
 class FakeStore:
-    """Sessions, places, requests, and the events that were announced."""
+    """Sessions, places, requests, and the events that were announced; `keys` signed the sessions."""
 
     trace: list[str] = field(default_factory=list)
+    keys: FakeKeyStore = field(default_factory=FakeKeyStore)
+    repeats: list[tuple[UUID, datetime.datetime]] = field(default_factory=list)
     sessions: dict[UUID, Session] = field(default_factory=dict)
     places: dict[UUID, tuple[UUID, UUID, datetime.datetime]] = field(default_factory=dict)
     requests: dict[tuple[UUID, bytes], tuple[bytes, UUID, datetime.datetime]] = field(default_factory=dict)
@@ -126,15 +139,12 @@ class FakeStore:
             body, earlier, asked_at = before
             known = earlier in live or earlier in self.sessions
             if known and asked_at > at - REPEATS_FOR:
-                if body != wish.body_digest:
-                    return Reserved(refused="other_body")
-                return Reserved(refused="in_flight") if earlier in live else Reserved(earlier)
+                return self._repeated(identity_id, earlier, budget, at, same=body == wish.body_digest)
         active = [one for one in self.sessions.values() if one.status(at) == "active"]
-        recent = [one for one in self.sessions.values() if one.issued_at > at - MINUTE]
         held = sum(place[0] == identity_id for place in live.values())
         if held + sum(one.identity_id == identity_id for one in active) >= budget.per_identity:
             return Reserved(refused="identity")
-        if held + sum(one.identity_id == identity_id for one in recent) >= budget.per_minute:
+        if self._recent(identity_id, at) >= budget.per_minute:
             return Reserved(refused="issue_rate")
         at_node = sum(place[1] == node_id for place in live.values()) + sum(one.node_id == node_id for one in active)
         if at_node >= budget.per_node:
@@ -143,6 +153,31 @@ class FakeStore:
         if wish.request_digest:
             self.requests[identity_id, wish.request_digest] = (wish.body_digest, session_id, at)
         return Reserved()
+
+    def _repeated(
+        self, identity_id: UUID, earlier: UUID, budget: Budget, at: datetime.datetime, *, same: bool
+    ) -> Reserved:
+        if not same:
+            return Reserved(refused="other_body")
+        if earlier in self.places:
+            return Reserved(refused="in_flight")
+        if self._recent(identity_id, at) >= budget.per_minute:
+            return Reserved(refused="issue_rate")
+        self.repeats.append((identity_id, at))
+        return Reserved(earlier)
+
+    def _recent(self, identity_id: UUID, at: datetime.datetime) -> int:
+        asked = [place[0] for place in self.places.values()]
+        asked += [who for who, when in self.repeats if when > at - MINUTE]
+        asked += [one.identity_id for one in self.sessions.values() if one.issued_at > at - MINUTE]
+        return asked.count(identity_id)
+
+    def _stands(self, session: Session) -> Session:
+        rows = (row for rows in self.keys.rows.values() for row in rows if row.kid == session.kid)
+        at = next((row.revoked_at for row in rows), None)
+        if session.revoked_at is not None or at is None or at >= session.expires_at:
+            return session
+        return replace(session, revoked_at=at, revoke_reason=POLICY_VIOLATION)
 
     async def release(self, session_id: UUID) -> None:
         self._note("release")
@@ -158,7 +193,8 @@ class FakeStore:
         self.events.append(("session_setup", f"node:{session.node_id}", payload))
 
     async def find(self, session_id: UUID) -> Session | None:
-        return self.sessions.get(session_id)
+        found = self.sessions.get(session_id)
+        return self._stands(found) if found else None
 
     async def page(
         self, project_id: UUID, status: str, kind: str, identity_id: UUID | None, before: UUID | None, count: int,
@@ -166,7 +202,7 @@ class FakeStore:
     ) -> list[Session]:  # fmt: skip
         rows = [
             one
-            for one in sorted(self.sessions.values(), key=lambda one: one.id, reverse=True)
+            for one in sorted(map(self._stands, self.sessions.values()), key=lambda one: one.id, reverse=True)
             if one.project_id == project_id
             and status in {"", one.status(at)}
             and kind in {"", one.kind}
@@ -175,9 +211,18 @@ class FakeStore:
         ]
         return rows[:count]
 
-    async def active(self, after: UUID, count: int, at: datetime.datetime) -> list[Session]:
+    async def unrevoked(self, after: UUID, count: int, at: datetime.datetime) -> list[Session]:
         rows = [one for one in self.sessions.values() if one.id > after and one.status(at) == "active"]
-        return sorted(rows, key=lambda one: one.id)[:count]
+        return sorted(map(self._stands, rows), key=lambda one: one.id)[:count]
+
+    async def join(self, session_id: UUID, sign_in_id: UUID, at: datetime.datetime) -> bool:
+        self._note("join")
+        found = self.sessions[session_id]
+        if found.status(at) != "active" or session_id in self.denied:
+            return False
+        others = tuple(one for one in found.sign_in_ids if one != sign_in_id)
+        self.sessions[session_id] = replace(found, sign_in_ids=(*others, sign_in_id))
+        return True
 
     async def revoke(self, session: Session, reason: str, payload: Mapping[str, Any], at: datetime.datetime) -> bool:
         self._note("revoke")
@@ -190,7 +235,7 @@ class FakeStore:
 
     async def touch(self, session_id: UUID, node_id: UUID, kind: str, at: datetime.datetime) -> bool:
         found = self.sessions.get(session_id)
-        if found is None or (found.node_id, found.kind, found.status(at)) != (node_id, kind, "active"):
+        if found is None or (found.node_id, found.kind, self._stands(found).status(at)) != (node_id, kind, "active"):
             return False
         self.sessions[session_id] = replace(found, last_active_at=max(at, found.last_active_at))
         return session_id not in self.denied
@@ -225,13 +270,16 @@ class FakeAuthority:
     trace: list[str]
     granted: set[tuple[str, str, str]] = field(default_factory=set)
     reason: str = "out_of_scope"
+    conditional: bool = False
     refusal: PlexError | None = None
 
     async def check(self, subject: str, permission: str, resource: str) -> Decision:
         self.trace.append("relation")
         if self.refusal:
             raise self.refusal
-        return Decision("granted" if (subject, permission, resource) in self.granted else self.reason)
+        if (subject, permission, resource) in self.granted:
+            return Decision("granted")
+        return Decision(self.reason, self.conditional)
 
     async def check_all(self, questions: Sequence[tuple[str, str, str]]) -> list[Decision]:
         return [await self.check(*question) for question in questions]
@@ -271,19 +319,19 @@ class World:
         self.directory = FakeDirectory(self.authority, {self.resource: self.terms()})
         self.admit(self.operator)
         self.authority.granted.add((f"node:{self.node}", "node-agent", f"node:{self.node}"))
-        self.audit, self.store = FakeAudit(self.trace), FakeStore(self.trace)
-        self.vault, self.key_store = FakeVault(self.trace), FakeKeyStore()
-        self.keys = SessionKeys(self.vault, self.key_store, self.audit, self.authority, self.clock)
-        cursors, self.doubt = Cursors(Secret(b"k" * 32)), Doubt()
+        self.audit, self.key_store, self.vault = FakeAudit(self.trace), FakeKeyStore(), FakeVault(self.trace)
+        self.store, self.doubt, own_key = FakeStore(self.trace, self.key_store), Doubt(), Secret(b"k" * 32)
+        self.keys = SessionKeys(self.vault, self.key_store, self.audit, self.authority, self.clock, self.doubt)
         self.access = Access(
             self.store,
             self.keys,
             self.directory,
             self.authority,
             self.audit,
-            cursors,
+            Cursors(own_key),
             self.clock,
             ISSUER,
+            Seals(own_key),
             self.doubt,
         )
         self.activity = Activity(self.store, self.authority, self.audit, self.clock)

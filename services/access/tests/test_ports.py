@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from libs.errors import RotationUnderWay, SigningUnavailable, Stale
 from libs.ids import uuid7
 from services.access.key_store import PgKeyStore
-from services.access.model import Budget, PublicHalf, Reserved, Session, Wish
+from services.access.model import Budget, PublicHalf, Reserved, Session, SessionKey, Wish
 from services.access.ports import KeyStore, Store, Vault
 from services.access.store import HELD_FOR, REPEATS_FOR, PgStore
 from services.access.tests.fakes import FakeKeyStore, FakeStore, FakeVault
@@ -40,14 +40,15 @@ def signer(request: pytest.FixtureRequest, vault: BaoVault) -> Vault:
 class Desk:
     """One person at one node, and the store."""
 
-    def __init__(self, store: Store, kid: str) -> None:
-        self.store, self.kid = store, kid
+    def __init__(self, store: Store, key: SessionKey, keys: KeyStore) -> None:
+        self.store, self.key, self.keys, self.kid = store, key, keys, key.kid
         self.domain, self.project, self.node, self.person = (uuid7() for _ in range(4))
 
     def session(self, session_id: UUID | None = None, **more: Any) -> Session:
         plain = Session(
-            session_id or uuid7(), self.domain, self.project, uuid7(), self.node, self.person, uuid7(), "tcp",
+            session_id or uuid7(), self.domain, self.project, uuid7(), self.node, self.person, (uuid7(),), "tcp",
             {"tcp": {"host": "db", "port": 1}}, AT, AT + 60 * SECOND, AT, kid=self.kid, claims='{"a":1}',
+            seal=b"s" * 32,
         )  # fmt: skip
         return replace(plain, **more)
 
@@ -68,9 +69,13 @@ class Desk:
 
 @pytest.fixture(params=["fake", "PostgreSQL"])
 async def desk(request: pytest.FixtureRequest, pools: Pools) -> Desk:
-    half = PublicHalf(uuid7().bytes * 2, 1)
-    await PgKeyStore(pools[0]).remember(uuid7(), half, AT)
-    return Desk(FakeStore() if request.param == "fake" else PgStore(pools[0]), half.kid)
+    half, domain, keys = PublicHalf(uuid7().bytes * 2, 1), uuid7(), FakeKeyStore()
+    real: KeyStore = PgKeyStore(pools[0])
+    for one in (keys, real):
+        await one.remember(domain, half, AT)
+    if request.param == "fake":
+        return Desk(FakeStore(keys=keys), (await keys.keys(domain))[0], keys)
+    return Desk(PgStore(pools[0]), (await real.keys(domain))[0], real)
 
 
 # Sessions ----------------------------------------------------------------------------------------------------
@@ -148,11 +153,43 @@ async def test_a_request_that_came_to_nothing_is_forgotten(desk: Desk) -> None:
     assert await desk.reserve(uuid7(), request, at=AT + HELD_FOR) == Reserved()
 
 
-async def test_a_repeat_takes_no_place(desk: Desk) -> None:
-    request, session = uuid7().bytes * 2, desk.session()
+async def test_a_repeat_takes_no_place_and_counts_as_a_request(desk: Desk) -> None:
+    request, session, budget = uuid7().bytes * 2, desk.session(), Budget(1, 1, 3)
     await desk.reserve(session.id, request)
     await desk.store.open(session, {}, AT)
-    assert await desk.reserve(uuid7(), request, budget=Budget(1, 1, 1)) == Reserved(session.id)
+    for _ in range(2):
+        assert await desk.reserve(uuid7(), request, budget=budget) == Reserved(session.id)
+    assert await desk.reserve(uuid7(), request, budget=budget) == Reserved(refused="issue_rate")
+    assert await desk.reserve(uuid7(), budget=Budget(9, 9, 3)) == Reserved(refused="issue_rate")
+    minute = AT + 60 * SECOND
+    assert await desk.reserve(uuid7(), request, budget=Budget(1, 1, 1), at=minute) == Reserved(session.id)
+
+
+async def test_a_session_is_bound_to_more_sign_ins_while_it_is_active(desk: Desk) -> None:
+    session, other = await desk.opened(), uuid7()
+    for _ in range(2):
+        assert await desk.store.join(session.id, other, AT)
+    found = await desk.store.find(session.id)
+    assert found == replace(session, sign_in_ids=(*session.sign_in_ids, other))
+    assert not await desk.store.join(session.id, uuid7(), session.expires_at)
+    await desk.store.revoke(session, "operator_request", {}, AT)
+    assert not await desk.store.join(session.id, uuid7(), AT)
+
+
+async def test_a_session_is_revoked_with_its_key(desk: Desk) -> None:
+    session, at = await desk.opened(), AT + SECOND
+    await desk.keys.revoke(desk.key, half(2), at)
+    ended = replace(session, revoked_at=at, revoke_reason="policy_violation")
+    assert await desk.store.find(session.id) == ended
+    assert not await desk.store.touch(session.id, desk.node, "tcp", at)
+    pages = {
+        status: await desk.store.page(desk.project, status, "", None, None, 9, at) for status in ("active", "revoked")
+    }
+    assert pages == {"active": [], "revoked": [ended]}
+    # Until somebody writes it down.
+    assert ended in await desk.store.unrevoked(UUID(int=0), 10_000, at)
+    assert await desk.store.revoke(session, "policy_violation", {}, at + SECOND)
+    assert ended not in await desk.store.unrevoked(UUID(int=0), 10_000, at)
 
 
 async def test_releasing_what_became_a_session_changes_nothing(desk: Desk) -> None:
@@ -204,11 +241,11 @@ async def test_pages_are_newest_first_and_filtered(desk: Desk) -> None:
     assert await page("expired", at=one.expires_at) == [three.id, one.id]
     assert await page(kind="ssh") == await page(who=uuid7()) == []
     assert await page(kind="tcp", who=desk.person) == [three.id, two.id]
-    active = {row.id for row in await desk.store.active(UUID(int=0), 10_000, AT)}
+    active = {row.id for row in await desk.store.unrevoked(UUID(int=0), 10_000, AT)}
     assert active >= {one.id, three.id}
     assert two.id not in active
-    assert three.id in {row.id for row in await desk.store.active(one.id, 10_000, AT)}
-    assert one.id not in {row.id for row in await desk.store.active(one.id, 10_000, AT)}
+    assert three.id in {row.id for row in await desk.store.unrevoked(one.id, 10_000, AT)}
+    assert one.id not in {row.id for row in await desk.store.unrevoked(one.id, 10_000, AT)}
 
 
 # Keys --------------------------------------------------------------------------------------------------------

@@ -197,7 +197,7 @@ async def test_who_lost_relation_or_sign_in_loses_the_session_and_nobody_else() 
     for who in (out, gone, stays):
         world.admit(who)
         sessions[who.subject] = await opened(world, who)
-    world.directory.gone = {sessions[out.subject].sign_in_id}
+    world.directory.gone = set(sessions[out.subject].sign_in_ids)
     world.authority.granted.discard((gone.reference, "act", f"resource:{world.resource}"))
     assert await world.standing.look() == 2
     statuses = {who: now(world, session).status(world.clock.now()) for who, session in sessions.items()}
@@ -242,13 +242,52 @@ async def test_what_is_revoked_while_a_session_is_issued_is_looked_at_once_more(
     assert world.doubt.count == 2
 
 
-@pytest.mark.parametrize("reason", ["caveat_violation"])
-async def test_a_condition_that_cannot_be_asked_about_ends_nothing(reason: str) -> None:
+@pytest.mark.parametrize("reason", ["caveat_violation", "insufficient_relation"])
+async def test_a_condition_ends_a_session_unless_it_cannot_be_asked_about(reason: str) -> None:
     world = World()
-    await opened(world)
+    session = await opened(world)
     world.authority.granted.clear()
-    world.authority.reason = reason
+    world.authority.reason, world.authority.conditional = reason, True
     assert await world.standing.look() == 0
+    # A role that ran out: what there is to know is known.
+    world.authority.conditional = False
+    assert await world.standing.look() == 1
+    assert now(world, session).status(world.clock.now()) == "revoked"
+
+
+async def test_a_session_ends_with_the_key_that_signed_it() -> None:
+    world = World()
+    session = await opened(world)
+    world.authority.granted.add((world.operator.reference, "manage", f"domain:{world.domain}"))
+    before = world.doubt.count
+    await world.keys.revoke(world.operator, world.domain, session.kid)
+    other = await opened(world)
+    # At once, wherever it is looked at, before anything was written about it.
+    with pytest.raises(SessionAlreadyRevoked):
+        await world.activity.report(world.agent(), world.node, session.id, "ssh")
+    shown = await world.access.get(world.operator, world.project, session.id)
+    assert (shown.status(world.clock.now()), shown.revoke_reason) == ("revoked", "policy_violation")
+    listed = await world.access.page(viewer(world, "read"), world.project, "active", "", None, "", 9)
+    assert [row.id for row in listed.rows] == [other.id]
+    # And then whoever hosts it hears of it.
+    assert world.doubt.count == before + 1
+    assert await world.standing.look() == 1
+    assert (world.store.events[-1][0], world.store.denied) == ("session_revoked", {session.id})
+    assert world.audit.rows[-1].context == {"revoked": ["policy_violation"], "key": ["revoked"]}
+    assert await world.standing.look() == 0
+
+
+async def test_a_node_that_makes_up_sessions_has_one_row() -> None:
+    world = World()
+    world.authority.granted.clear()
+    for _ in range(5):
+        with pytest.raises(Forbidden):
+            await world.activity.report(world.agent(), world.node, uuid7(), "ssh")
+        with pytest.raises(NskNodeMismatch):
+            await world.activity.report(world.agent(), uuid7(), uuid7(), "ssh")
+    assert [(row.object_type, row.context["session"]) for row in world.audit.rows] == [
+        ("node", ["permission_denied"]), ("node", ["nsk_node_mismatch"]),
+    ]  # fmt: skip
 
 
 async def test_nothing_is_taken_without_a_row_or_while_relations_cannot_be_asked() -> None:

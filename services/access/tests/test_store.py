@@ -31,7 +31,7 @@ def replicas(world: World, pools: Pools, vault: BaoVault) -> list[Access]:
     clock = SystemClock()
     made = []
     for pool in pools:
-        keys = SessionKeys(vault, PgKeyStore(pool), world.audit, world.authority, clock)
+        keys = SessionKeys(vault, PgKeyStore(pool), world.audit, world.authority, clock, world.doubt)
         made.append(replace(world.access, store=PgStore(pool), keys=keys, clock=clock))
     world.operator = fresh(world, world.operator)
     return made
