@@ -4,7 +4,7 @@ from tools.mutant import THREATS, Mutant
 
 SERVICE, STEP_UP, KEYS = "services/access/service.py", "services/access/step_up.py", "services/access/keys.py"
 POLICY, STORE, STANDING = "libs/access_policy.py", "services/access/store.py", "services/access/standing.py"
-SCHEMA, SIGN_INS = "services/access/migrations/0002_create_sessions.py", "services/identity/sign_in_store.py"
+SCHEMA, SIGN_INS = "services/access/migrations/0004_bind_sessions.py", "services/identity/sign_in_store.py"
 TESTS = "services/access/tests/"
 FLOOD = THREATS + "identity/test_floods.py::test_strangers_fill_no_chain_by_sessions_keys_events_and_secrets"
 COUNTED, BARE = "Counted(AuditClient(audit_peer, clock), clock)", "AuditClient(audit_peer, clock)"
@@ -134,16 +134,59 @@ ACCESS = (
     Mutant(
         "F-4 a repeat of what is over",
         SERVICE,
-        'session.status(self.clock.now()) != "active" or session.node_id',
+        'session.status(now) != "active" or session.node_id',
         "False or session.node_id",
         TESTS + "test_service.py::test_what_is_over_is_never_signed_again",
+        ((SERVICE, "            raise SessionNotActive\n        key = ", "            pass\n        key = "),),
     ),
     Mutant(
         "F-4 a repeat of a changed row",
         SERVICE,
-        "        if not token.says(session.claims, session) or",
-        "        if False and",
+        " if self.seals.fits(session) else None",
+        "",
         TESTS + "test_service.py::test_a_row_that_somebody_changed_is_not_signed",
+    ),
+    Mutant(
+        "F-4 claims are their row's",
+        "services/access/token.py",
+        " if claims_of(session, issuer, *login) == session.claims else None",
+        "",
+        TESTS + "test_token.py::test_claims_that_were_changed_are_not_the_sessions",
+    ),
+    Mutant(
+        "F-4 a repeat is of what is granted",
+        SERVICE,
+        "login is None or not is_of(session, caller, wish, terms)",
+        "login is None",
+        TESTS + "test_service.py::test_a_request_that_somebody_leads_to_another_session_is_not_signed",
+    ),
+    Mutant(
+        "F-4 a repeat tells of a login that is enough",
+        SERVICE,
+        "        if step_up(terms.policy.required(",
+        "        if False and step_up(terms.policy.required(",
+        TESTS + "test_service.py::test_a_newer_login_signs_no_older_one_again",
+    ),
+    Mutant(
+        "F-4 a repeat is a request",
+        SCHEMA,
+        "                    INSERT INTO access.repeats (identity_id, asked_at) VALUES (identity, at);\n",
+        "",
+        TESTS + "test_ports.py::test_a_repeat_takes_no_place_and_counts_as_a_request",
+    ),
+    Mutant(
+        "F-4 a repeat ends with its own sign-in",
+        SERVICE,
+        "        if not await self.store.join(session.id, UUID(caller.session_id), now):\n",
+        "        if False:\n",
+        TESTS + "test_service.py::test_a_repeat_under_another_sign_in_binds_the_session_to_both",
+    ),
+    Mutant(
+        "F-4 a revocation that was taken back",
+        SERVICE,
+        "            raise SessionNotActive\n        key = ",
+        "            pass\n        key = ",
+        TESTS + "test_service.py::test_a_revocation_that_somebody_took_back_is_not_signed",
     ),
     Mutant(
         "F-4 a repeat under an old key",
@@ -155,16 +198,58 @@ ACCESS = (
     Mutant(
         "F-4 a lost role",
         STANDING,
-        "if decision.reason in GONE}",
-        "if False}",
+        "            if not decision.granted and not decision.conditional\n",
+        "            if False\n",
         TESTS + "test_sessions.py::test_who_lost_relation_or_sign_in_loses_the_session_and_nobody_else",
     ),
     Mutant(
         "F-4 a sign-out",
         STANDING,
-        "for one in page if one.sign_in_id in ended]",
-        "for one in page if False]",
+        "            elif not ended.isdisjoint(one.sign_in_ids):\n",
+        "            elif False:\n",
         TESTS + "test_sessions.py::test_who_lost_relation_or_sign_in_loses_the_session_and_nobody_else",
+    ),
+    Mutant(
+        "F-4 a role that ran out",
+        STANDING,
+        "not decision.conditional\n",
+        'decision.reason != "caveat_violation"\n',
+        TESTS + "test_sessions.py::test_a_condition_ends_a_session_unless_it_cannot_be_asked_about",
+    ),
+    Mutant(
+        "F-4 what is not known is no end",
+        "services/identity/relations.py",
+        "conditional=answer is None",
+        "conditional=False",
+        "services/identity/tests/test_authorization.py::test_what_is_left_open_is_said_to_be",
+    ),
+    Mutant(
+        "F-4 a session ends with its key",
+        STORE,
+        'ENDED = "coalesce(s.revoked_at, CASE WHEN k.revoked_at < s.expires_at THEN k.revoked_at END)"',
+        'ENDED = "s.revoked_at"',
+        TESTS + "test_ports.py::test_a_session_is_revoked_with_its_key",
+    ),
+    Mutant(
+        "F-4 a node reports on no session of a revoked key",
+        STORE,
+        "    AND NOT EXISTS (SELECT FROM access.signing_keys k WHERE k.kid = s.kid AND k.revoked_at IS NOT NULL)\n",
+        "",
+        TESTS + "test_ports.py::test_a_session_is_revoked_with_its_key",
+    ),
+    Mutant(
+        "F-4 a node hears of a revoked key's sessions",
+        STANDING,
+        "            if one.revoked_at is not None:\n",
+        "            if False:\n",
+        TESTS + "test_sessions.py::test_a_session_ends_with_the_key_that_signed_it",
+    ),
+    Mutant(
+        "F-4 made-up sessions have one row",
+        "services/access/activity.py",
+        'about = this if kind == "session" else ""',
+        "about = this",
+        TESTS + "test_sessions.py::test_a_node_that_makes_up_sessions_has_one_row",
     ),
     Mutant("F-4 limit of a person", SCHEMA, ">= per_identity THEN", ">= 1000 THEN", FIFTY),
     Mutant("F-4 limit of a node", SCHEMA, ">= per_node THEN", ">= 1000 THEN", FIFTY),
@@ -180,8 +265,8 @@ ACCESS = (
     Mutant(
         "F-4 a place runs out",
         STORE,
-        "WHERE session_id = $1 AND expires_at > $17 RETURNING session_id",
-        "WHERE session_id = $1 AND $17 = $17 RETURNING session_id",
+        "WHERE session_id = $1 AND expires_at > $18 RETURNING session_id",
+        "WHERE session_id = $1 AND $18 = $18 RETURNING session_id",
         TESTS + "test_ports.py::test_without_a_place_there_is_no_session",
     ),
     Mutant(

@@ -123,8 +123,16 @@ async def test_a_rotated_key_overlaps_and_a_revoked_one_verifies_nothing(
     of_sessions = [(row["status"], row["key_id"]) for row in listed if row["use"] == "session"]
     assert [known for known, _ in of_sessions] == ["current", "previous"]
     assert of_sessions[0][1] == rotated.json["key_id"]
-    revoked = await operator.operator.call("POST", f"{keys}/{of_sessions[1][1]}/revoke")
-    assert revoked.status == 200, revoked.body
+    async with Listener(operator.operator, operator.node_a) as node:
+        revoked = await operator.operator.call("POST", f"{keys}/{of_sessions[1][1]}/revoke")
+        assert revoked.status == 200, revoked.body
+        # What it signed ends with it: at once for whoever looks, and the node is told.
+        assert [await status(operator, issued) for issued in (first, second)] == ["revoked", "active"]
+        callback = f"/v1/nodes/{operator.node_a.node_id}/sessions/{first.json['session_id']}"
+        bearer = operator.outside.edge().as_bearer(operator.node_a.bearer)
+        assert str(await bearer.call("POST", callback, {"ssh": {"command": "id"}})) == "409 session_already_revoked"
+        heard = await node.hears("session_revoked")
+        assert heard.envelope["payload"]["session_id"] == first.json["session_id"]
     await sessions.claims(operator, second.json["token"])
     with pytest.raises(ValueError, match="not enough values"):
         await sessions.claims(operator, first.json["token"])
@@ -153,6 +161,27 @@ async def test_who_signs_out_or_loses_the_role_loses_the_session_also_while_acce
 
     await eventually(gone)
     assert await status(story, stays) == "active"
+
+
+async def test_a_repeat_is_a_request_of_its_minute_and_ends_with_its_own_sign_in(
+    operator: Story, anna: Person, resource: str
+) -> None:
+    assert (await sessions.put_policy(operator, required_acr=[PHR], issue_rate_per_minute=3)).status == 200
+    key = str(uuid.uuid4())
+    first = await sessions.issue(anna.edge, operator, resource, idempotency_key=key)
+    again = await Person.of(operator.outside, operator.domain_id, anna.login)
+    repeated = await sessions.issue(again.edge, operator, resource, idempotency_key=key)
+    assert (repeated.status, repeated.json["token"]) == (201, first.json["token"]), repeated.body
+    await sessions.issue(anna.edge, operator, resource, idempotency_key=key)
+    for more in ({"idempotency_key": key}, {}):
+        refused = await sessions.issue(anna.edge, operator, resource, **more)
+        assert (str(refused), "issue_rate" in refused.json["detail"]) == ("429 session_limit_exceeded", True)
+    assert (await again.browser.call("DELETE", "/v1/auth/whoami")).status == 204
+
+    async def gone() -> bool:
+        return await status(operator, first) == "revoked"
+
+    await eventually(gone)
 
 
 async def test_a_session_token_is_accepted_nowhere_in_the_control_plane(
