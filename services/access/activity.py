@@ -1,6 +1,8 @@
 """What nodes report of sessions: taken while a session is active, and never after."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 from uuid import UUID, uuid5
 
 from libs.clock import Clock
@@ -18,6 +20,14 @@ from libs.errors import (
 from libs.principal import Principal
 from services.access.ports import Audit, Authority, Store
 
+# What is kept of a report, by kind. Not the text of a command: a secret that somebody types would stay in the database.
+KEPT = {
+    "ssh": ("exit_code", "started_at", "completed_at"),
+    "k8s": ("verb", "resource_kind", "namespace", "name", "status_code", "duration_ms"),
+    "tcp": ("phase", "target_host", "target_port", "bytes_in", "bytes_out", "terminated_by"),
+}
+LONGEST = 256
+
 
 @dataclass(frozen=True)
 class Activity:
@@ -28,7 +38,9 @@ class Activity:
     audit: Audit
     clock: Clock
 
-    async def report(self, caller: Principal, node_id: UUID, session_id: UUID, kind: str) -> None:
+    async def report(
+        self, caller: Principal, node_id: UUID, session_id: UUID, kind: str, report: Mapping[str, Any]
+    ) -> None:
         """Take what happened in a session; a revocation counts as soon as it was answered."""
         if caller.kind != "node" or caller.credential != "node_key":
             raise NodeUnauthorized
@@ -39,7 +51,7 @@ class Activity:
         if not decision.granted:
             await self._refuse(caller, this, Forbidden(reason=decision.reason, relation_path=[]), decision.reason)
         now = self.clock.now()
-        if await self.store.touch(session_id, node_id, kind, now):
+        if await self.store.touch(session_id, node_id, kind, kept(kind, report), now):
             return
         session = await self.store.find(session_id)
         if session is None or session.node_id != node_id:
@@ -62,3 +74,12 @@ class Activity:
             )
         )  # fmt: skip
         raise error
+
+
+def kept(kind: str, report: Mapping[str, Any]) -> dict[str, str | int]:
+    """Return what is kept of a report: the contract's members, texts up to LONGEST characters."""
+    members = {name: report[name] for name in KEPT[kind] if isinstance(report.get(name), str | int)}
+    # PostgreSQL keeps no NUL.
+    return {
+        name: value.replace("\0", "")[:LONGEST] if isinstance(value, str) else value for name, value in members.items()
+    }

@@ -14,6 +14,7 @@ COLUMNS: Declared = {
         "seal": Is.HASH,
         "sign_in_ids": Is.IDENTIFIER,
     },
+    "activity": {"report": Is.METADATA},
     "requests": {"request_digest": Is.HASH, "body_digest": Is.HASH},
     "event_outbox": {
         "type": Is.METADATA,

@@ -2,6 +2,8 @@
 
 import datetime
 import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 from uuid import UUID
@@ -11,6 +13,7 @@ from google.protobuf.json_format import MessageToDict, ParseDict
 
 from libs.canon import jcs
 from libs.clock import Clock
+from libs.errors import InvalidRequest
 from libs.rpc.context import current_principal
 from plexsphere.access.v1 import access_pb2 as pb
 from plexsphere.access.v1 import access_pb2_grpc as stubs
@@ -31,6 +34,17 @@ def wish(request: pb.IssueSessionRequest) -> Wish:
         UUID(request.project_id), UUID(request.resource_id), request.kind, target, request.requested_ttl_seconds,
         hashlib.sha256(key).digest() if key else None, hashlib.sha256(jcs(said)).digest(),
     )  # fmt: skip
+
+
+def said(report: str) -> Mapping[str, Any]:
+    """Unpack what a node says; raises InvalidRequest unless it is an object."""
+    try:
+        members = json.loads(report or "{}")
+    except (ValueError, RecursionError):
+        members = None
+    if not isinstance(members, dict):
+        raise InvalidRequest("the report is not a JSON object")
+    return members
 
 
 def pack(session: Session, at: datetime.datetime) -> pb.Session:
@@ -107,7 +121,7 @@ class AccessNodeApi(stubs.AccessNodeServiceServicer):
     async def ReportActivity(self, request: pb.ReportActivityRequest, context: Context) -> pb.ReportActivityResponse:
         """Take what happened in a session."""
         node_id, session_id = UUID(request.node_id), UUID(request.session_id)
-        await self.rules.report(current_principal(), node_id, session_id, request.kind)
+        await self.rules.report(current_principal(), node_id, session_id, request.kind, said(request.report))
         return pb.ReportActivityResponse()
 
 

@@ -83,8 +83,13 @@ class Store(Protocol):
     async def revoke(self, session: Session, reason: str, payload: Mapping[str, Any], at: datetime.datetime) -> bool:
         """Revoke an active session, deny its token and announce it; False, and nothing, when it is not active."""
 
-    async def touch(self, session_id: UUID, node_id: UUID, kind: str, at: datetime.datetime) -> bool:
-        """Note activity of an active session of a node and kind; False when there is none, or its token is denied."""
+    async def touch(
+        self, session_id: UUID, node_id: UUID, kind: str, report: Mapping[str, Any], at: datetime.datetime
+    ) -> bool:
+        """Keep a report on an active session of a node and kind; False when there is none, or its token is denied.
+
+        Of a session the first MOST_REPORTS are kept; the time is noted of all.
+        """
 
 
 class Directory(Protocol):

@@ -18,6 +18,8 @@ from services.access.model import POLICY_VIOLATION, SCHEMA, Budget, Reserved, Se
 # Longer than any request lives, so that a place is never given away under one that is still being decided.
 HELD_FOR = datetime.timedelta(seconds=30)
 REPEATS_FOR = datetime.timedelta(minutes=10)
+# What a node says of a session fills no database.
+MOST_REPORTS = 1000
 
 COLUMNS = """id, domain_id, project_id, resource_id, node_id, identity_id, sign_in_ids, kind, target, issued_at,
 expires_at, last_active_at, revoked_at, revoke_reason, kid, claims, seal"""
@@ -67,12 +69,18 @@ WHERE id = $1 AND revoked_at IS NULL AND expires_at > $2 RETURNING true
 """
 DENY = "INSERT INTO access.denylist (session_id, expires_at) VALUES ($1, $2)"
 FORGET = "DELETE FROM access.denylist WHERE expires_at <= $1"
-TOUCH = """
+TOUCH = f"""
+WITH touched AS (
 UPDATE access.sessions s SET last_active_at = greatest(last_active_at, $4)
 WHERE id = $1 AND node_id = $2 AND kind = $3 AND revoked_at IS NULL AND expires_at > $4
     AND NOT EXISTS (SELECT FROM access.denylist d WHERE d.session_id = s.id)
     AND NOT EXISTS (SELECT FROM access.signing_keys k WHERE k.kid = s.kid AND k.revoked_at IS NOT NULL)
-RETURNING true
+RETURNING id
+), kept AS (
+INSERT INTO access.activity (session_id, reported_at, report) SELECT id, $4, $5::jsonb FROM touched
+WHERE (SELECT count(*) FROM access.activity a WHERE a.session_id = $1) < {MOST_REPORTS}
+)
+SELECT true FROM touched
 """
 
 
@@ -149,7 +157,9 @@ class PgStore:
             await add_event(lent, SCHEMA, session.domain_id, "session_revoked", scope, dict(payload), at)
         return True
 
-    async def touch(self, session_id: UUID, node_id: UUID, kind: str, at: datetime.datetime) -> bool:
-        """Note activity of an active session of a node and kind."""
+    async def touch(
+        self, session_id: UUID, node_id: UUID, kind: str, report: Mapping[str, Any], at: datetime.datetime
+    ) -> bool:
+        """Keep a report on an active session of a node and kind."""
         async with connection(self.pool, "touch_session") as lent:
-            return bool(await lent.fetchval(TOUCH, session_id, node_id, kind, at))
+            return bool(await lent.fetchval(TOUCH, session_id, node_id, kind, at, json.dumps(report)))

@@ -1,6 +1,7 @@
 """Privileged sessions: operators issue, list and revoke them, nodes report on those that they host."""
 
 import base64
+import json
 from typing import Any
 
 from aiohttp import web
@@ -95,7 +96,8 @@ class Sessions:
         if len(told) != 1:
             raise errors.InvalidRequest("exactly one of ssh, k8s and tcp is needed")
         request = pb.ReportActivityRequest(
-            node_id=asked.path["id"], session_id=asked.path["session_id"], kind=told[0]
+            node_id=asked.path["id"], session_id=asked.path["session_id"], kind=told[0],
+            report=json.dumps(asked.body[told[0]]),
         )  # fmt: skip
         await self._nodes.ReportActivity(request, metadata=asked.metadata)
         return nothing()

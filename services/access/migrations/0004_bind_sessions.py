@@ -21,6 +21,15 @@ CREATE UNLOGGED TABLE access.repeats (
 CREATE INDEX repeats_by_identity ON access.repeats (identity_id, asked_at);
 GRANT SELECT, INSERT, DELETE ON access.repeats TO access;
 
+-- What nodes say of sessions that they host.
+CREATE TABLE access.activity (
+    session_id   uuid NOT NULL REFERENCES access.sessions,
+    reported_at  timestamptz NOT NULL,
+    report       jsonb NOT NULL CHECK (jsonb_typeof(report) = 'object')
+);
+CREATE INDEX activity_by_session ON access.activity (session_id, reported_at);
+GRANT SELECT, INSERT ON access.activity TO access;
+
 -- As it was, but that repeats are counted beside sessions, and refused with them.
 CREATE OR REPLACE FUNCTION access.reserve(
     session uuid, identity uuid, node uuid, request bytea, body bytea, at timestamptz, until timestamptz,

@@ -117,6 +117,7 @@ class FakeStore:
     trace: list[str] = field(default_factory=list)
     keys: FakeKeyStore = field(default_factory=FakeKeyStore)
     repeats: list[tuple[UUID, datetime.datetime]] = field(default_factory=list)
+    reports: list[tuple[UUID, datetime.datetime, Mapping[str, Any]]] = field(default_factory=list)
     sessions: dict[UUID, Session] = field(default_factory=dict)
     places: dict[UUID, tuple[UUID, UUID, datetime.datetime]] = field(default_factory=dict)
     requests: dict[tuple[UUID, bytes], tuple[bytes, UUID, datetime.datetime]] = field(default_factory=dict)
@@ -233,12 +234,17 @@ class FakeStore:
         self.events.append(("session_revoked", f"node:{session.node_id}", payload))
         return True
 
-    async def touch(self, session_id: UUID, node_id: UUID, kind: str, at: datetime.datetime) -> bool:
+    async def touch(
+        self, session_id: UUID, node_id: UUID, kind: str, report: Mapping[str, Any], at: datetime.datetime
+    ) -> bool:
         found = self.sessions.get(session_id)
         if found is None or (found.node_id, found.kind, self._stands(found).status(at)) != (node_id, kind, "active"):
             return False
+        if session_id in self.denied:
+            return False
         self.sessions[session_id] = replace(found, last_active_at=max(at, found.last_active_at))
-        return session_id not in self.denied
+        self.reports.append((session_id, at, report))
+        return True
 
 
 @dataclass

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from libs.errors import AttachNotProvisioned
+from libs.errors import AttachNotProvisioned, InvalidRequest
 from libs.rpc.context import Call, bind
 from libs.rpc.guard import REFLECTION
 from libs.rpc.server import HEALTH
@@ -51,7 +51,13 @@ async def test_a_session_there_and_back(world: World) -> None:
     assert list(page.sessions) == [session]
     with bind(Call(principal=world.agent())):
         report = pb.ReportActivityRequest(node_id=str(world.node), session_id=session.id, kind="ssh")
+        report.report = '{"exit_code":1}'
         await AccessNodeApi(world.activity).ReportActivity(report, NO_CONTEXT)
+        for wrong in ("[]", "{", "[" * 10_000):
+            report.report = wrong
+            with pytest.raises(InvalidRequest):
+                await AccessNodeApi(world.activity).ReportActivity(report, NO_CONTEXT)
+    assert [said for *_, said in world.store.reports] == [{"exit_code": 1}]
     with pytest.raises(AttachNotProvisioned):
         await api.AttachSession(pb.AttachSessionRequest(**of), NO_CONTEXT)
     await api.RevokeSession(pb.RevokeSessionRequest(**of, reason="operator_request"), NO_CONTEXT)

@@ -181,7 +181,7 @@ async def test_a_session_is_revoked_with_its_key(desk: Desk) -> None:
     await desk.keys.revoke(desk.key, half(2), at)
     ended = replace(session, revoked_at=at, revoke_reason="policy_violation")
     assert await desk.store.find(session.id) == ended
-    assert not await desk.store.touch(session.id, desk.node, "tcp", at)
+    assert not await desk.store.touch(session.id, desk.node, "tcp", {}, at)
     pages = {
         status: await desk.store.page(desk.project, status, "", None, None, 9, at) for status in ("active", "revoked")
     }
@@ -213,15 +213,15 @@ async def test_an_active_session_is_revoked_once(desk: Desk) -> None:
 async def test_activity_is_noted_of_active_sessions_of_the_node_and_kind(desk: Desk) -> None:
     session = await desk.opened()
     at = AT + 5 * SECOND
-    assert await desk.store.touch(session.id, desk.node, "tcp", at)
-    assert await desk.store.touch(session.id, desk.node, "tcp", AT)
+    assert await desk.store.touch(session.id, desk.node, "tcp", {}, at)
+    assert await desk.store.touch(session.id, desk.node, "tcp", {}, AT)
     found = await desk.store.find(session.id)
     assert found is not None
     assert found.last_active_at == at
     for node, kind, when in ((uuid7(), "tcp", at), (desk.node, "ssh", at), (desk.node, "tcp", session.expires_at)):
-        assert not await desk.store.touch(session.id, node, kind, when)
+        assert not await desk.store.touch(session.id, node, kind, {}, when)
     await desk.store.revoke(session, "operator_request", {}, at)
-    assert not await desk.store.touch(session.id, desk.node, "tcp", at)
+    assert not await desk.store.touch(session.id, desk.node, "tcp", {}, at)
 
 
 async def test_pages_are_newest_first_and_filtered(desk: Desk) -> None:

@@ -144,18 +144,32 @@ async def test_a_node_reports_while_a_session_is_active_and_not_after() -> None:
     world = World()
     session = await opened(world)
     world.clock.advance(5)
-    await world.activity.report(world.agent(), world.node, session.id, "ssh")
+    await world.activity.report(world.agent(), world.node, session.id, "ssh", {})
     assert now(world, session).last_active_at == world.clock.now()
     await world.access.revoke(world.operator, world.project, session.id, "operator_request")
     with pytest.raises(SessionAlreadyRevoked):
-        await world.activity.report(world.agent(), world.node, session.id, "ssh")
+        await world.activity.report(world.agent(), world.node, session.id, "ssh", {})
     short = await opened(world, ttl_s=1)
     world.clock.advance(1)
     for _ in range(3):
         with pytest.raises(SessionExpired):
-            await world.activity.report(world.agent(), world.node, short.id, "ssh")
+            await world.activity.report(world.agent(), world.node, short.id, "ssh", {})
     refused = [row for row in world.audit.rows if row.action == "session.report"]
     assert [row.context["session"] for row in refused] == [["session_already_revoked"], ["session_expired"]]
+
+
+async def test_of_a_report_what_the_contract_has_is_kept_and_no_command() -> None:
+    world = World()
+    session = await opened(world)
+    said = {"command": "mysql -pS3cret", "exit_code": 1, "started_at": "2026-05-01T12:00:00Z", "more": [1]}
+    await world.activity.report(world.agent(), world.node, session.id, "ssh", said)
+    tcp = await opened(world, kind="tcp", target={"tcp": {"host": "db", "port": 1}})
+    said = {"phase": "session_ended", "bytes_in": 7, "target_host": "d\0b" * 200, "bytes_out": [1]}
+    await world.activity.report(world.agent(), world.node, tcp.id, "tcp", said)
+    assert [(row, report) for row, _, report in world.store.reports] == [
+        (session.id, {"exit_code": 1, "started_at": "2026-05-01T12:00:00Z"}),
+        (tcp.id, {"phase": "session_ended", "bytes_in": 7, "target_host": ("db" * 200)[:256]}),
+    ]
 
 
 async def test_a_denied_token_is_not_taken_whatever_the_row_says() -> None:
@@ -163,28 +177,28 @@ async def test_a_denied_token_is_not_taken_whatever_the_row_says() -> None:
     session = await opened(world)
     world.store.denied.add(session.id)
     with pytest.raises(SessionAlreadyRevoked):
-        await world.activity.report(world.agent(), world.node, session.id, "ssh")
+        await world.activity.report(world.agent(), world.node, session.id, "ssh", {})
 
 
 async def test_a_report_is_of_the_nodes_own_session_and_kind() -> None:
     world = World()
     session = await opened(world)
     with pytest.raises(InvalidRequest):
-        await world.activity.report(world.agent(), world.node, session.id, "tcp")
+        await world.activity.report(world.agent(), world.node, session.id, "tcp", {})
     with pytest.raises(NotFound):
-        await world.activity.report(world.agent(), world.node, uuid7(), "ssh")
+        await world.activity.report(world.agent(), world.node, uuid7(), "ssh", {})
     with pytest.raises(NskNodeMismatch):
-        await world.activity.report(world.agent(), uuid7(), session.id, "ssh")
+        await world.activity.report(world.agent(), uuid7(), session.id, "ssh", {})
     with pytest.raises(NodeUnauthorized):
-        await world.activity.report(world.operator, world.node, session.id, "ssh")
+        await world.activity.report(world.operator, world.node, session.id, "ssh", {})
     other = uuid7()
     stranger = replace(world.agent(), subject=str(other), node_id=str(other))
     world.authority.granted.add((f"node:{other}", "node-agent", f"node:{other}"))
     with pytest.raises(NotFound):
-        await world.activity.report(stranger, other, session.id, "ssh")
+        await world.activity.report(stranger, other, session.id, "ssh", {})
     world.authority.granted.clear()
     with pytest.raises(Forbidden):
-        await world.activity.report(world.agent(), world.node, session.id, "ssh")
+        await world.activity.report(world.agent(), world.node, session.id, "ssh", {})
 
 
 # Standing ------------------------------------------------------------------------------------------
@@ -202,11 +216,11 @@ async def test_who_lost_relation_or_sign_in_loses_the_session_and_nobody_else() 
     assert await world.standing.look() == 2
     statuses = {who: now(world, session).status(world.clock.now()) for who, session in sessions.items()}
     assert statuses == {out.subject: "revoked", gone.subject: "revoked", stays.subject: "active"}
-    revoked = [row.context for row in world.audit.rows if row.action == "session.revoke"]
-    assert revoked == [
-        {"revoked": ["policy_violation"], "sign_in": ["ended"]},
-        {"revoked": ["policy_violation"], "relation": ["gone"]},
-    ]
+    revoked = {row.object_id: row.context for row in world.audit.rows if row.action == "session.revoke"}
+    assert revoked == {
+        str(sessions[out.subject].id): {"revoked": ["policy_violation"], "sign_in": ["ended"]},
+        str(sessions[gone.subject].id): {"revoked": ["policy_violation"], "relation": ["gone"]},
+    }
     assert await world.standing.look() == 0
     assert [name for name, *_ in world.store.events].count("session_revoked") == 2
 
@@ -264,7 +278,7 @@ async def test_a_session_ends_with_the_key_that_signed_it() -> None:
     other = await opened(world)
     # At once, wherever it is looked at, before anything was written about it.
     with pytest.raises(SessionAlreadyRevoked):
-        await world.activity.report(world.agent(), world.node, session.id, "ssh")
+        await world.activity.report(world.agent(), world.node, session.id, "ssh", {})
     shown = await world.access.get(world.operator, world.project, session.id)
     assert (shown.status(world.clock.now()), shown.revoke_reason) == ("revoked", "policy_violation")
     listed = await world.access.page(viewer(world, "read"), world.project, "active", "", None, "", 9)
@@ -282,9 +296,9 @@ async def test_a_node_that_makes_up_sessions_has_one_row() -> None:
     world.authority.granted.clear()
     for _ in range(5):
         with pytest.raises(Forbidden):
-            await world.activity.report(world.agent(), world.node, uuid7(), "ssh")
+            await world.activity.report(world.agent(), world.node, uuid7(), "ssh", {})
         with pytest.raises(NskNodeMismatch):
-            await world.activity.report(world.agent(), uuid7(), uuid7(), "ssh")
+            await world.activity.report(world.agent(), uuid7(), uuid7(), "ssh", {})
     assert [(row.object_type, row.context["session"]) for row in world.audit.rows] == [
         ("node", ["permission_denied"]), ("node", ["nsk_node_mismatch"]),
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from services.access.columns import COLUMNS
 from services.access.key_store import PgKeyStore
 from services.access.keys import SessionKeys
 from services.access.service import Access
-from services.access.store import PgStore
+from services.access.store import MOST_REPORTS, PgStore
 from services.access.tests.fakes import World
 from services.access.vault import BaoVault
 
@@ -122,7 +122,23 @@ async def test_revocations_at_once_announce_one(pools: Pools, vault: BaoVault) -
     assert await pools[0].fetchval("SELECT count(*) FROM access.denylist WHERE session_id = $1", session.id) == 1
     put_back = "UPDATE access.sessions SET revoked_at = NULL, revoke_reason = '' WHERE id = $1"
     await pools[0].execute(put_back, session.id)
-    assert not await PgStore(pools[1]).touch(session.id, world.node, "ssh", SystemClock().now())
+    assert not await PgStore(pools[1]).touch(session.id, world.node, "ssh", {}, SystemClock().now())
+
+
+async def test_reports_are_kept_up_to_a_bound(pools: Pools, vault: BaoVault) -> None:
+    world = World()
+    access = replicas(world, pools, vault)[0]
+    session, store = (await access.issue(world.operator, world.wish())).session, PgStore(pools[0])
+    kept = "SELECT string_agg(report ->> 'exit_code', ',') FROM access.activity WHERE session_id = $1"
+    now = SystemClock().now()
+    assert await store.touch(session.id, world.node, "ssh", {"exit_code": 1}, now)
+    assert not await store.touch(session.id, world.node, "tcp", {"exit_code": 2}, now)
+    assert await pools[0].fetchval(kept, session.id) == "1"
+    many = "INSERT INTO access.activity SELECT $1, $2, '{}' FROM generate_series(2, $3)"
+    await pools[0].execute(many, session.id, now, MOST_REPORTS)
+    assert await store.touch(session.id, world.node, "ssh", {}, now)
+    count = "SELECT count(*) FROM access.activity WHERE session_id = $1"
+    assert await pools[0].fetchval(count, session.id) == MOST_REPORTS
 
 
 async def test_the_columns_are_the_declared_ones(pools: Pools) -> None:

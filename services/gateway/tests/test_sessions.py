@@ -151,6 +151,7 @@ async def test_a_node_reports_one_kind(edge: Client, peer: FakePeer) -> None:
     assert (done.status, await done.read()) == (204, b"")
     request, _ = peer.last("ReportActivity")
     assert (request.node_id, request.session_id, request.kind) == (NODE_ID, SESSION, "ssh")
+    assert request.report == '{"command": "uptime"}'
     wrong: list[dict[str, Any]] = [{}, {"ssh": {"command": "a"}, "k8s": {"verb": "get"}}, {"rdp": {}}]
     for body in wrong:
         assert await problem(await edge.post(CALLBACK, json=body, headers=NODE)) == (400, "invalid_body")

@@ -467,22 +467,26 @@ class ReportActivityRequest(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     SESSION_ID_FIELD_NUMBER: _builtins.int
     KIND_FIELD_NUMBER: _builtins.int
+    REPORT_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """The node in the path; it must be the caller."""
     session_id: _builtins.str
     """The session."""
     kind: _builtins.str
     """"ssh", "k8s" or "tcp"; must be the session's kind."""
+    report: _builtins.str
+    """What the node says of it: a JSON object with the contract's members of the kind; empty for nothing."""
     def __init__(
         self,
         *,
         node_id: _builtins.str = ...,
         session_id: _builtins.str = ...,
         kind: _builtins.str = ...,
+        report: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "node_id", b"node_id", "session_id", b"session_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "node_id", b"node_id", "report", b"report", "session_id", b"session_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
