@@ -221,7 +221,7 @@ ACCESS = (
         "services/identity/relations.py",
         "conditional=answer is None",
         "conditional=False",
-        "services/identity/tests/test_authorization.py::test_what_is_left_open_is_said_to_be",
+        "services/identity/tests/test_relations.py::test_a_caveat_decides_and_says_so",
     ),
     Mutant(
         "F-4 a session ends with its key",

@@ -346,20 +346,6 @@ async def test_a_context_is_asked_with_and_a_bad_one_is_the_askers_mistake(town:
     ]
 
 
-async def test_what_is_left_open_is_said_to_be(town: Town) -> None:
-    question = [(town.member.reference, "act", f"project:{town.mine.id}")]
-    office = Caveat("from_network", {"network": "10.0.0.0/8"})
-    past = Caveat("expires", {"until": rfc3339(NOW - timedelta(seconds=1))})
-    given = await town.give(town.role("operator", caveat=office))
-    (absent,) = await town.relations.decide_all(question)
-    assert (absent.reason, absent.conditional) == ("caveat_violation", True)
-    (elsewhere,) = await town.relations.decide_all(question, {"client_ip": "192.0.2.1"})
-    assert (elsewhere.reason, elsewhere.conditional) == ("caveat_violation", False)
-    await town.rules.update(town.owner, given.id, town.role("operator", caveat=past))
-    (over,) = await town.relations.decide_all(question)
-    assert (over.reason, over.conditional) == ("caveat_violation", False)
-
-
 async def test_a_changed_role_keeps_its_id_and_the_old_one_counts_no_more(town: Town) -> None:
     this = f"project:{town.mine.id}"
     given = await town.give(town.role("operator"))

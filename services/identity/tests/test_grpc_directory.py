@@ -194,6 +194,7 @@ async def test_permissions_have_hyphens_on_the_wire_and_every_question_its_verdi
     ]
     bulk = await rules.BulkCheck(relations_pb2.BulkCheckRequest(checks=checks), NO_CONTEXT)
     assert [result.verdict for result in bulk.results] == wanted
+    assert not any(result.conditional for result in bulk.results)
     assert [(await rules.Check(check, NO_CONTEXT)).verdict for check in checks] == wanted
 
 

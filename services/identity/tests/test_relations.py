@@ -13,6 +13,7 @@ import pytest
 from prometheus_client import REGISTRY
 
 from libs.clock import SystemClock, rfc3339
+from libs.decision import Decision
 from libs.errors import AuthzUnavailable, RelationNotAllowed, Unavailable, UnknownPermission
 from libs.ids import uuid7
 from libs.rpc.context import Call, bind
@@ -275,7 +276,10 @@ async def test_a_caveat_decides_and_says_so(relations: Relations) -> None:
     for caveat, bare, from_near in cases:
         row = Tuple(project, "admin", f"user:{uuid7()}", caveat)
         await relations.grant(row)
-        assert (await relations.decide(row.subject, "manage", project)).reason == bare
+        # Only what the absence of the address leaves open is left open.
+        assert await relations.decide(row.subject, "manage", project) == Decision(bare, conditional=caveat is near)
+        with bind(Call(client_ip="198.51.100.1")):
+            assert not (await relations.decide(row.subject, "manage", project)).conditional
         with bind(Call(client_ip="192.0.2.7")):
             assert (await relations.decide(row.subject, "manage", project)).reason == from_near
             shown = await relations.visible(row.subject, "read", "project", f"domain:{uuid7()}")
