@@ -1,33 +1,59 @@
 """How every service records a decision: before its effect, durably, once per handled request."""
 
+import asyncio
+from collections.abc import Sequence
+
 from google.protobuf.timestamp_pb2 import Timestamp
+from opentelemetry import trace
 
 from libs.clock import Clock, SystemClock
 from libs.decision import Record
-from libs.errors import AuditUnavailable, PlexError
+from libs.errors import AuditUnavailable, InvalidRequest, PlexError
 from libs.rpc.channel import Peer
 from libs.rpc.context import current_call
 from libs.scope import named
+from libs.telemetry import hop
+from libs.together import Together
 from plexsphere.audit.v1 import audit_pb2, audit_pb2_grpc
 
 DEADLINE_S = 2.0
+APPEND_ALL = "/plexsphere.audit.v1.AuditAppendService/AppendAll"
+
+tracer = trace.get_tracer("libs.audit")
 
 
 class AuditClient:
-    """Appends to the chain through the audit service."""
+    """Appends to the chain through the audit service; what comes while a call is under way goes together."""
 
     def __init__(self, peer: Peer, clock: Clock | None = None) -> None:
         self._stub = audit_pb2_grpc.AuditAppendServiceStub(peer)
         self._clock = clock or SystemClock()
+        self._together = Together(self._append_all)
+        self._under_way = False
 
     async def record(self, record: Record) -> int:
         """Return the row's sequence once it is durable; raises AuditUnavailable, and then nothing may happen."""
+        request = self._packed(record)
+        if self._under_way:
+            try:
+                with hop(tracer, APPEND_ALL, trace.SpanKind.CLIENT):
+                    async with asyncio.timeout(DEADLINE_S):
+                        return await self._together.ask(request)
+            except TimeoutError:
+                raise AuditUnavailable("too many wait") from None
+        self._under_way = True
+        try:
+            return await self._append(request)
+        finally:
+            self._under_way = False
+
+    def _packed(self, record: Record) -> audit_pb2.AppendRequest:
         call = current_call()
         occurred_at = Timestamp()
         occurred_at.FromDatetime(self._clock.now())
         subject = f"{record.subject_kind}:{record.subject_id}"
         context = record.context | named(subject, record.relation, record.reason)
-        request = audit_pb2.AppendRequest(
+        return audit_pb2.AppendRequest(
             domain_id=record.domain_id,
             idempotency_key=str(record.idempotency_key),
             occurred_at=occurred_at,
@@ -43,8 +69,26 @@ class AuditClient:
             client_ip=call.client_ip[:64],
             user_agent=call.user_agent[:512],
         )
+
+    async def _append(self, request: audit_pb2.AppendRequest) -> int:
         try:
             answer = await self._stub.Append(request, timeout=DEADLINE_S)
         except PlexError as error:
             raise AuditUnavailable(error.code) from error
         return int(answer.seq)
+
+    async def _append_all(self, requests: list[audit_pb2.AppendRequest]) -> Sequence[int | Exception]:
+        try:
+            answer = await self._stub.AppendAll(audit_pb2.AppendAllRequest(decisions=requests), timeout=DEADLINE_S)
+        except InvalidRequest:
+            # One that cannot be read is refused with all that it came with.
+            return await asyncio.gather(*map(self._alone, requests))
+        except PlexError as error:
+            raise AuditUnavailable(error.code) from error
+        return list(answer.seqs)
+
+    async def _alone(self, request: audit_pb2.AppendRequest) -> int | Exception:
+        try:
+            return await self._append(request)
+        except AuditUnavailable as error:
+            return error

@@ -1,5 +1,6 @@
 """Unpack, call the rule, pack."""
 
+import asyncio
 import datetime
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -38,6 +39,27 @@ def request_of() -> Request:
     return Request(current_principal(), call.correlation_id, call.client_ip, call.user_agent)
 
 
+def decision(request: audit_pb2.AppendRequest) -> Decision:
+    """Unpack a decision."""
+    names = {group: list(entry.names) for group, entry in request.caveat_context.items()}
+    return Decision(
+        chain=chain_of(request.domain_id),
+        idempotency_key=UUID(request.idempotency_key),
+        occurred_at=moment(request.occurred_at),
+        action=request.action,
+        subject_id=request.subject_id,
+        subject_kind=request.subject_kind,
+        relation=request.relation,
+        object_type=request.object_type,
+        object_id=request.object_id,
+        reason=reason_name(request.reason),
+        context={**names, "action": [request.action]},
+        correlation_id=request.correlation_id,
+        client_ip=request.client_ip,
+        user_agent=request.user_agent,
+    )
+
+
 class AppendApi(audit_pb2_grpc.AuditAppendServiceServicer):
     """audit.AuditAppendService."""
 
@@ -46,24 +68,12 @@ class AppendApi(audit_pb2_grpc.AuditAppendServiceServicer):
 
     async def Append(self, request: audit_pb2.AppendRequest, context: Context) -> audit_pb2.AppendResponse:
         """Append one decision."""
-        names = {group: list(entry.names) for group, entry in request.caveat_context.items()}
-        decision = Decision(
-            chain=chain_of(request.domain_id),
-            idempotency_key=UUID(request.idempotency_key),
-            occurred_at=moment(request.occurred_at),
-            action=request.action,
-            subject_id=request.subject_id,
-            subject_kind=request.subject_kind,
-            relation=request.relation,
-            object_type=request.object_type,
-            object_id=request.object_id,
-            reason=reason_name(request.reason),
-            context={**names, "action": [request.action]},
-            correlation_id=request.correlation_id,
-            client_ip=request.client_ip,
-            user_agent=request.user_agent,
-        )
-        return audit_pb2.AppendResponse(seq=await self._audit.append(decision))
+        return audit_pb2.AppendResponse(seq=await self._audit.append(decision(request)))
+
+    async def AppendAll(self, request: audit_pb2.AppendAllRequest, context: Context) -> audit_pb2.AppendAllResponse:
+        """Append the decisions of several requests."""
+        seqs = await asyncio.gather(*(self._audit.append(decision(one)) for one in request.decisions))
+        return audit_pb2.AppendAllResponse(seqs=seqs)
 
 
 class ReadApi(audit_pb2_grpc.AuditReadServiceServicer):

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fplexsphere/audit/v1/audit.proto\x12\x13plexsphere.audit.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"/\n\x0b\x43\x61veatNames\x12 \n\x05names\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10 \"\x07r\x05\x10\x01\x18\x80\x01\"\xd3\x05\n\rAppendRequest\x12\x1e\n\tdomain_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12!\n\x0fidempotency_key\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x37\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x30\n\x06\x61\x63tion\x18\x04 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z][a-z0-9_.-]{0,127}$\x12\x1f\n\nsubject_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12;\n\x0csubject_kind\x18\x06 \x01(\tB%\xbaH\"r R\x04userR\x07serviceR\x04nodeR\tanonymous\x12\x1c\n\x08relation\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x33\n\x0bobject_type\x18\x08 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,63}$\x12\x1d\n\tobject_id\x18\t \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x37\n\x06reason\x18\n \x01(\x0e\x32\x1b.plexsphere.audit.v1.ReasonB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12W\n\x0e\x63\x61veat_context\x18\x0b \x03(\x0b\x32\x35.plexsphere.audit.v1.AppendRequest.CaveatContextEntryB\x08\xbaH\x05\x9a\x01\x02\x10 \x12 \n\x0e\x63orrelation_id\x18\x0c \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\tclient_ip\x18\r \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nuser_agent\x18\x0e \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x1aV\n\x12\x43\x61veatContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .plexsphere.audit.v1.CaveatNames:\x02\x38\x01\"\x1d\n\x0e\x41ppendResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\"\xf3\x03\n\x05\x45ntry\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x11\n\tdomain_id\x18\x02 \x01(\t\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06reason\x18\x04 \x01(\x0e\x32\x1b.plexsphere.audit.v1.Reason\x12\x19\n\x11subject_pseudonym\x18\x05 \x01(\t\x12\x12\n\nsubject_id\x18\x06 \x01(\t\x12\x10\n\x08relation\x18\x07 \x01(\t\x12\x13\n\x0bobject_type\x18\x08 \x01(\t\x12\x11\n\tobject_id\x18\t \x01(\t\x12\x45\n\x0e\x63\x61veat_context\x18\n \x03(\x0b\x32-.plexsphere.audit.v1.Entry.CaveatContextEntry\x12\x16\n\x0e\x63orrelation_id\x18\x0b \x01(\t\x12\x11\n\tclient_ip\x18\x0c \x01(\t\x12\x12\n\nuser_agent\x18\r \x01(\t\x12\x12\n\nentry_hash\x18\x0e \x01(\t\x12\x11\n\tprev_hash\x18\x0f \x01(\t\x1aV\n\x12\x43\x61veatContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .plexsphere.audit.v1.CaveatNames:\x02\x38\x01\"\x85\x03\n\x12ListEntriesRequest\x12\x1e\n\tdomain_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\x19\n\x05limit\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x01\x12\x18\n\x07subject\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1a\n\x08relation\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1c\n\x0bobject_type\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1b\n\tobject_id\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x35\n\x06reason\x18\x08 \x01(\x0e\x32\x1b.plexsphere.audit.v1.ReasonB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12(\n\x04\x66rom\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x0e\x63orrelation_id\x18\x0b \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"W\n\x13ListEntriesResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.plexsphere.audit.v1.Entry\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t\"G\n\x0fGetEntryRequest\x12\x1e\n\tdomain_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x14\n\x03seq\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\"V\n\x10GetEntryResponse\x12)\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1a.plexsphere.audit.v1.Entry\x12\x17\n\x0f\x63\x61nonical_bytes\x18\x02 \x01(\x0c\"h\n\x12VerifyChainRequest\x12\x1e\n\tdomain_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x19\n\x08\x66rom_seq\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x06to_seq\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x90\x01\n\x13VerifyChainResponse\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x15\n\rdivergent_seq\x18\x02 \x01(\x03\x12\x15\n\rexpected_hash\x18\x03 \x01(\t\x12\x15\n\robserved_hash\x18\x04 \x01(\t\x12\x14\n\x0csegment_from\x18\x05 \x01(\x03\x12\x12\n\nsegment_to\x18\x06 \x01(\x03\"U\n\x14\x45raseIdentityRequest\x12\x1e\n\tdomain_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1d\n\x0bidentity_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"a\n\x15\x45raseIdentityResponse\x12\x19\n\x11subject_pseudonym\x18\x01 \x01(\t\x12-\n\terased_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xa0\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n\x0eREASON_GRANTED\x10\x01\x12\x17\n\x13REASON_OUT_OF_SCOPE\x10\x02\x12 \n\x1cREASON_INSUFFICIENT_RELATION\x10\x03\x12\x1b\n\x17REASON_CAVEAT_VIOLATION\x10\x04\x12\x12\n\x0eREASON_UNKNOWN\x10\x05\x32g\n\x12\x41uditAppendService\x12Q\n\x06\x41ppend\x12\".plexsphere.audit.v1.AppendRequest\x1a#.plexsphere.audit.v1.AppendResponse2\x97\x03\n\x10\x41uditReadService\x12`\n\x0bListEntries\x12\'.plexsphere.audit.v1.ListEntriesRequest\x1a(.plexsphere.audit.v1.ListEntriesResponse\x12W\n\x08GetEntry\x12$.plexsphere.audit.v1.GetEntryRequest\x1a%.plexsphere.audit.v1.GetEntryResponse\x12`\n\x0bVerifyChain\x12\'.plexsphere.audit.v1.VerifyChainRequest\x1a(.plexsphere.audit.v1.VerifyChainResponse\x12\x66\n\rEraseIdentity\x12).plexsphere.audit.v1.EraseIdentityRequest\x1a*.plexsphere.audit.v1.EraseIdentityResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1fplexsphere/audit/v1/audit.proto\x12\x13plexsphere.audit.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"/\n\x0b\x43\x61veatNames\x12 \n\x05names\x18\x01 \x03(\tB\x11\xbaH\x0e\x92\x01\x0b\x10 \"\x07r\x05\x10\x01\x18\x80\x01\"\xd3\x05\n\rAppendRequest\x12\x1e\n\tdomain_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12!\n\x0fidempotency_key\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x37\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\xbaH\x03\xc8\x01\x01\x12\x30\n\x06\x61\x63tion\x18\x04 \x01(\tB \xbaH\x1dr\x1b\x32\x19^[a-z][a-z0-9_.-]{0,127}$\x12\x1f\n\nsubject_id\x18\x05 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12;\n\x0csubject_kind\x18\x06 \x01(\tB%\xbaH\"r R\x04userR\x07serviceR\x04nodeR\tanonymous\x12\x1c\n\x08relation\x18\x07 \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x01\x12\x33\n\x0bobject_type\x18\x08 \x01(\tB\x1e\xbaH\x1br\x19\x32\x17^[a-z][a-z0-9_-]{0,63}$\x12\x1d\n\tobject_id\x18\t \x01(\tB\n\xbaH\x07r\x05\x10\x01\x18\x80\x02\x12\x37\n\x06reason\x18\n \x01(\x0e\x32\x1b.plexsphere.audit.v1.ReasonB\n\xbaH\x07\x82\x01\x04\x10\x01 \x00\x12W\n\x0e\x63\x61veat_context\x18\x0b \x03(\x0b\x32\x35.plexsphere.audit.v1.AppendRequest.CaveatContextEntryB\x08\xbaH\x05\x9a\x01\x02\x10 \x12 \n\x0e\x63orrelation_id\x18\x0c \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1a\n\tclient_ip\x18\r \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1c\n\nuser_agent\x18\x0e \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x04\x1aV\n\x12\x43\x61veatContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .plexsphere.audit.v1.CaveatNames:\x02\x38\x01\"\x1d\n\x0e\x41ppendResponse\x12\x0b\n\x03seq\x18\x01 \x01(\x03\"U\n\x10\x41ppendAllRequest\x12\x41\n\tdecisions\x18\x01 \x03(\x0b\x32\".plexsphere.audit.v1.AppendRequestB\n\xbaH\x07\x92\x01\x04\x08\x01\x10@\"!\n\x11\x41ppendAllResponse\x12\x0c\n\x04seqs\x18\x01 \x03(\x03\"\xf3\x03\n\x05\x45ntry\x12\x0b\n\x03seq\x18\x01 \x01(\x03\x12\x11\n\tdomain_id\x18\x02 \x01(\t\x12/\n\x0boccurred_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12+\n\x06reason\x18\x04 \x01(\x0e\x32\x1b.plexsphere.audit.v1.Reason\x12\x19\n\x11subject_pseudonym\x18\x05 \x01(\t\x12\x12\n\nsubject_id\x18\x06 \x01(\t\x12\x10\n\x08relation\x18\x07 \x01(\t\x12\x13\n\x0bobject_type\x18\x08 \x01(\t\x12\x11\n\tobject_id\x18\t \x01(\t\x12\x45\n\x0e\x63\x61veat_context\x18\n \x03(\x0b\x32-.plexsphere.audit.v1.Entry.CaveatContextEntry\x12\x16\n\x0e\x63orrelation_id\x18\x0b \x01(\t\x12\x11\n\tclient_ip\x18\x0c \x01(\t\x12\x12\n\nuser_agent\x18\r \x01(\t\x12\x12\n\nentry_hash\x18\x0e \x01(\t\x12\x11\n\tprev_hash\x18\x0f \x01(\t\x1aV\n\x12\x43\x61veatContextEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12/\n\x05value\x18\x02 \x01(\x0b\x32 .plexsphere.audit.v1.CaveatNames:\x02\x38\x01\"\x85\x03\n\x12ListEntriesRequest\x12\x1e\n\tdomain_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x18\n\x06\x63ursor\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x10\x12\x19\n\x05limit\x18\x03 \x01(\x05\x42\n\xbaH\x07\x1a\x05\x18\xc8\x01(\x01\x12\x18\n\x07subject\x18\x04 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1a\n\x08relation\x18\x05 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\x12\x1c\n\x0bobject_type\x18\x06 \x01(\tB\x07\xbaH\x04r\x02\x18@\x12\x1b\n\tobject_id\x18\x07 \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x02\x12\x35\n\x06reason\x18\x08 \x01(\x0e\x32\x1b.plexsphere.audit.v1.ReasonB\x08\xbaH\x05\x82\x01\x02\x10\x01\x12(\n\x04\x66rom\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x02to\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12 \n\x0e\x63orrelation_id\x18\x0b \x01(\tB\x08\xbaH\x05r\x03\x18\x80\x01\"W\n\x13ListEntriesResponse\x12+\n\x07\x65ntries\x18\x01 \x03(\x0b\x32\x1a.plexsphere.audit.v1.Entry\x12\x13\n\x0bnext_cursor\x18\x02 \x01(\t\"G\n\x0fGetEntryRequest\x12\x1e\n\tdomain_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x14\n\x03seq\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x01\"V\n\x10GetEntryResponse\x12)\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1a.plexsphere.audit.v1.Entry\x12\x17\n\x0f\x63\x61nonical_bytes\x18\x02 \x01(\x0c\"h\n\x12VerifyChainRequest\x12\x1e\n\tdomain_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x19\n\x08\x66rom_seq\x18\x02 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\x12\x17\n\x06to_seq\x18\x03 \x01(\x03\x42\x07\xbaH\x04\"\x02(\x00\"\x90\x01\n\x13VerifyChainResponse\x12\n\n\x02ok\x18\x01 \x01(\x08\x12\x15\n\rdivergent_seq\x18\x02 \x01(\x03\x12\x15\n\rexpected_hash\x18\x03 \x01(\t\x12\x15\n\robserved_hash\x18\x04 \x01(\t\x12\x14\n\x0csegment_from\x18\x05 \x01(\x03\x12\x12\n\nsegment_to\x18\x06 \x01(\x03\"U\n\x14\x45raseIdentityRequest\x12\x1e\n\tdomain_id\x18\x01 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1d\n\x0bidentity_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"a\n\x15\x45raseIdentityResponse\x12\x19\n\x11subject_pseudonym\x18\x01 \x01(\t\x12-\n\terased_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp*\xa0\x01\n\x06Reason\x12\x16\n\x12REASON_UNSPECIFIED\x10\x00\x12\x12\n\x0eREASON_GRANTED\x10\x01\x12\x17\n\x13REASON_OUT_OF_SCOPE\x10\x02\x12 \n\x1cREASON_INSUFFICIENT_RELATION\x10\x03\x12\x1b\n\x17REASON_CAVEAT_VIOLATION\x10\x04\x12\x12\n\x0eREASON_UNKNOWN\x10\x05\x32\xc3\x01\n\x12\x41uditAppendService\x12Q\n\x06\x41ppend\x12\".plexsphere.audit.v1.AppendRequest\x1a#.plexsphere.audit.v1.AppendResponse\x12Z\n\tAppendAll\x12%.plexsphere.audit.v1.AppendAllRequest\x1a&.plexsphere.audit.v1.AppendAllResponse2\x97\x03\n\x10\x41uditReadService\x12`\n\x0bListEntries\x12\'.plexsphere.audit.v1.ListEntriesRequest\x1a(.plexsphere.audit.v1.ListEntriesResponse\x12W\n\x08GetEntry\x12$.plexsphere.audit.v1.GetEntryRequest\x1a%.plexsphere.audit.v1.GetEntryResponse\x12`\n\x0bVerifyChain\x12\'.plexsphere.audit.v1.VerifyChainRequest\x1a(.plexsphere.audit.v1.VerifyChainResponse\x12\x66\n\rEraseIdentity\x12).plexsphere.audit.v1.EraseIdentityRequest\x1a*.plexsphere.audit.v1.EraseIdentityResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -65,6 +65,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPENDREQUEST'].fields_by_name['client_ip']._serialized_options = b'\272H\004r\002\030@'
   _globals['_APPENDREQUEST'].fields_by_name['user_agent']._loaded_options = None
   _globals['_APPENDREQUEST'].fields_by_name['user_agent']._serialized_options = b'\272H\005r\003\030\200\004'
+  _globals['_APPENDALLREQUEST'].fields_by_name['decisions']._loaded_options = None
+  _globals['_APPENDALLREQUEST'].fields_by_name['decisions']._serialized_options = b'\272H\007\222\001\004\010\001\020@'
   _globals['_ENTRY_CAVEATCONTEXTENTRY']._loaded_options = None
   _globals['_ENTRY_CAVEATCONTEXTENTRY']._serialized_options = b'8\001'
   _globals['_LISTENTRIESREQUEST'].fields_by_name['domain_id']._loaded_options = None
@@ -99,8 +101,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_ERASEIDENTITYREQUEST'].fields_by_name['domain_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
   _globals['_ERASEIDENTITYREQUEST'].fields_by_name['identity_id']._loaded_options = None
   _globals['_ERASEIDENTITYREQUEST'].fields_by_name['identity_id']._serialized_options = b'\272H\005r\003\260\001\001'
-  _globals['_REASON']._serialized_start=2508
-  _globals['_REASON']._serialized_end=2668
+  _globals['_REASON']._serialized_start=2630
+  _globals['_REASON']._serialized_end=2790
   _globals['_CAVEATNAMES']._serialized_start=118
   _globals['_CAVEATNAMES']._serialized_end=165
   _globals['_APPENDREQUEST']._serialized_start=168
@@ -109,28 +111,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_APPENDREQUEST_CAVEATCONTEXTENTRY']._serialized_end=891
   _globals['_APPENDRESPONSE']._serialized_start=893
   _globals['_APPENDRESPONSE']._serialized_end=922
-  _globals['_ENTRY']._serialized_start=925
-  _globals['_ENTRY']._serialized_end=1424
+  _globals['_APPENDALLREQUEST']._serialized_start=924
+  _globals['_APPENDALLREQUEST']._serialized_end=1009
+  _globals['_APPENDALLRESPONSE']._serialized_start=1011
+  _globals['_APPENDALLRESPONSE']._serialized_end=1044
+  _globals['_ENTRY']._serialized_start=1047
+  _globals['_ENTRY']._serialized_end=1546
   _globals['_ENTRY_CAVEATCONTEXTENTRY']._serialized_start=805
   _globals['_ENTRY_CAVEATCONTEXTENTRY']._serialized_end=891
-  _globals['_LISTENTRIESREQUEST']._serialized_start=1427
-  _globals['_LISTENTRIESREQUEST']._serialized_end=1816
-  _globals['_LISTENTRIESRESPONSE']._serialized_start=1818
-  _globals['_LISTENTRIESRESPONSE']._serialized_end=1905
-  _globals['_GETENTRYREQUEST']._serialized_start=1907
-  _globals['_GETENTRYREQUEST']._serialized_end=1978
-  _globals['_GETENTRYRESPONSE']._serialized_start=1980
-  _globals['_GETENTRYRESPONSE']._serialized_end=2066
-  _globals['_VERIFYCHAINREQUEST']._serialized_start=2068
-  _globals['_VERIFYCHAINREQUEST']._serialized_end=2172
-  _globals['_VERIFYCHAINRESPONSE']._serialized_start=2175
-  _globals['_VERIFYCHAINRESPONSE']._serialized_end=2319
-  _globals['_ERASEIDENTITYREQUEST']._serialized_start=2321
-  _globals['_ERASEIDENTITYREQUEST']._serialized_end=2406
-  _globals['_ERASEIDENTITYRESPONSE']._serialized_start=2408
-  _globals['_ERASEIDENTITYRESPONSE']._serialized_end=2505
-  _globals['_AUDITAPPENDSERVICE']._serialized_start=2670
-  _globals['_AUDITAPPENDSERVICE']._serialized_end=2773
-  _globals['_AUDITREADSERVICE']._serialized_start=2776
-  _globals['_AUDITREADSERVICE']._serialized_end=3183
+  _globals['_LISTENTRIESREQUEST']._serialized_start=1549
+  _globals['_LISTENTRIESREQUEST']._serialized_end=1938
+  _globals['_LISTENTRIESRESPONSE']._serialized_start=1940
+  _globals['_LISTENTRIESRESPONSE']._serialized_end=2027
+  _globals['_GETENTRYREQUEST']._serialized_start=2029
+  _globals['_GETENTRYREQUEST']._serialized_end=2100
+  _globals['_GETENTRYRESPONSE']._serialized_start=2102
+  _globals['_GETENTRYRESPONSE']._serialized_end=2188
+  _globals['_VERIFYCHAINREQUEST']._serialized_start=2190
+  _globals['_VERIFYCHAINREQUEST']._serialized_end=2294
+  _globals['_VERIFYCHAINRESPONSE']._serialized_start=2297
+  _globals['_VERIFYCHAINRESPONSE']._serialized_end=2441
+  _globals['_ERASEIDENTITYREQUEST']._serialized_start=2443
+  _globals['_ERASEIDENTITYREQUEST']._serialized_end=2528
+  _globals['_ERASEIDENTITYRESPONSE']._serialized_start=2530
+  _globals['_ERASEIDENTITYRESPONSE']._serialized_end=2627
+  _globals['_AUDITAPPENDSERVICE']._serialized_start=2793
+  _globals['_AUDITAPPENDSERVICE']._serialized_end=2988
+  _globals['_AUDITREADSERVICE']._serialized_start=2991
+  _globals['_AUDITREADSERVICE']._serialized_end=3398
 # @@protoc_insertion_point(module_scope)

@@ -40,6 +40,11 @@ class AuditAppendServiceStub:
                 request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendResponse.FromString,
                 _registered_method=True)
+        self.AppendAll = channel.unary_unary(
+                '/plexsphere.audit.v1.AuditAppendService/AppendAll',
+                request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendAllRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendAllResponse.FromString,
+                _registered_method=True)
 
 
 class AuditAppendServiceServicer:
@@ -54,6 +59,13 @@ class AuditAppendServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AppendAll(self, request, context):
+        """Appends decisions of several requests: all of them, or the error says that none may be relied on.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditAppendServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -61,6 +73,11 @@ def add_AuditAppendServiceServicer_to_server(servicer, server):
                     servicer.Append,
                     request_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendRequest.FromString,
                     response_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendResponse.SerializeToString,
+            ),
+            'AppendAll': grpc.unary_unary_rpc_method_handler(
+                    servicer.AppendAll,
+                    request_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendAllRequest.FromString,
+                    response_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendAllResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -91,6 +108,33 @@ class AuditAppendService:
             '/plexsphere.audit.v1.AuditAppendService/Append',
             plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendRequest.SerializeToString,
             plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AppendAll(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.audit.v1.AuditAppendService/AppendAll',
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendAllRequest.SerializeToString,
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.AppendAllResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,8 @@ class AuditAppendServiceStub:
     """Appends one decision; durable when it answers, so the caller may let the effect out.
     The same idempotency key answers with the row that it already has.
     """
+    AppendAll: _grpc.UnaryUnaryMultiCallable[_audit_pb2.AppendAllRequest, _audit_pb2.AppendAllResponse]
+    """Appends decisions of several requests: all of them, or the error says that none may be relied on."""
 
 @_typing.type_check_only
 class AuditAppendServiceAsyncStub(AuditAppendServiceStub):
@@ -47,6 +49,8 @@ class AuditAppendServiceAsyncStub(AuditAppendServiceStub):
     """Appends one decision; durable when it answers, so the caller may let the effect out.
     The same idempotency key answers with the row that it already has.
     """
+    AppendAll: _aio.UnaryUnaryMultiCallable[_audit_pb2.AppendAllRequest, _audit_pb2.AppendAllResponse]  # type: ignore[assignment]
+    """Appends decisions of several requests: all of them, or the error says that none may be relied on."""
 
 class AuditAppendServiceServicer(metaclass=_abc_1.ABCMeta):
     """Takes decisions into the chain. Callers are the services that make them."""
@@ -60,6 +64,14 @@ class AuditAppendServiceServicer(metaclass=_abc_1.ABCMeta):
         """Appends one decision; durable when it answers, so the caller may let the effect out.
         The same idempotency key answers with the row that it already has.
         """
+
+    @_abc_1.abstractmethod
+    def AppendAll(
+        self,
+        request: _audit_pb2.AppendAllRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.AppendAllResponse, _abc.Awaitable[_audit_pb2.AppendAllResponse]]:
+        """Appends decisions of several requests: all of them, or the error says that none may be relied on."""
 
 def add_AuditAppendServiceServicer_to_server(servicer: AuditAppendServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
