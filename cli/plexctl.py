@@ -2,7 +2,21 @@
 
 import typer
 
-from cli import audit, conformance, dev, events, idp, nodes, relations, secrets, sessions, sign_in, tenancy, tokens
+from cli import (
+    access_policies,
+    audit,
+    conformance,
+    dev,
+    events,
+    idp,
+    nodes,
+    relations,
+    secrets,
+    sessions,
+    sign_in,
+    tenancy,
+    tokens,
+)
 from cli.edge import EXIT_CODES
 
 app = typer.Typer(
@@ -17,6 +31,7 @@ app.command("login")(sign_in.login)
 app.command("logout")(sign_in.logout)
 app.command("whoami")(sign_in.whoami)
 app.add_typer(tenancy.domain_app, name="domain")
+app.add_typer(access_policies.access_policy_app, name="access-policy")
 app.add_typer(idp.idp_app, name="idp")
 app.add_typer(tenancy.project_app, name="project")
 app.add_typer(nodes.node_app, name="node")

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cli.edge import EXIT_USAGE, Refusal, Reply, edge, fail, write_private
+from cli.edge import EXIT_USAGE, edge, fail, write_private
 from cli.output import emit
-from cli.sign_in import stepped_up
+from cli.sign_in import stepping_up
 from cli.tenancy import Cursor, Json, Limit, page
 
 session_app = typer.Typer(no_args_is_help=True, help="Privileged sessions on nodes.")
@@ -48,17 +48,9 @@ def issue(
     # The same key both times: whichever of the two arrives, there is one session.
     body: dict[str, Any] = {"resource_id": resource_id, "kind": kind, "target": target}
     body |= {"idempotency_key": str(uuid.uuid4())} | ({"requested_ttl_seconds": ttl} if ttl else {})
-    issued = _stepping_up(f"/v1/projects/{project_id}/sessions", body).json
+    issued = stepping_up("POST", f"/v1/projects/{project_id}/sessions", body).json
     write_private(out, str(issued.pop("token")).encode())
     emit(issued["session"] | {"token_file": str(out)}, as_json=as_json)
-
-
-def _stepping_up(path: str, body: dict[str, Any]) -> Reply:
-    client = edge()
-    try:
-        return client.attempt("POST", path, body)
-    except Refusal as refusal:
-        return stepped_up(client, refusal).call("POST", path, body)
 
 
 def _target(ssh: str, commands: list[str], k8s: str, groups: list[str], tcp: str) -> tuple[str, dict[str, Any]]:

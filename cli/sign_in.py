@@ -4,11 +4,11 @@ import os
 import re
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from cli.edge import EXIT_REFUSED, EXIT_USAGE, EdgeClient, Refusal, credentials_file, edge, end, fail, save, say
+from cli.edge import EXIT_REFUSED, EXIT_USAGE, EdgeClient, Refusal, Reply, credentials_file, edge, end, fail, save, say
 from cli.output import emit
 from cli.tenancy import Json
 
@@ -58,6 +58,15 @@ def stepped_up(client: EdgeClient, refusal: Refusal) -> EdgeClient:
     if not os.environ.get("PLEX_TOKEN_FILE"):
         save(client.url, client.ca_file, token)
     return EdgeClient(client.url, client.ca_file, token)
+
+
+def stepping_up(method: str, path: str, body: Any) -> Reply:
+    """Send one request, and once more as somebody who signed in anew when that is what is asked for."""
+    client = edge()
+    try:
+        return client.attempt(method, path, body)
+    except Refusal as refusal:
+        return stepped_up(client, refusal).call(method, path, body)
 
 
 def _poll(client: EdgeClient, device_code: str, interval_s: int, lifetime_s: int) -> str:

@@ -5,7 +5,7 @@ Identity keeps it with the Domain, access decides with it. No I/O here.
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from libs.errors import InvalidRequest
 
@@ -14,6 +14,10 @@ KINDS = ("ssh", "k8s", "tcp")
 VALUE = re.compile(r"[!#-\[\]-~]{1,256}")
 MOST_VALUES = 16
 LONGEST_AGE_S, LONGEST_TTL_S, MOST_SESSIONS, HIGHEST_RATE = 86_400, 43_200, 10_000, 10_000
+# What the platform lets a Domain say; what the secrets process is set to holds where it says nothing.
+HIGHEST_LIMITS = {
+    "node_rate_per_minute": 600, "node_burst": 100, "domain_rate_per_minute": 60_000, "domain_burst": 6_000,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,16 @@ class Override:
 
 
 @dataclass(frozen=True)
+class SecretLimits:
+    """How often a node, and all of a Domain's together, may read secrets; None is what the platform says."""
+
+    node_rate_per_minute: int | None = None
+    node_burst: int | None = None
+    domain_rate_per_minute: int | None = None
+    domain_burst: int | None = None
+
+
+@dataclass(frozen=True)
 class AccessPolicy:
     """A Domain's; as it stands here it is the platform's default."""
 
@@ -45,6 +59,7 @@ class AccessPolicy:
     max_active_per_identity: int = 10
     max_active_per_node: int = 50
     issue_rate_per_minute: int = 30
+    secret_limits: SecretLimits = field(default_factory=SecretLimits)
 
     def required(self, kind: str, binding_acr: tuple[str, ...]) -> Strength:
         """Return what a kind of session asks for; without values of its own, those of the caller's binding count.
@@ -77,6 +92,8 @@ def checked(policy: AccessPolicy) -> AccessPolicy:
         "max_active_per_node": (policy.max_active_per_node, MOST_SESSIONS),
         "issue_rate_per_minute": (policy.issue_rate_per_minute, HIGHEST_RATE),
     }
+    limits = asdict(policy.secret_limits)
+    bounds |= {name: (value, HIGHEST_LIMITS[name]) for name, value in limits.items() if value is not None}
     for name, (value, most) in bounds.items():
         if not 1 <= value <= most:
             raise InvalidRequest(f"{name} must be from 1 to {most}")

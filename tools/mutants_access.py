@@ -104,6 +104,13 @@ ACCESS = (
         "libs/tests/test_access_policy.py::test_no_override_lets_in_what_its_policy_does_not",
     ),
     Mutant(
+        "F-2 a Domain's limits are within the platform's",
+        POLICY,
+        "HIGHEST_LIMITS[name]) for name, value in limits.items()",
+        "value) for name, value in limits.items()",
+        "libs/tests/test_access_policy.py::test_a_policy_that_cannot_be_kept",
+    ),
+    Mutant(
         "F-4 the row before the signature",
         SERVICE,
         '            await self.audit.record(named(row, "session", str(session_id)))\n',

@@ -6,7 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from libs.access_policy import KINDS, LONGEST_TTL_S, AccessPolicy, Override, Strength, checked
+from libs.access_policy import (
+    HIGHEST_LIMITS,
+    KINDS,
+    LONGEST_TTL_S,
+    AccessPolicy,
+    Override,
+    SecretLimits,
+    Strength,
+    checked,
+)
 from libs.errors import InvalidRequest
 
 pytestmark = pytest.mark.unit
@@ -70,6 +79,8 @@ def test_no_override_lets_in_what_its_policy_does_not(
         AccessPolicy(max_active_per_identity=0),
         AccessPolicy(max_active_per_node=-1),
         AccessPolicy(issue_rate_per_minute=10_001),
+        *(AccessPolicy(secret_limits=SecretLimits(**{name: 0})) for name in HIGHEST_LIMITS),
+        *(AccessPolicy(secret_limits=SecretLimits(**{name: most + 1})) for name, most in HIGHEST_LIMITS.items()),
         AccessPolicy(kinds={"rdp": Override()}),
         AccessPolicy(BASE, {"ssh": Override(required_acr=(PWD,))}),
         AccessPolicy(BASE, {"ssh": Override(max_auth_age_s=301)}),
@@ -84,6 +95,11 @@ def test_a_policy_that_cannot_be_kept(wrong: AccessPolicy) -> None:
 
 def test_a_policy_whose_kinds_are_stricter_is_kept() -> None:
     policy = AccessPolicy(BASE, {kind: Override((PHR,), ("hwk",), 60) for kind in KINDS})
+    assert checked(policy) is policy
+
+
+def test_limits_of_secrets_are_kept_up_to_the_platforms_bounds() -> None:
+    policy = AccessPolicy(secret_limits=SecretLimits(**HIGHEST_LIMITS))
     assert checked(policy) is policy
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from aiohttp import web
 
-from libs.access_policy import KINDS, AccessPolicy
+from libs.access_policy import HIGHEST_LIMITS, KINDS, AccessPolicy
 from libs.rpc.channel import Peer
 from plexsphere.identity.v1 import access_policy_pb2 as pb
 from plexsphere.identity.v1 import access_policy_pb2_grpc as stubs
@@ -51,6 +51,7 @@ def read(body: Any) -> pb.AccessPolicy:
         max_active_per_identity=body.get("max_active_per_identity", DEFAULT.max_active_per_identity),
         max_active_per_node=body.get("max_active_per_node", DEFAULT.max_active_per_node),
         issue_rate_per_minute=body.get("issue_rate_per_minute", DEFAULT.issue_rate_per_minute),
+        secret_limits=pb.SecretLimits(**{name: body[name] for name in HIGHEST_LIMITS if name in body}),
     )
 
 
@@ -83,4 +84,6 @@ def written(policy: pb.AccessPolicy) -> JSON:
         "max_active_per_identity": policy.max_active_per_identity,
         "max_active_per_node": policy.max_active_per_node,
         "issue_rate_per_minute": policy.issue_rate_per_minute,
+        # Where the Domain says nothing, what the secrets process is set to.
+        **{limit.name: value for limit, value in policy.secret_limits.ListFields()},
     }

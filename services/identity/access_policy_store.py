@@ -2,24 +2,25 @@
 
 import datetime
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass, fields
 from uuid import UUID
 
 import asyncpg
 
-from libs.access_policy import AccessPolicy, Override, Strength
+from libs.access_policy import AccessPolicy, Override, SecretLimits, Strength
 from libs.errors import NotFound
 from libs.pg import connection
 from services.identity.model import SessionTerms
 
 POLICY = """required_acr, required_amr, max_auth_age_s, kinds, default_ttl_s, max_ttl_s, max_active_per_identity,
-max_active_per_node, issue_rate_per_minute"""
+max_active_per_node, issue_rate_per_minute, node_rate_per_minute, node_burst, domain_rate_per_minute, domain_burst"""
 PUT = f"""
 INSERT INTO identity.access_policies AS p (domain_id, {POLICY}, updated_at)
-VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $12, $13, $14, $15, $11)
 ON CONFLICT (domain_id) DO UPDATE SET required_acr = $2, required_amr = $3, max_auth_age_s = $4, kinds = $5,
     default_ttl_s = $6, max_ttl_s = $7, max_active_per_identity = $8, max_active_per_node = $9,
-    issue_rate_per_minute = $10, updated_at = $11
+    issue_rate_per_minute = $10, updated_at = $11, node_rate_per_minute = $12, node_burst = $13,
+    domain_rate_per_minute = $14, domain_burst = $15
 """
 # What the caller's own provider is asked for; of a binding that is not active nobody holds a credential.
 TERMS = f"""
@@ -52,6 +53,7 @@ def policy_of(row: asyncpg.Record) -> AccessPolicy:
     return AccessPolicy(
         strength, kinds, row["default_ttl_s"], row["max_ttl_s"], row["max_active_per_identity"],
         row["max_active_per_node"], row["issue_rate_per_minute"],
+        SecretLimits(**{each.name: row[each.name] for each in fields(SecretLimits)}),
     )  # fmt: skip
 
 
@@ -75,7 +77,7 @@ class PgAccessPolicyStore:
                 await lent.execute(
                     PUT, domain_id, strength.required_acr, strength.required_amr, strength.max_auth_age_s,
                     json.dumps(kinds), policy.default_ttl_s, policy.max_ttl_s, policy.max_active_per_identity,
-                    policy.max_active_per_node, policy.issue_rate_per_minute, at,
+                    policy.max_active_per_node, policy.issue_rate_per_minute, at, *astuple(policy.secret_limits),
                 )  # fmt: skip
         except asyncpg.ForeignKeyViolationError:
             raise NotFound from None

@@ -1,12 +1,13 @@
 """identity.AccessPolicyService and SessionTermsService: unpack, call the rule, pack."""
 
 import asyncio
+from dataclasses import asdict
 from typing import Any, TypeAlias
 from uuid import UUID
 
 import grpc
 
-from libs.access_policy import AccessPolicy, Override, Strength
+from libs.access_policy import AccessPolicy, Override, SecretLimits, Strength
 from plexsphere.identity.v1 import access_policy_pb2 as pb
 from plexsphere.identity.v1 import access_policy_pb2_grpc
 from services.identity import pack
@@ -31,6 +32,7 @@ def packed(policy: AccessPolicy) -> pb.AccessPolicy:
         default_ttl_s=policy.default_ttl_s, max_ttl_s=policy.max_ttl_s,
         max_active_per_identity=policy.max_active_per_identity, max_active_per_node=policy.max_active_per_node,
         issue_rate_per_minute=policy.issue_rate_per_minute,
+        secret_limits=pb.SecretLimits(**asdict(policy.secret_limits)),
     )  # fmt: skip
 
 
@@ -44,6 +46,7 @@ def unpacked(policy: pb.AccessPolicy) -> AccessPolicy:
     return AccessPolicy(
         strength, kinds, policy.default_ttl_s, policy.max_ttl_s, policy.max_active_per_identity,
         policy.max_active_per_node, policy.issue_rate_per_minute,
+        SecretLimits(**{name.name: value for name, value in policy.secret_limits.ListFields()}),
     )  # fmt: skip
 
 

@@ -32,6 +32,10 @@ WHOLE = {
     "max_active_per_identity": 1,
     "max_active_per_node": 2,
     "issue_rate_per_minute": 3,
+    "node_rate_per_minute": 4,
+    "node_burst": 5,
+    "domain_rate_per_minute": 6,
+    "domain_burst": 7,
 }
 
 
@@ -41,6 +45,7 @@ WHOLE = {
         (WHOLE, WHOLE),
         ({}, DEFAULT),
         ({"max_ttl_seconds": 60}, DEFAULT | SHORT),
+        ({"node_burst": 5}, DEFAULT | {"node_burst": 5}),
         ({"kinds": {"k8s": {}}}, DEFAULT | {"kinds": {"k8s": {}}}),
     ],
 )
@@ -56,7 +61,14 @@ async def test_a_policy_is_kept_as_it_was_put(edge: Client, peer: FakePeer, sent
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"required_acr": "x"}, {"max_ttl_seconds": 0}, {"kinds": {"ssh": {"max_auth_age_seconds": 0}}}, []]
+    "wrong",
+    [
+        {"required_acr": "x"},
+        {"max_ttl_seconds": 0},
+        {"node_burst": 0},
+        {"kinds": {"ssh": {"max_auth_age_seconds": 0}}},
+        [],
+    ],
 )
 async def test_a_body_that_does_not_fit_is_refused(edge: Client, wrong: Any) -> None:
     assert await problem(await edge.put(PATH, json=wrong, headers=OPERATOR)) == (400, "invalid_body")

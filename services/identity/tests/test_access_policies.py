@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from libs.access_policy import AccessPolicy, Override, Strength
+from libs.access_policy import AccessPolicy, Override, SecretLimits, Strength
 from libs.clock import FixedClock
 from libs.errors import AuditUnavailable, Forbidden, InvalidRequest
 from libs.ids import uuid7
@@ -101,6 +101,6 @@ async def test_a_laxer_kind_is_refused_before_anything() -> None:
     assert desk.trace == []
 
 
-@pytest.mark.parametrize("policy", [AccessPolicy(), POLICY])
+@pytest.mark.parametrize("policy", [AccessPolicy(), POLICY, AccessPolicy(secret_limits=SecretLimits(1, None, 3))])
 def test_a_policy_travels_whole(policy: AccessPolicy) -> None:
     assert unpacked(packed(policy)) == policy

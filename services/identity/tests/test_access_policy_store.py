@@ -6,7 +6,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from libs.access_policy import AccessPolicy, Override, Strength
+from libs.access_policy import AccessPolicy, Override, SecretLimits, Strength
 from libs.errors import NotFound
 from libs.ids import uuid7
 from services.identity.access_policy_store import PgAccessPolicyStore
@@ -19,7 +19,8 @@ __all__ = ["real"]
 pytestmark = pytest.mark.integration
 
 Pools = tuple[asyncpg.Pool, asyncpg.Pool]
-POLICY = AccessPolicy(Strength(("a", "b"), ("otp",), 60), {"ssh": Override(("a",), (), 30)}, 60, 120, 1, 2, 3)
+LIMITS = SecretLimits(node_rate_per_minute=6, domain_burst=7)
+POLICY = AccessPolicy(Strength(("a", "b"), ("otp",), 60), {"ssh": Override(("a",), (), 30)}, 60, 120, 1, 2, 3, LIMITS)
 
 
 async def test_a_policy_put_on_one_replica_holds_on_the_other(real: Doors, pools: Pools) -> None:

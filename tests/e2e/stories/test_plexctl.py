@@ -283,6 +283,21 @@ def test_the_chain_is_listed_shown_and_verified(scene: Scene, cli: Cli) -> None:
     assert cli.json("audit", "verify", "--domain", domain)["ok"] is True
 
 
+def test_an_access_policy_is_shown_changed_and_put_back(story: Story, cli: Cli) -> None:
+    domain = story.domain_id
+    before = cli.json("access-policy", "show", domain)
+    wanted = before | {"max_auth_age_seconds": 60, "node_rate_per_minute": 600, "domain_burst": 6}
+    file = cli.folder / "policy.json"
+    file.write_text(json.dumps(wanted))
+    assert cli.json("access-policy", "put", domain, "--file", str(file)) == wanted
+    assert cli.json("access-policy", "show", domain) == wanted
+    too_much = cli.run("access-policy", "put", domain, stdin=json.dumps(wanted | {"node_burst": 101}).encode())
+    assert too_much.returncode == 1
+    assert b"node_burst must be from 1 to 100" in too_much.stderr
+    assert cli.run("access-policy", "put", domain, stdin=b"{").returncode == 2
+    assert cli.json("access-policy", "put", domain, stdin=json.dumps(before).encode()) == before
+
+
 def test_people_get_tables_and_programs_json(scene: Scene, cli: Cli) -> None:
     table = cli.run("project", "list", "--domain", scene.story.domain_id).stdout.decode()
     assert table.splitlines()[0].split() == ["id", "slug", "name", "domain_id"]

@@ -89,6 +89,7 @@ class AccessPolicy(_message.Message):
     MAX_ACTIVE_PER_IDENTITY_FIELD_NUMBER: _builtins.int
     MAX_ACTIVE_PER_NODE_FIELD_NUMBER: _builtins.int
     ISSUE_RATE_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    SECRET_LIMITS_FIELD_NUMBER: _builtins.int
     max_auth_age_s: _builtins.int
     """How old a login may be in seconds."""
     default_ttl_s: _builtins.int
@@ -113,6 +114,10 @@ class AccessPolicy(_message.Message):
     def kinds(self) -> _containers.MessageMap[_builtins.str, Global___AccessOverride]:
         """By kind: "ssh", "k8s", "tcp"."""
 
+    @_builtins.property
+    def secret_limits(self) -> Global___SecretLimits:
+        """How often secrets may be read."""
+
     def __init__(
         self,
         *,
@@ -125,14 +130,64 @@ class AccessPolicy(_message.Message):
         max_active_per_identity: _builtins.int = ...,
         max_active_per_node: _builtins.int = ...,
         issue_rate_per_minute: _builtins.int = ...,
+        secret_limits: Global___SecretLimits | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["secret_limits", b"secret_limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_ttl_s", b"default_ttl_s", "issue_rate_per_minute", b"issue_rate_per_minute", "kinds", b"kinds", "max_active_per_identity", b"max_active_per_identity", "max_active_per_node", b"max_active_per_node", "max_auth_age_s", b"max_auth_age_s", "max_ttl_s", b"max_ttl_s", "required_acr", b"required_acr", "required_amr", b"required_amr"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_ttl_s", b"default_ttl_s", "issue_rate_per_minute", b"issue_rate_per_minute", "kinds", b"kinds", "max_active_per_identity", b"max_active_per_identity", "max_active_per_node", b"max_active_per_node", "max_auth_age_s", b"max_auth_age_s", "max_ttl_s", b"max_ttl_s", "required_acr", b"required_acr", "required_amr", b"required_amr", "secret_limits", b"secret_limits"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AccessPolicy: _TypeAlias = AccessPolicy  # noqa: Y015
+
+@_typing.final
+class SecretLimits(_message.Message):
+    """How often secrets may be read; what is absent is what the platform says."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODE_RATE_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    NODE_BURST_FIELD_NUMBER: _builtins.int
+    DOMAIN_RATE_PER_MINUTE_FIELD_NUMBER: _builtins.int
+    DOMAIN_BURST_FIELD_NUMBER: _builtins.int
+    node_rate_per_minute: _builtins.int
+    """Steady rate of one node."""
+    node_burst: _builtins.int
+    """How many reads of one node may come at once."""
+    domain_rate_per_minute: _builtins.int
+    """Steady rate of all nodes of the Domain together."""
+    domain_burst: _builtins.int
+    """How many of their reads may come at once."""
+    def __init__(
+        self,
+        *,
+        node_rate_per_minute: _builtins.int | None = ...,
+        node_burst: _builtins.int | None = ...,
+        domain_rate_per_minute: _builtins.int | None = ...,
+        domain_burst: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_domain_burst", b"_domain_burst", "_domain_rate_per_minute", b"_domain_rate_per_minute", "_node_burst", b"_node_burst", "_node_rate_per_minute", b"_node_rate_per_minute", "domain_burst", b"domain_burst", "domain_rate_per_minute", b"domain_rate_per_minute", "node_burst", b"node_burst", "node_rate_per_minute", b"node_rate_per_minute"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_domain_burst", b"_domain_burst", "_domain_rate_per_minute", b"_domain_rate_per_minute", "_node_burst", b"_node_burst", "_node_rate_per_minute", b"_node_rate_per_minute", "domain_burst", b"domain_burst", "domain_rate_per_minute", b"domain_rate_per_minute", "node_burst", b"node_burst", "node_rate_per_minute", b"node_rate_per_minute"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__domain_burst: _TypeAlias = _typing.Literal["domain_burst"]  # noqa: Y015
+    _WhichOneofArgType__domain_burst: _TypeAlias = _typing.Literal["_domain_burst", b"_domain_burst"]  # noqa: Y015
+    _WhichOneofReturnType__domain_rate_per_minute: _TypeAlias = _typing.Literal["domain_rate_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__domain_rate_per_minute: _TypeAlias = _typing.Literal["_domain_rate_per_minute", b"_domain_rate_per_minute"]  # noqa: Y015
+    _WhichOneofReturnType__node_burst: _TypeAlias = _typing.Literal["node_burst"]  # noqa: Y015
+    _WhichOneofArgType__node_burst: _TypeAlias = _typing.Literal["_node_burst", b"_node_burst"]  # noqa: Y015
+    _WhichOneofReturnType__node_rate_per_minute: _TypeAlias = _typing.Literal["node_rate_per_minute"]  # noqa: Y015
+    _WhichOneofArgType__node_rate_per_minute: _TypeAlias = _typing.Literal["_node_rate_per_minute", b"_node_rate_per_minute"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__domain_burst) -> _WhichOneofReturnType__domain_burst | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__domain_rate_per_minute) -> _WhichOneofReturnType__domain_rate_per_minute | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__node_burst) -> _WhichOneofReturnType__node_burst | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__node_rate_per_minute) -> _WhichOneofReturnType__node_rate_per_minute | None: ...
+
+Global___SecretLimits: _TypeAlias = SecretLimits  # noqa: Y015
 
 @_typing.final
 class GetAccessPolicyRequest(_message.Message):
