@@ -11,6 +11,7 @@ COUNTED, BARE = "Counted(AuditClient(audit_peer, clock), clock)", "AuditClient(a
 LOGIN = TESTS + "test_step_up.py::test_a_login"
 REFUSED = TESTS + "test_service.py::test_a_login_that_is_not_fresh_and_strong_is_refused_with_what_helps"
 FIFTY = TESTS + "test_store.py::test_fifty_requests_at_once_on_two_replicas_never_exceed_a_limit"
+WAITS = TESTS + "test_store.py::test_who_asks_for_the_same_person_or_node_waits_until_the_other_is_counted"
 ENDED = "services/identity/tests/test_access_policy_store.py::"
 
 ACCESS = (
@@ -231,6 +232,13 @@ ACCESS = (
         "services/identity/tests/test_relations.py::test_a_caveat_decides_and_says_so",
     ),
     Mutant(
+        "F-4 no session begins under a revoked key",
+        STORE,
+        "WHERE kid = $15 AND revoked_at IS NULL FOR SHARE",
+        "WHERE kid = $15",
+        TESTS + "test_ports.py::test_under_a_revoked_key_there_is_no_session",
+    ),
+    Mutant(
         "F-4 a session ends with its key",
         STORE,
         'ENDED = "coalesce(s.revoked_at, CASE WHEN k.revoked_at < s.expires_at THEN k.revoked_at END)"',
@@ -269,12 +277,18 @@ ACCESS = (
     Mutant("F-4 limit of a node", SCHEMA, ">= per_node THEN", ">= 1000 THEN", FIFTY),
     Mutant("F-4 limit of a minute", SCHEMA, ">= per_minute THEN", ">= 1000 THEN", FIFTY),
     Mutant(
-        "F-4 one at a time is counted",
+        "F-4 one at a time is counted of a person",
         SCHEMA,
         "    PERFORM pg_advisory_xact_lock(hashtextextended('access.identity:' || identity, 0));\n",
         "",
-        FIFTY,
-        ((SCHEMA, "    PERFORM pg_advisory_xact_lock(hashtextextended('access.node:' || node, 0));\n", ""),),
+        WAITS,
+    ),
+    Mutant(
+        "F-4 one at a time is counted of a node",
+        SCHEMA,
+        "    PERFORM pg_advisory_xact_lock(hashtextextended('access.node:' || node, 0));\n",
+        "",
+        WAITS,
     ),
     Mutant(
         "F-4 a place runs out",

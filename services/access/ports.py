@@ -60,7 +60,7 @@ class Store(Protocol):
         """Give a place back, and forget its request, unless the session is there."""
 
     async def open(self, session: Session, payload: Mapping[str, Any], at: datetime.datetime) -> None:
-        """Turn a place into a session and announce it, or raise Stale and do neither when the place is gone."""
+        """Turn a place into a session and announce it, or raise Stale and do neither: when place or key is gone."""
 
     async def find(self, session_id: UUID) -> Session | None:
         """Return a session; with the key that signed it, it is revoked."""

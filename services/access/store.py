@@ -38,13 +38,17 @@ WITH held AS (DELETE FROM access.reservations WHERE session_id = $1 RETURNING se
 DELETE FROM access.requests q USING held WHERE q.session_id = held.session_id
 """
 # One statement is one transaction, and one trip: the place, the session and its event go together or not at all.
+# A revocation of the key waits for it, or it for the revocation: no session is opened under a key that counts no more.
 OPEN = f"""
-WITH taken AS (
+WITH trusted AS (
+    SELECT kid FROM access.signing_keys WHERE kid = $15 AND revoked_at IS NULL FOR SHARE
+), taken AS (
     DELETE FROM access.reservations WHERE session_id = $1 AND expires_at > $18 RETURNING session_id
 ), opened AS (
     INSERT INTO access.sessions ({COLUMNS})
     SELECT $1, $2::uuid, $3::uuid, $4::uuid, $5::uuid, $6::uuid, $7::uuid[], $8::text, $9::jsonb, $10::timestamptz,
-        $11::timestamptz, $12::timestamptz, $13::timestamptz, $14::text, $15::text, $16::text, $17::bytea FROM taken
+        $11::timestamptz, $12::timestamptz, $13::timestamptz, $14::text, $15::text, $16::text, $17::bytea
+    FROM taken, trusted
     RETURNING domain_id, node_id
 )
 INSERT INTO access.event_outbox (id, domain_id, type, scope, payload, created_at)
@@ -119,7 +123,7 @@ class PgStore:
         async with connection(self.pool, "open_session") as lent:
             opened = await lent.fetchval(OPEN, *values.values(), at, uuid7(), json.dumps(payload))
         if not opened:
-            raise Stale("the place for the session is gone")
+            raise Stale("the place for the session is gone, or its key")
 
     async def find(self, session_id: UUID) -> Session | None:
         """Return a session."""

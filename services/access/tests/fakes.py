@@ -188,7 +188,7 @@ class FakeStore:
     async def open(self, session: Session, payload: Mapping[str, Any], at: datetime.datetime) -> None:
         self._note("open")
         place = self.places.pop(session.id, None)
-        if place is None or place[2] <= at:
+        if place is None or place[2] <= at or self._stands(session).revoked_at is not None:
             raise Stale
         self.sessions[session.id] = session
         self.events.append(("session_setup", f"node:{session.node_id}", payload))

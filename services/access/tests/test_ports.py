@@ -176,6 +176,16 @@ async def test_a_session_is_bound_to_more_sign_ins_while_it_is_active(desk: Desk
     assert not await desk.store.join(session.id, uuid7(), AT)
 
 
+async def test_under_a_revoked_key_there_is_no_session(desk: Desk) -> None:
+    session, request = desk.session(), uuid7().bytes * 2
+    await desk.reserve(session.id, request)
+    await desk.keys.revoke(desk.key, half(2), AT)
+    with pytest.raises(Stale):
+        await desk.store.open(session, {}, AT)
+    assert await desk.store.find(session.id) is None
+    assert await desk.reserve(uuid7(), request) == Reserved()
+
+
 async def test_a_session_is_revoked_with_its_key(desk: Desk) -> None:
     session, at = await desk.opened(), AT + SECOND
     await desk.keys.revoke(desk.key, half(2), at)

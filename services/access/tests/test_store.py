@@ -5,6 +5,7 @@ import json
 from collections import Counter
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -13,12 +14,14 @@ from libs.access_policy import AccessPolicy
 from libs.clock import SystemClock
 from libs.columns import guard_columns
 from libs.errors import PlexError
+from libs.ids import uuid7
 from libs.principal import Principal
 from services.access.columns import COLUMNS
 from services.access.key_store import PgKeyStore
 from services.access.keys import SessionKeys
+from services.access.model import Budget
 from services.access.service import Access
-from services.access.store import MOST_REPORTS, PgStore
+from services.access.store import HELD_FOR, MOST_REPORTS, RESERVE, PgStore
 from services.access.tests.fakes import World
 from services.access.vault import BaoVault
 
@@ -75,6 +78,23 @@ async def test_fifty_requests_at_once_on_two_replicas_never_exceed_a_limit(
     count = "SELECT count(*) FROM access.sessions WHERE node_id = $1"
     assert await pools[0].fetchval(count, world.node) == 7
     assert await pools[0].fetchval("SELECT count(*) FROM access.reservations WHERE node_id = $1", world.node) == 0
+
+
+@pytest.mark.parametrize("same", ["identity", "node"])
+async def test_who_asks_for_the_same_person_or_node_waits_until_the_other_is_counted(pools: Pools, same: str) -> None:
+    world, now, other = World(), SystemClock().now(), uuid7()
+    person, ask = UUID(world.operator.subject), PgStore(pools[1]).reserve
+    whom = (person, other) if same == "identity" else (other, world.node)
+    async with pools[0].acquire() as held:
+        under_way = held.transaction()
+        await under_way.start()
+        until = now + HELD_FOR
+        await held.fetchrow(RESERVE, uuid7(), person, world.node, None, None, now, until, now, 1, 1, 9)
+        asking = asyncio.create_task(ask(uuid7(), *whom, world.wish(), Budget(1, 1, 9), now))
+        await asyncio.wait([asking], timeout=0.5)
+        assert not asking.done()
+        await under_way.commit()
+    assert (await asking).refused == same
 
 
 async def test_of_one_request_sent_many_times_there_is_one_session_and_one_token(pools: Pools, vault: BaoVault) -> None:
