@@ -65,9 +65,10 @@ async def put_policy(story: Story, **policy: Any) -> Answer:
     return await story.operator.call("PUT", f"/v1/domains/{story.domain_id}/access-policy", policy)
 
 
-async def give(story: Story, person: Person, relation: str = "operator") -> str:
+async def give(story: Story, person: Person, relation: str = "operator", **caveat: Any) -> str:
     """Give somebody a role in the project; returns its id."""
     body = {"subject": f"user:{person.subject}", "relation": relation, "resource": f"project:{story.project_id}"}
+    body |= caveat
     given = await story.operator.call("POST", f"/v1/authz/relation-tuples?project_id={story.project_id}", body)
     assert given.status == 201, given.body
     return str(given.json["id"])

@@ -1,6 +1,7 @@
 """Privileged sessions as people and nodes live with them, by plexctl and over HTTPS."""
 
 import asyncio
+import datetime
 import json
 import os
 import re
@@ -161,6 +162,29 @@ async def test_who_signs_out_or_loses_the_role_loses_the_session_also_while_acce
 
     await eventually(gone)
     assert await status(story, stays) == "active"
+
+
+async def test_a_role_that_runs_out_ends_its_session_and_one_for_an_address_does_not(
+    operator: Story, anna: Person, resource: str
+) -> None:
+    story, ends = operator, datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=8)
+    conditions = {"expires": {"until": f"{ends:%Y-%m-%dT%H:%M:%SZ}"}, "from_network": {"network": "127.0.0.0/8"}}
+    issued = {}
+    for name, context in conditions.items():
+        who = await Person.of(story.outside, story.domain_id, Login(f"{name}-{uuid.uuid4().hex[:8]}", acr=PHR))
+        await sessions.give(story, who, caveat_name=name, caveat_context=context)
+        issued[name] = await sessions.issue(who.edge, story, resource)
+        assert issued[name].status == 201, issued[name].body
+    role = await sessions.give(story, anna, "viewer")
+    await asyncio.sleep(max(0.0, (ends - datetime.datetime.now(datetime.UTC)).total_seconds()))
+    # Any revocation calls for a look at all there is; without one it is made within a minute.
+    assert (await story.operator.call("DELETE", f"/v1/authz/relation-tuples/{role}")).status == 204
+
+    async def gone() -> bool:
+        return await status(story, issued["expires"]) == "revoked"
+
+    await eventually(gone)
+    assert await status(story, issued["from_network"]) == "active"
 
 
 async def test_a_repeat_is_a_request_of_its_minute_and_ends_with_its_own_sign_in(
