@@ -79,7 +79,9 @@ class Activity:
 def kept(kind: str, report: Mapping[str, Any]) -> dict[str, str | int]:
     """Return what is kept of a report: the contract's members, texts up to LONGEST characters."""
     members = {name: report[name] for name in KEPT[kind] if isinstance(report.get(name), str | int)}
-    # PostgreSQL keeps no NUL.
-    return {
-        name: value.replace("\0", "")[:LONGEST] if isinstance(value, str) else value for name, value in members.items()
-    }
+    return {name: _text(value) if isinstance(value, str) else value for name, value in members.items()}
+
+
+def _text(value: str) -> str:
+    # PostgreSQL keeps neither NUL nor half a character.
+    return value.replace("\0", "").encode(errors="replace").decode()[:LONGEST]

@@ -164,11 +164,17 @@ async def test_of_a_report_what_the_contract_has_is_kept_and_no_command() -> Non
     said = {"command": "mysql -pS3cret", "exit_code": 1, "started_at": "2026-05-01T12:00:00Z", "more": [1]}
     await world.activity.report(world.agent(), world.node, session.id, "ssh", said)
     tcp = await opened(world, kind="tcp", target={"tcp": {"host": "db", "port": 1}})
-    said = {"phase": "session_ended", "bytes_in": 7, "target_host": "d\0b" * 200, "bytes_out": [1]}
+    said = {
+        "phase": "session_ended",
+        "bytes_in": 7,
+        "target_host": "d\0b" * 200,
+        "terminated_by": "\ud800",
+        "bytes_out": [1],
+    }
     await world.activity.report(world.agent(), world.node, tcp.id, "tcp", said)
     assert [(row, report) for row, _, report in world.store.reports] == [
         (session.id, {"exit_code": 1, "started_at": "2026-05-01T12:00:00Z"}),
-        (tcp.id, {"phase": "session_ended", "bytes_in": 7, "target_host": ("db" * 200)[:256]}),
+        (tcp.id, {"phase": "session_ended", "bytes_in": 7, "target_host": ("db" * 200)[:256], "terminated_by": "?"}),
     ]
 
 
