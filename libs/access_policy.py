@@ -28,6 +28,14 @@ class Strength:
     required_amr: tuple[str, ...] = ()
     max_auth_age_s: int = 300
 
+    def within(self, other: "Strength") -> bool:
+        """Whether no login satisfies this that does not satisfy the other; without values of `acr` none does."""
+        return (
+            set(self.required_acr) <= set(other.required_acr)
+            and set(self.required_amr) >= set(other.required_amr)
+            and self.max_auth_age_s <= other.max_auth_age_s
+        )
+
 
 @dataclass(frozen=True)
 class Override:

@@ -2,13 +2,13 @@
 
 from tools.mutant import THREATS, Mutant
 
-SERVICE, STEP_UP, KEYS = "services/access/service.py", "services/access/step_up.py", "services/access/keys.py"
+SERVICE, STEP_UP, KEYS = "services/access/service.py", "libs/step_up.py", "services/access/keys.py"
 POLICY, STORE, STANDING = "libs/access_policy.py", "services/access/store.py", "services/access/standing.py"
 SCHEMA, SIGN_INS = "services/access/migrations/0004_bind_sessions.py", "services/identity/sign_in_store.py"
 TESTS = "services/access/tests/"
 FLOOD = THREATS + "identity/test_floods.py::test_strangers_fill_no_chain_by_sessions_keys_events_and_secrets"
 COUNTED, BARE = "Counted(AuditClient(audit_peer, clock), clock)", "AuditClient(audit_peer, clock)"
-LOGIN = TESTS + "test_step_up.py::test_a_login"
+LOGIN = "libs/tests/test_step_up.py::test_a_login"
 REFUSED = TESTS + "test_service.py::test_a_login_that_is_not_fresh_and_strong_is_refused_with_what_helps"
 FIFTY = TESTS + "test_store.py::test_fifty_requests_at_once_on_two_replicas_never_exceed_a_limit"
 WAITS = TESTS + "test_store.py::test_who_asks_for_the_same_person_or_node_waits_until_the_other_is_counted"
@@ -59,7 +59,7 @@ ACCESS = (
         STEP_UP,
         "now - login.auth_time > required",
         "now - SKEW_S - login.auth_time > required",
-        TESTS + "test_step_up.py::test_the_skew_never_makes_a_login_younger",
+        "libs/tests/test_step_up.py::test_the_skew_never_makes_a_login_younger",
     ),
     Mutant("F-4 a clock ahead", STEP_UP, "    if login.auth_time > now + SKEW_S:\n", "    if False:\n", LOGIN),
     Mutant(
@@ -74,7 +74,7 @@ ACCESS = (
         STEP_UP,
         '        return ("acr_unconfigured",)\n',
         "        return ()\n",
-        TESTS + "test_step_up.py::test_where_nothing_is_required_nothing_is_enough_and_nothing_helps",
+        "libs/tests/test_step_up.py::test_where_nothing_is_required_nothing_is_enough_and_nothing_helps",
     ),
     Mutant(
         "F-4 all of amr",
@@ -88,7 +88,7 @@ ACCESS = (
         STEP_UP,
         '    if principal.kind != "user" or principal.credential not in BY_PERSON:\n',
         "    if False:\n",
-        TESTS + "test_step_up.py::test_only_a_person_who_signed_in_is_vouched_for",
+        "libs/tests/test_step_up.py::test_only_a_person_who_signed_in_is_vouched_for",
     ),
     Mutant(
         "F-4 another Domain's provider",

@@ -10,6 +10,7 @@ from libs.principal import Principal
 from libs.relations import DEADLINE_S, REASONS, Relations
 from libs.rpc.channel import Peer
 from libs.scope import beyond
+from libs.step_up import BY_PERSON
 from plexsphere.identity.v1 import access_policy_pb2 as pb
 from plexsphere.identity.v1 import access_policy_pb2_grpc, relations_pb2, relations_pb2_grpc
 from services.access.model import Terms
@@ -54,8 +55,9 @@ class IdentityDirectory:
     async def terms(self, caller: Principal, resource_id: UUID) -> tuple[Decision, Terms | None]:
         """Answer whether a caller may act on a resource, within the scope of a token, and return its terms."""
         request = pb.GetSessionTermsRequest(
-            resource_id=str(resource_id), identity_id=caller.subject, subject=caller.reference
-        )
+            resource_id=str(resource_id), identity_id=caller.subject, subject=caller.reference,
+            sign_in_id=caller.session_id if caller.credential in BY_PERSON else "",
+        )  # fmt: skip
         try:
             found = await self._stub.GetSessionTerms(request, timeout=DEADLINE_S)
         except PlexError as error:
@@ -69,7 +71,7 @@ class IdentityDirectory:
             return decision, None
         node_id = UUID(found.node_id) if found.node_id else None
         ids = (UUID(found.project_id), UUID(found.domain_id), node_id)
-        return decision, Terms(*ids, policy_of(found.policy), tuple(found.binding_acr))
+        return decision, Terms(*ids, policy_of(found.policy), tuple(found.binding_acr), found.sign_in_ended)
 
     async def domain_of(self, project_id: UUID) -> UUID | None:
         """Return the Domain of a project."""

@@ -25,6 +25,7 @@ class Terms:
     node_id: UUID | None
     policy: AccessPolicy = field(default_factory=AccessPolicy)
     binding_acr: tuple[str, ...] = ()
+    sign_in_ended: bool = False
 
 
 @dataclass(frozen=True)

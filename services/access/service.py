@@ -21,16 +21,16 @@ from libs.errors import (
     SessionNotActive,
     SessionNotSsh,
     SigningUnavailable,
-    StepUpRequired,
+    Unauthenticated,
 )
 from libs.ids import uuid7
 from libs.principal import Principal
+from libs.step_up import Login, StepUp, challenge, login_of, step_up
 from services.access import target, token
 from services.access.events import revoked_payload, setup_payload
 from services.access.keys import SessionKeys
 from services.access.model import Budget, Doubt, Issued, Page, Session, Terms, Wish
 from services.access.ports import Audit, Authority, Cursors, Directory, Store
-from services.access.step_up import Login, StepUp, login_of, step_up
 
 VIOLATION = "caveat_violation"
 REFUSALS: Mapping[str, type[PlexError]] = {"in_flight": IdempotentReplay, "other_body": IdempotencyConflict}
@@ -66,6 +66,8 @@ class Access:
             decision.require()
         if terms is None or terms.node_id is None or terms.project_id != wish.project_id:
             await self._refuse(row, "target", ["no_node"], ResourceNotFound("no node of the project is behind it"))
+        if terms.sign_in_ended:
+            await self._refuse(row, "sign_in", ["ended"], Unauthenticated("the sign-in was ended"))
         now = self.clock.now()
         if lacks := self._lacks(caller, terms, wish.kind, now):
             await self._refuse(row, "step_up", list(lacks.missing), challenge(lacks))
@@ -199,16 +201,6 @@ class Access:
     async def _refuse(self, row: Record, control: str, names: list[str], error: PlexError) -> NoReturn:
         await self.audit.record(replace(row, reason=VIOLATION, context=row.context | {control: names}))
         raise error
-
-
-def challenge(lacks: StepUp) -> StepUpRequired:
-    """Return the refusal that tells a client what to ask its provider for (RFC 9470)."""
-    return StepUpRequired(
-        f"the sign-in is not enough: {', '.join(lacks.missing)}",
-        missing=list(lacks.missing),
-        acr_values=list(lacks.acr_values),
-        max_age_s=lacks.max_age_s,
-    )
 
 
 def named(row: Record, name: str, value: str) -> Record:

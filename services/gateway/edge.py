@@ -120,6 +120,10 @@ class Edge:
         path = rules.path(request.match_info)
         query = rules.query(request.query.items())
         body = await self._body(rules, request)
+        if self.authenticator.generation != generation:
+            # A client may take its time over the body: what was revoked meanwhile counts.
+            generation = self.authenticator.generation
+            credential, metadata = await self._authenticate(rules.operation, request, route, address)
         return await route.handler(Asked(request, path, query, body, credential, metadata, generation))
 
     async def _authenticate(

@@ -142,7 +142,7 @@ async def run(settings: IdentitySettings) -> None:
         relations = Relations(spicedb, PgTupleStore(pool), SENTINEL)
         feed = Feed()
         store, sign_in_store, vault, mesh = PgStore(pool), PgSignInStore(pool), BaoVault(bao), MeshKeys(mesh_peer)
-        gate = Gate(relations, audit, store)
+        gate = Gate(relations, audit, store, clock)
         cursors, token_store = Cursors(read_secret_file(settings.cursor_key_file)), PgTokenStore(pool)
         identity = Identity(store, gate, mesh, cursors, clock)
         authorization = Authorization(relations, PgTupleDirectory(pool), gate, cursors)
@@ -184,7 +184,7 @@ async def run(settings: IdentitySettings) -> None:
         authentication = Authentication(sign_in_store, token_store, relations, signer, clock)
         policy_store = PgAccessPolicyStore(pool)
         policies = AccessPolicies(policy_store, gate, clock)
-        bindings = Bindings(sign_in_store, provider, gate, clock)
+        bindings = Bindings(sign_in_store, provider, gate, policy_store, clock)
         await ensure(bindings, platform_binding(settings.bootstrap, clock))
         servicers = [
             ("AuthenticationService", AuthenticationApi(authentication), sign_in_pb2_grpc, False),

@@ -33,6 +33,14 @@ LEFT JOIN identity.identities i ON i.id = $2
 LEFT JOIN identity.idp_bindings b ON b.id = i.binding_id
 WHERE r.id = $1
 """
+IN_FORCE = f"""
+SELECT p.domain_id IS NOT NULL AS kept, b.required_acr AS binding_acr,
+    {", ".join("p." + name.strip() for name in POLICY.split(","))}
+FROM (SELECT $1::uuid AS domain_id, $2::uuid AS identity_id) w
+LEFT JOIN identity.access_policies p ON p.domain_id = w.domain_id
+LEFT JOIN identity.identities i ON i.id = w.identity_id
+LEFT JOIN identity.idp_bindings b ON b.id = i.binding_id
+"""
 ENDED = """
 WITH RECURSIVE following AS (
     SELECT id AS asked, successor_id FROM identity.ended_sign_ins WHERE id = ANY ($1)
@@ -68,6 +76,12 @@ class PgAccessPolicyStore:
         async with connection(self.pool, "access_policy") as lent:
             row = await lent.fetchrow(f"SELECT {POLICY} FROM identity.access_policies WHERE domain_id = $1", domain_id)
         return policy_of(row) if row else None
+
+    async def in_force(self, domain_id: UUID, identity_id: UUID) -> tuple[AccessPolicy, tuple[str, ...]]:
+        """Return the policy that holds in a Domain, and the values of `acr` that a person's own binding asks for."""
+        async with connection(self.pool, "policy_in_force") as lent:
+            (row,) = await lent.fetch(IN_FORCE, domain_id, identity_id)
+        return policy_of(row) if row["kept"] else AccessPolicy(), tuple(row["binding_acr"] or ())
 
     async def put_access_policy(self, domain_id: UUID, policy: AccessPolicy, at: datetime.datetime) -> None:
         """Put a policy for whatever there was; raises NotFound when there is no such Domain."""

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 from uuid import UUID
 
 from libs.clock import Clock
-from libs.errors import FederationKindMismatch, Forbidden, InvalidRequest, NotFound, StepUpRequired
+from libs.errors import FederationKindMismatch, Forbidden, InvalidRequest, NotFound
 from libs.ids import uuid7
 from libs.principal import Principal
-from services.identity.authority import BY_PERSON, Act, Gate, caller_of
+from libs.step_up import BY_PERSON, challenge, lacking, login_of
+from services.identity.authority import IN_PERSON, Act, Gate, caller_of
 from services.identity.bindings import resource_of
 from services.identity.sign_in_model import digest
 from services.identity.token_model import API_TOKEN, ApiToken, Owner, new_text
@@ -16,8 +17,6 @@ from services.identity.token_ports import TokenStore
 
 DEFAULT_TTL_S = 90 * 24 * 3600
 OVERLAP = datetime.timedelta(hours=24)
-# As long as an access token lasts: whoever has just signed in on a device need not do so again.
-FRESH_FOR_S = 15 * 60
 OWN = "own"
 
 
@@ -117,9 +116,9 @@ class ApiTokens:
     async def _begetting(self, principal: Principal, act: Act) -> None:
         await self._by_person(principal, act)
         # What is begotten lasts up to a year, so a login that somebody found lying about must not suffice.
-        if principal.auth_time is None or principal.auth_time < self.clock.now().timestamp() - FRESH_FOR_S:
-            await self._refused(principal, act, "step_up", "auth_time_stale")
-            raise StepUpRequired(max_age_s=FRESH_FOR_S)
+        if lacks := lacking(IN_PERSON, login_of(principal), self.clock.now().timestamp()):
+            await self._refused(principal, act, "step_up", *lacks.missing)
+            raise challenge(lacks)
 
     async def _by_person(self, principal: Principal, act: Act) -> None:
         # A token that leaked must not outlive itself, nor end those that would replace it.
@@ -127,8 +126,8 @@ class ApiTokens:
             await self._refused(principal, act, "token", "credential")
             raise Forbidden("a token may not do this; sign in", reason="caveat_violation", relation_path=[])
 
-    async def _refused(self, principal: Principal, act: Act, control: str, name: str) -> None:
-        refused = replace(act, domain_id=principal.domain_id, context=act.context | {control: [name]})
+    async def _refused(self, principal: Principal, act: Act, control: str, *names: str) -> None:
+        refused = replace(act, domain_id=principal.domain_id, context=act.context | {control: list(names)})
         await self.gate.record(caller_of(principal), OWN, refused, "caveat_violation")
 
     async def _manages(self, principal: Principal, owner: Owner | None, act: Act) -> None:

@@ -3,14 +3,19 @@
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+from libs.access_policy import Strength
+from libs.clock import Clock, SystemClock
 from libs.decision import GRANTED, OUT_OF_SCOPE, Decision, Record, Recorder
 from libs.errors import NodeIdMismatch, NskRevoked
 from libs.principal import Principal
+from libs.step_up import BY_PERSON, challenge, lacking, login_of
 from services.identity.model import Caller
 from services.identity.ports import Authority, Domains
 
-# What a person gets by signing in; everything else lies in files and leaks from there.
-BY_PERSON = frozenset({"session", "access_token"})
+# How old a login may be that decides in person. As long as an access token lasts: whoever has just signed in on a
+# device need not do so again.
+FRESH_FOR_S = 15 * 60
+IN_PERSON = Strength(max_auth_age_s=FRESH_FOR_S)
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,7 @@ class Gate:
     authority: Authority
     audit: Recorder
     domains: Domains
+    clock: Clock = field(default_factory=SystemClock)
 
     async def read(self, caller: Caller, permission: str, resource: str) -> None:
         """Raise Forbidden unless the caller has the permission; reads leave no row when they are allowed."""
@@ -35,8 +41,11 @@ class Gate:
         questions = [(caller.reference, permission, one) for one in resources]
         decisions = await self.authority.decide_all(questions)
         decision = next((one for one in decisions if not one.granted), decisions[0])
-        if decision.granted and act.in_person and (doubt := await self._doubt(caller, questions)):
-            decision, act = Decision("caveat_violation"), replace(act, context=act.context | doubt)
+        if decision.granted and act.in_person:
+            if doubt := await self._doubt(caller, questions):
+                decision, act = Decision("caveat_violation"), replace(act, context=act.context | doubt)
+            else:
+                await self._require_login(caller, permission, act)
         if decision.reason == OUT_OF_SCOPE:
             # Whoever has no binding fills no other Domain's chain, and learns from his own only what he asked for.
             act = Act(act.action, act.asked or act.target, caller.domain_id, {} if act.asked else act.context)
@@ -51,6 +60,15 @@ class Gate:
         if caller.credential not in BY_PERSON:
             return {"token": ["credential"]}
         return {} if await self.authority.unconditional(questions) else {"grant": ["conditional"]}
+
+    async def _require_login(self, caller: Caller, permission: str, act: "Act") -> None:
+        """Raise StepUpRequired, with a row, unless the login is as fresh and as strong as the act asks for."""
+        now = self.clock.now().timestamp()
+        for required in act.required:
+            if lacks := lacking(required, caller.login, now):
+                refused = replace(act, context=act.context | {"step_up": list(lacks.missing)})
+                await self.record(caller, permission, refused, "caveat_violation")
+                raise challenge(lacks)
 
     async def own(self, principal: Principal, node_id: str, action: str) -> None:
         """Raise NodeIdMismatch, with a row, when a node asks for another one's."""
@@ -96,15 +114,15 @@ class Gate:
 
 def caller_of(principal: Principal) -> Caller:
     """Return who is behind a call, as rows and relations name it."""
-    return Caller(principal.kind, principal.subject, principal.credential, principal.domain_id)
+    return Caller(principal.kind, principal.subject, principal.credential, principal.domain_id, login_of(principal))
 
 
 @dataclass(frozen=True)
 class Act:
     """What is about to be done: its verb, its object as `<type>:<id>`, and whose chain records it.
 
-    `in_person` is for what decides who is believed, or who may what. `asked` is how the caller named the object, where
-    that is another way.
+    `in_person` is for what decides who is believed, or who may what, and `required` what the login must be for it.
+    `asked` is how the caller named the object, where that is another way.
     """
 
     action: str
@@ -113,3 +131,4 @@ class Act:
     context: dict[str, list[str]] = field(default_factory=dict)
     in_person: bool = False
     asked: str = ""
+    required: tuple[Strength, ...] = (IN_PERSON,)

@@ -10,9 +10,11 @@ from libs.clock import Clock
 from libs.decision import ANONYMOUS
 from libs.errors import BindingConflict, EmptyPatch, InvalidRequest, NotFound
 from libs.ids import uuid7
+from services.identity.access_policies import asked_to_bind
 from services.identity.authority import Act, Gate
 from services.identity.egress import is_issuer
 from services.identity.model import Caller
+from services.identity.ports import AccessPolicyStore
 from services.identity.sign_in_model import ALGORITHMS, SCOPES, Binding
 from services.identity.sign_in_ports import BindingStore, Provider
 
@@ -21,6 +23,7 @@ SCOPE = re.compile(r"[!#-\[\]-~]{1,256}")
 TICK = datetime.timedelta(microseconds=1)
 # What of the platform's binding is the settings file's to say.
 STATED = ("client_id", "client_secret_ref", "discovery_url")
+NIL = UUID(int=0)
 TWINS = frozenset({"EdDSA", "Ed25519"})
 
 
@@ -72,13 +75,14 @@ class Bindings:
     store: BindingStore
     provider: Provider
     gate: Gate
+    policies: AccessPolicyStore
     clock: Clock
 
     async def create(self, caller: Caller, binding: Binding) -> Binding:
         """Create a binding; the client secret stays in OpenBao, behind its reference."""
         now = self.clock.now()
         binding = checked(replace(binding, id=uuid7(), status="active", created_at=now, updated_at=now))
-        act = Act("idp_binding.create", f"idp_binding:{binding.id}", str(binding.domain_id or ""), in_person=True)
+        act = await self._decision(caller, binding.domain_id, Act("idp_binding.create", f"idp_binding:{binding.id}"))
         await self.gate.write(caller, "manage", resource_of(binding.domain_id), act)
         # Whoever binds hears at once that nobody could sign in like this.
         await self.provider.metadata(binding)
@@ -137,11 +141,18 @@ class Bindings:
     async def _act(self, caller: Caller, binding_id: UUID, verb: str, **context: list[str]) -> Binding:
         binding = await self.store.binding(binding_id)
         domain_id = binding.domain_id if binding else None
-        act = Act(f"idp_binding.{verb}", f"idp_binding:{binding_id}", str(domain_id or ""), context, in_person=True)
+        act = Act(f"idp_binding.{verb}", f"idp_binding:{binding_id}", context=context)
+        act = await self._decision(caller, domain_id, act)
         await self.gate.write(caller, "manage", resource_of(domain_id), act)
         if binding is None:
             raise NotFound
         return binding
+
+    async def _decision(self, caller: Caller, domain_id: UUID | None, act: Act) -> Act:
+        """Return an act as one that is done in person, with a login as strong as the Domain asks for."""
+        policy, binding_acr = await self.policies.in_force(domain_id or NIL, UUID(caller.subject))
+        required = asked_to_bind(caller, policy, binding_acr)
+        return replace(act, domain_id=str(domain_id or ""), in_person=True, required=required)
 
     async def list(self, caller: Caller, domain_id: UUID | None) -> list[Binding]:
         """Return a Domain's bindings, or the platform's."""

@@ -73,16 +73,19 @@ class SessionTermsApi(access_policy_pb2_grpc.SessionTermsServiceServicer):
         self._authority = authority
 
     async def GetSessionTerms(self, request: pb.GetSessionTermsRequest, context: Context) -> pb.GetSessionTermsResponse:
-        decision, terms = await asyncio.gather(
+        sign_ins = [UUID(request.sign_in_id)] if request.sign_in_id else []
+        decision, terms, ended = await asyncio.gather(
             self._authority.decide(request.subject, "act", f"resource:{request.resource_id}"),
             self._store.session_terms(UUID(request.resource_id), UUID(request.identity_id)),
+            self._store.ended_sign_ins(sign_ins),
         )
         verdict = VERDICTS[decision.reason]
         if terms is None:
-            return pb.GetSessionTermsResponse(verdict=verdict)
+            return pb.GetSessionTermsResponse(verdict=verdict, sign_in_ended=bool(ended))
         return pb.GetSessionTermsResponse(
             project_id=str(terms.project_id), domain_id=str(terms.domain_id), node_id=str(terms.node_id or ""),
             policy=packed(terms.policy), binding_acr=terms.binding_acr, verdict=verdict,
+            sign_in_ended=bool(ended),
         )  # fmt: skip
 
     async def ListEndedSignIns(

@@ -11,11 +11,11 @@ from libs.decision import GRANTED, Record
 from libs.errors import Forbidden, Unauthenticated
 from libs.principal import Principal
 from libs.rpc.context import current_principal
+from libs.step_up import BY_PERSON
 from plexsphere.identity.v1 import sign_in_pb2 as pb
 from plexsphere.identity.v1 import sign_in_pb2_grpc
 from services.identity import pack
 from services.identity.authentication import Authentication
-from services.identity.authority import BY_PERSON
 from services.identity.devices import Devices
 from services.identity.logout import Logout
 from services.identity.sign_in import SignIn

@@ -7,6 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from libs.access_policy import AccessPolicy
+from libs.step_up import Login
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class Caller:
     subject: str
     credential: str = ""
     domain_id: str = ""
+    login: Login = field(default_factory=Login)
 
     @property
     def reference(self) -> str:

@@ -236,6 +236,9 @@ class AccessPolicyStore(Protocol):
     async def access_policy(self, domain_id: UUID) -> AccessPolicy | None:
         """Return a Domain's own policy."""
 
+    async def in_force(self, domain_id: UUID, identity_id: UUID) -> tuple[AccessPolicy, tuple[str, ...]]:
+        """Return the policy that holds in a Domain, and the values of `acr` that a person's own binding asks for."""
+
     async def put_access_policy(self, domain_id: UUID, policy: AccessPolicy, at: datetime.datetime) -> None:
         """Put a policy for whatever there was; raises NotFound when there is no such Domain."""
 

@@ -11,11 +11,12 @@ from libs.bao import Bao, open_bao
 from libs.ids import uuid7
 from libs.pg import create_pool
 from libs.settings import OpenBao, Postgres, Tls
-from services.identity.model import Caller, Tuple
+from services.identity.model import Tuple
 from services.identity.relation_store import PgTupleStore
 from services.identity.relations import Relations
 from services.identity.schema import PLATFORM
 from services.identity.spicedb import SENTINEL, SpiceDb
+from services.identity.tests.fakes import signed_in
 from services.identity.tests.replicas import Replica, replica
 
 Pools = tuple[asyncpg.Pool, asyncpg.Pool]
@@ -68,7 +69,7 @@ async def relations(pools: Pools, spicedb: SpiceDb, sentinel: Tuple) -> Relation
 
 @pytest.fixture
 async def replicas(pools: Pools, relations: Relations, bao: Bao) -> tuple[Replica, Replica]:
-    admin = Caller("user", str(uuid7()), "session")
+    admin = signed_in()
     await relations.grant(Tuple(PLATFORM, "admin", admin.reference))
     one, other = (replica(pool, relations, bao, admin) for pool in pools)
     return one, other

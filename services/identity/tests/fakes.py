@@ -1,10 +1,12 @@
 """One fake a port of the directory and enrolment rules, in memory."""
 
+import time
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
+from libs.access_policy import AccessPolicy
 from libs.clock import FixedClock
 from libs.counted import Counted
 from libs.cursor import Cursors
@@ -13,6 +15,7 @@ from libs.decision import Decision, Record
 from libs.errors import PlexError, TokenConsumed
 from libs.ids import uuid7
 from libs.principal import Principal
+from libs.step_up import Login
 from services.identity.authority import Gate
 from services.identity.enrolment import Enrolment
 from services.identity.model import (
@@ -26,6 +29,7 @@ from services.identity.model import (
     Reachability,
     Registered,
     Resource,
+    SessionTerms,
     SigningKey,
     Snapshot,
     Tuple,
@@ -37,6 +41,12 @@ from services.identity.service import Identity
 
 NOW = datetime(2026, 5, 1, 12, tzinfo=UTC)
 MESH_IP, MESH_CIDR = "10.1.0.1", "10.1.0.0/16"
+
+
+def signed_in(domain_id: str = "", **login: Any) -> Caller:
+    """Return somebody who has just signed in."""
+    known: dict[str, Any] = {"believed": True, "auth_time": int(time.time())}
+    return Caller("user", str(uuid7()), "session", domain_id, Login(**(known | login)))
 
 
 @dataclass
@@ -302,7 +312,7 @@ class World:
     def __init__(self) -> None:
         self.trace: list[str] = []
         self.clock = FixedClock(NOW)
-        self.owner, self.stranger = (Caller("user", str(uuid7()), "session") for _ in range(2))
+        self.owner, self.stranger = signed_in(), signed_in()
         self.domain = Domain(uuid7(), "Acme", "acme", "", "", MESH_CIDR, Reachability(), NOW, NOW)
         self.project = Project(uuid7(), self.domain.id, "Web", "web", "", "", NOW, NOW)
         self.resource = Resource(uuid7(), self.project.id, self.domain.id, "server", "edge-a", "adopted", NOW, NOW)
@@ -333,3 +343,28 @@ class World:
 def node_principal(node_id: UUID, domain_id: UUID) -> Principal:
     """A node as its bearer was verified."""
     return Principal(str(node_id), "node", "node_key", domain_id=str(domain_id), node_id=str(node_id))
+
+
+@dataclass
+class FakePolicyStore:
+    """Access policies, and what the binding of whoever asks asks for."""
+
+    trace: list[str]
+    policies: dict[UUID, AccessPolicy] = field(default_factory=dict)
+    binding_acr: tuple[str, ...] = ()
+
+    async def access_policy(self, domain_id: UUID) -> AccessPolicy | None:
+        return self.policies.get(domain_id)
+
+    async def in_force(self, domain_id: UUID, identity_id: UUID) -> tuple[AccessPolicy, tuple[str, ...]]:
+        return self.policies.get(domain_id, AccessPolicy()), self.binding_acr
+
+    async def put_access_policy(self, domain_id: UUID, policy: AccessPolicy, at: datetime) -> None:
+        self.trace.append("put")
+        self.policies[domain_id] = policy
+
+    async def session_terms(self, resource_id: UUID, identity_id: UUID) -> SessionTerms | None:
+        raise NotImplementedError
+
+    async def ended_sign_ins(self, sign_in_ids: list[UUID]) -> list[UUID]:
+        raise NotImplementedError

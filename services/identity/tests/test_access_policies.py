@@ -1,46 +1,27 @@
 """Who reads and replaces a Domain's access policy, and that it is recorded before it holds."""
 
-import datetime
-from dataclasses import dataclass, field, replace
-from uuid import UUID
+import time
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from libs.access_policy import AccessPolicy, Override, SecretLimits, Strength
 from libs.clock import FixedClock
-from libs.errors import AuditUnavailable, Forbidden, InvalidRequest
+from libs.errors import AuditUnavailable, Forbidden, InvalidRequest, StepUpRequired
 from libs.ids import uuid7
 from services.identity.access_policies import AccessPolicies
-from services.identity.authority import Gate
+from services.identity.authority import FRESH_FOR_S, Gate
 from services.identity.grpc_access import packed, unpacked
-from services.identity.model import Caller, SessionTerms
-from services.identity.tests.fakes import NOW, FakeAudit, FakeAuthority, FakeStore
+from services.identity.model import Caller
+from services.identity.tests.fakes import NOW, FakeAudit, FakeAuthority, FakePolicyStore, FakeStore, signed_in
 
 pytestmark = pytest.mark.unit
 
-ADMIN = Caller("user", str(uuid7()), "session")
+ADMIN = signed_in()
 POLICY = AccessPolicy(
     Strength(("urn:mfa", "urn:phr"), ("otp",), 120), {"ssh": Override(("urn:phr",), ("hwk",), 60), "tcp": Override()}
 )
-
-
-@dataclass
-class FakePolicyStore:
-    trace: list[str]
-    policies: dict[UUID, AccessPolicy] = field(default_factory=dict)
-
-    async def access_policy(self, domain_id: UUID) -> AccessPolicy | None:
-        return self.policies.get(domain_id)
-
-    async def put_access_policy(self, domain_id: UUID, policy: AccessPolicy, at: datetime.datetime) -> None:
-        self.trace.append("put")
-        self.policies[domain_id] = policy
-
-    async def session_terms(self, resource_id: UUID, identity_id: UUID) -> SessionTerms | None:
-        raise NotImplementedError
-
-    async def ended_sign_ins(self, sign_in_ids: list[UUID]) -> list[UUID]:
-        raise NotImplementedError
 
 
 class Desk:
@@ -85,8 +66,94 @@ async def test_a_policy_is_put_in_person(credential: str) -> None:
     assert [(row.reason, row.context) for row in desk.audit.rows] == [("caveat_violation", {"token": ["credential"]})]
 
 
+LAXER = {
+    "another class": replace(POLICY, strength=replace(POLICY.strength, required_acr=("urn:mfa", "urn:phr", "urn:pwd"))),
+    "no class of its own": replace(POLICY, strength=replace(POLICY.strength, required_acr=()), kinds={}),
+    "fewer methods": replace(POLICY, strength=replace(POLICY.strength, required_amr=())),
+    "older logins": replace(POLICY, strength=replace(POLICY.strength, max_auth_age_s=86_400)),
+    "one kind without what it asked for": replace(POLICY, kinds={}),
+}
+TIGHTER = {
+    "one class less": replace(POLICY, strength=replace(POLICY.strength, required_acr=("urn:phr",))),
+    "one method more": replace(POLICY, strength=replace(POLICY.strength, required_amr=("otp", "hwk"))),
+    "younger logins": replace(POLICY, strength=replace(POLICY.strength, max_auth_age_s=60)),
+    "other bounds": replace(POLICY, max_ttl_s=1200),
+}
+STRONG: dict[str, Any] = {"acr": "urn:phr", "amr": ("otp", "hwk")}
+
+
+def put_by(desk: Desk, **login: Any) -> Caller:
+    """Return an administrator of the Domain who has just signed in there."""
+    who = signed_in(str(desk.domain_id), **login)
+    desk.authority.granted.add((who.reference, "manage", f"domain:{desk.domain_id}"))
+    desk.store.policies[desk.domain_id] = POLICY
+    return who
+
+
+@pytest.mark.parametrize("name", LAXER)
+async def test_who_makes_a_policy_laxer_satisfies_it(name: str) -> None:
+    desk = Desk()
+    weak = put_by(desk, acr="urn:pwd", amr=("pwd",))
+    with pytest.raises(StepUpRequired) as refused:
+        await desk.rules.put(weak, desk.domain_id, LAXER[name])
+    assert set(refused.value.extra["acr_values"]) <= {"urn:mfa", "urn:phr"}
+    assert refused.value.extra["acr_values"]
+    assert desk.store.policies == {desk.domain_id: POLICY}
+    (row,) = desk.audit.rows
+    assert (row.reason, row.context["step_up"][0]) == ("caveat_violation", "acr_insufficient")
+    strong = put_by(desk, **STRONG)
+    assert await desk.rules.put(strong, desk.domain_id, LAXER[name]) == LAXER[name]
+
+
+@pytest.mark.parametrize("name", TIGHTER)
+async def test_a_policy_is_tightened_by_whoever_may_and_has_just_signed_in(name: str) -> None:
+    desk = Desk()
+    weak = put_by(desk, acr="urn:pwd", amr=("pwd",))
+    assert await desk.rules.put(weak, desk.domain_id, TIGHTER[name]) == TIGHTER[name]
+
+
+@pytest.mark.parametrize("policy", [*LAXER.values(), *TIGHTER.values()])
+@pytest.mark.parametrize("auth_time", [None, int(time.time()) - FRESH_FOR_S - 5, int(time.time()) + 300])
+async def test_no_policy_is_put_with_an_old_login(policy: AccessPolicy, auth_time: int | None) -> None:
+    desk = Desk()
+    old = put_by(desk, **STRONG, auth_time=auth_time)
+    with pytest.raises(StepUpRequired):
+        await desk.rules.put(old, desk.domain_id, policy)
+    assert desk.store.policies == {desk.domain_id: POLICY}
+
+
+async def test_a_first_policy_is_put_where_nobody_has_said_yet_what_strong_is() -> None:
+    desk = Desk()
+    who = put_by(desk)
+    desk.store.policies.clear()
+    assert await desk.rules.put(who, desk.domain_id, POLICY) == POLICY
+
+
+async def test_what_a_binding_asks_for_counts_where_the_policy_has_no_class_of_its_own() -> None:
+    desk = Desk()
+    desk.store.binding_acr = ("urn:mfa",)
+    weak, wanted = put_by(desk, acr="urn:pwd"), AccessPolicy(Strength(("urn:pwd",)))
+    desk.store.policies.clear()
+    with pytest.raises(StepUpRequired):
+        await desk.rules.put(weak, desk.domain_id, wanted)
+    strong = put_by(desk, acr="urn:mfa")
+    desk.store.policies.clear()
+    assert await desk.rules.put(strong, desk.domain_id, wanted) == wanted
+
+
+async def test_the_platforms_people_mend_a_policy_that_nobody_satisfies() -> None:
+    desk = Desk()
+    desk.store.policies[desk.domain_id] = POLICY
+    desk.store.binding_acr = ("urn:platform",)
+    with pytest.raises(StepUpRequired):
+        await desk.rules.put(ADMIN, desk.domain_id, AccessPolicy())
+    strong = signed_in(acr="urn:platform")
+    desk.authority.granted.add((strong.reference, "manage", f"domain:{desk.domain_id}"))
+    assert await desk.rules.put(strong, desk.domain_id, AccessPolicy()) == AccessPolicy()
+
+
 async def test_a_stranger_neither_reads_nor_puts() -> None:
-    desk, stranger = Desk(), Caller("user", str(uuid7()), "session")
+    desk, stranger = Desk(), signed_in()
     with pytest.raises(Forbidden):
         await desk.rules.get(stranger, desk.domain_id)
     with pytest.raises(Forbidden):

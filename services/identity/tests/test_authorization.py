@@ -22,7 +22,7 @@ from services.identity.model import Caller, Caveat, Domain, Project, Reachabilit
 from services.identity.relations import Question, Relations
 from services.identity.schema import PLATFORM
 from services.identity.store import PgStore
-from services.identity.tests.fakes import FakeAudit
+from services.identity.tests.fakes import FakeAudit, signed_in
 from services.identity.tests.test_relations import Away
 
 pytestmark = pytest.mark.integration
@@ -75,7 +75,7 @@ class Town:
 
 
 async def person(pool: asyncpg.Pool, domain_id: UUID | None) -> Caller:
-    someone = Caller("user", str(uuid7()), "session")
+    someone = signed_in()
     await pool.execute(PERSON, UUID(someone.subject), domain_id)
     return someone
 

@@ -21,15 +21,14 @@ from libs.ids import uuid7
 from services.identity.__main__ import platform_binding
 from services.identity.authority import Gate
 from services.identity.bindings import Bindings
-from services.identity.model import Caller
 from services.identity.settings import Bootstrap
 from services.identity.sign_in_model import ALGORITHMS, SCOPES, Binding
-from services.identity.tests.fakes import FakeStore
+from services.identity.tests.fakes import FakePolicyStore, FakeStore, signed_in
 from services.identity.tests.sign_in_fakes import SignInWorld, a_binding
 
 pytestmark = pytest.mark.unit
 
-ADMIN = Caller("user", str(uuid7()), "session")
+ADMIN = signed_in()
 
 
 class World(SignInWorld):
@@ -41,7 +40,7 @@ class World(SignInWorld):
         self.store.binding_rows[self.other.id] = self.other
         self.authority.granted.add((ADMIN.reference, "manage", f"domain:{self.domain_id}"))
         gate = Gate(self.authority, self.audit, FakeStore(self.trace))
-        self.bindings = Bindings(self.store, self.provider, gate, self.clock)
+        self.bindings = Bindings(self.store, self.provider, gate, FakePolicyStore(self.trace), self.clock)
 
     @property
     def actions(self) -> list[tuple[str, str]]:

@@ -15,7 +15,7 @@ from libs.ids import uuid7
 from services.identity.authority import Gate
 from services.identity.model import Caller, Tuple
 from services.identity.people import People
-from services.identity.tests.fakes import NOW, FakeAudit, FakeAuthority
+from services.identity.tests.fakes import NOW, FakeAudit, FakeAuthority, signed_in
 from services.identity.tests.token_fakes import FakeTokenStore
 from services.identity.token_model import Identity, ServiceIdentity
 
@@ -37,7 +37,7 @@ class Desk:
 
     def __post_init__(self) -> None:
         self.authority, self.audit = FakeAuthority(self.trace), FakeAudit(self.trace)
-        self.domain, self.caller = uuid7(), Caller("user", str(uuid7()), "session", str(uuid7()))
+        self.domain, self.caller = uuid7(), signed_in(str(uuid7()))
         self.store = FakeTokenStore(domains={self.domain})
         self.store.people = [self.a_person(name) for name in ("ada", "bob", "cid")]
         gate = Gate(self.authority, self.audit, NoNodes())
@@ -74,7 +74,7 @@ async def test_pages_hold_everybody_once_and_the_cursor_is_the_callers_own(desk:
     assert await desk.people.list(desk.caller, desk.domain, "service-identity", "", 2) == ([], "")
     with pytest.raises(InvalidCursor):
         await desk.people.list(desk.caller, desk.domain, "", cursor, 2)
-    other = Caller("user", str(uuid7()), "session")
+    other = signed_in()
     desk.may("read", other)
     with pytest.raises(CursorBindingMismatch):
         await desk.people.list(other, desk.domain, "user", cursor, 2)

@@ -12,19 +12,19 @@ from libs.errors import AuditUnavailable, Forbidden
 from libs.ids import uuid7
 from services.identity.authority import Gate
 from services.identity.drift_store import PgDriftStore
-from services.identity.model import Caller, Caveat, Tuple
+from services.identity.model import Caveat, Tuple
 from services.identity.reconcile import Drift, Reconcile
 from services.identity.relation_store import PgTupleStore
 from services.identity.relations import Relations, SentinelMissing
 from services.identity.schema import PLATFORM
 from services.identity.spicedb import SpiceDb
-from services.identity.tests.fakes import FakeAudit, FakeAuthority
+from services.identity.tests.fakes import FakeAudit, FakeAuthority, signed_in
 from services.identity.tests.test_relations import Held, reader, reason
 
 pytestmark = pytest.mark.integration
 
 Pools = tuple[asyncpg.Pool, asyncpg.Pool]
-ROOT = Caller("user", str(uuid7()), "session")
+ROOT = signed_in()
 
 
 @dataclass
@@ -149,7 +149,7 @@ async def test_only_who_manages_the_platform_reconciles_and_nothing_moves_withou
     row = reader(uuid7(), uuid7())
     await bench.spicedb.touch([row])
     with pytest.raises(Forbidden):
-        await bench.reconcile.run(Caller("user", str(uuid7()), "session"), repair=True)
+        await bench.reconcile.run(signed_in(), repair=True)
     bench.audit.refusal = AuditUnavailable()
     with pytest.raises(AuditUnavailable):
         await bench.reconcile.run(ROOT, repair=True)

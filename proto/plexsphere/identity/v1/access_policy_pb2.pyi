@@ -296,22 +296,26 @@ class GetSessionTermsRequest(_message.Message):
     RESOURCE_ID_FIELD_NUMBER: _builtins.int
     IDENTITY_ID_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
+    SIGN_IN_ID_FIELD_NUMBER: _builtins.int
     resource_id: _builtins.str
     """The resource."""
     identity_id: _builtins.str
     """The caller's id."""
     subject: _builtins.str
     """The caller as relations name it."""
+    sign_in_id: _builtins.str
+    """The caller's web session or access token; empty for other credentials."""
     def __init__(
         self,
         *,
         resource_id: _builtins.str = ...,
         identity_id: _builtins.str = ...,
         subject: _builtins.str = ...,
+        sign_in_id: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_id", b"identity_id", "resource_id", b"resource_id", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_id", b"identity_id", "resource_id", b"resource_id", "sign_in_id", b"sign_in_id", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -329,6 +333,7 @@ class GetSessionTermsResponse(_message.Message):
     POLICY_FIELD_NUMBER: _builtins.int
     BINDING_ACR_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    SIGN_IN_ENDED_FIELD_NUMBER: _builtins.int
     project_id: _builtins.str
     """Its project."""
     domain_id: _builtins.str
@@ -337,6 +342,8 @@ class GetSessionTermsResponse(_message.Message):
     """Its node; empty while none registered."""
     verdict: _relations_pb2.Verdict.ValueType
     """Whether the caller has `act` on the resource; fully consistent."""
+    sign_in_ended: _builtins.bool
+    """Whether the caller's sign-in was ended since the caller was believed."""
     @_builtins.property
     def policy(self) -> Global___AccessPolicy:
         """The Domain's policy, or the default."""
@@ -354,10 +361,11 @@ class GetSessionTermsResponse(_message.Message):
         policy: Global___AccessPolicy | None = ...,
         binding_acr: _abc.Iterable[_builtins.str] | None = ...,
         verdict: _relations_pb2.Verdict.ValueType = ...,
+        sign_in_ended: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["policy", b"policy"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding_acr", b"binding_acr", "domain_id", b"domain_id", "node_id", b"node_id", "policy", b"policy", "project_id", b"project_id", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["binding_acr", b"binding_acr", "domain_id", b"domain_id", "node_id", b"node_id", "policy", b"policy", "project_id", b"project_id", "sign_in_ended", b"sign_in_ended", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,7 +1,9 @@
 """Who is believed and who may what is decided by people who signed in; what leaks makes nobody an administrator."""
 
+import asyncio
 import json
 import uuid
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from tests.e2e.attacker import eventually
 from tests.e2e.conftest import Scene
 from tests.e2e.outside import Answer, Edge, Login
+from tests.e2e.sessions import MFA, PHR
 
 pytestmark = pytest.mark.e2e
 
@@ -94,6 +97,97 @@ async def test_a_leaked_token_decides_nothing(scene: Scene, name: str) -> None:
     found = [await operator.call("GET", f"{chain}/audit/entries?{wanted}") for chain in chains]
     (row,) = [row for answer in found for row in answer.json["items"]]
     assert (row["reason"], row["decision"]["caveat_context"]["token"]) == ("caveat_violation", ["credential"])
+
+
+# To end a token needs no strength: whoever found it has ended nothing but his own way in.
+TAKES_STRENGTH = [name for name in DECISIONS if name != "a token less"]
+
+
+@pytest.mark.parametrize("name", TAKES_STRENGTH)
+async def test_an_old_login_decides_nothing(scene: Scene, name: str) -> None:
+    story, operator = scene.story, scene.operator
+    member = await subject_of(await scene.outside.sign_in(Login(f"in-person-{uuid.uuid4().hex}"), story.domain_id))
+    places = {
+        "domain": story.domain_id, "project": story.project_id, "member": member, "nobody": NOBODY,
+        "binding": first(await operator.call("GET", f"/v1/admin/idp?domain_id={story.domain_id}")),
+        "platform": first(await operator.call("GET", "/v1/admin/platform-idp")),
+        "tuple": await role(scene, member, "member"), "token": (await issue(operator)).json["id"],
+        "random": uuid.uuid4().hex,
+    }  # fmt: skip
+    browser = await scene.outside.sign_in(Login("operator", auth_age_s=960))
+    method, path, body = DECISIONS[name]
+    for old in (browser, scene.edge.as_bearer(await scene.outside.access_token(browser))):
+        refused = await old.call(method, path.format(**places), filled(body, places))
+        assert str(refused) == "401 step_up_required"
+        assert refused.headers["WWW-Authenticate"] == 'Bearer error="insufficient_user_authentication", max_age="900"'
+        wanted = f"correlation_id={refused.headers['X-Correlation-Id']}"
+        chains = [f"/v1/domains/{story.domain_id}", "/v1/platform"]
+        found = [await operator.call("GET", f"{chain}/audit/entries?{wanted}") for chain in chains]
+        (row,) = [row for answer in found for row in answer.json["items"]]
+        named = row["decision"]["caveat_context"]["step_up"]
+        assert (row["reason"], named) == ("caveat_violation", ["auth_time_stale"])
+
+
+WEAKENING: dict[str, tuple[str, str, Any]] = {
+    "a laxer policy": DECISIONS["a laxer policy"],
+    "a policy without a class": ("PUT", "/v1/domains/{domain}/access-policy", {}),
+    "a provider of one's own": DECISIONS["a provider of one's own"],
+    "no provider any more": DECISIONS["no provider any more"],
+    "a provider less": DECISIONS["a provider less"],
+}
+
+
+async def test_a_weak_login_opens_nothing_that_it_cannot_enter(scene: Scene) -> None:
+    story, operator = scene.story, scene.operator
+    policy = f"/v1/domains/{story.domain_id}/access-policy"
+    assert (await operator.call("PUT", policy, {"required_acr": [PHR]})).status == 200
+    who = f"in-person-{uuid.uuid4().hex}"
+    weak = await scene.outside.sign_in(Login(who, acr=MFA), story.domain_id)
+    await role(scene, await subject_of(weak), "admin")
+    places = {
+        "domain": story.domain_id,
+        "binding": first(await operator.call("GET", f"/v1/admin/idp?domain_id={story.domain_id}")),
+    }
+    for method, path, body in WEAKENING.values():
+        refused = await weak.call(method, path.format(**places), filled(body, places))
+        assert str(refused) == "401 step_up_required", path
+        assert f'acr_values="{PHR}"' in refused.headers["WWW-Authenticate"]
+    assert (await operator.call("GET", policy)).json["required_acr"] == [PHR]
+    # What the challenge asks for opens it.
+    strong = await scene.outside.sign_in(Login(who, acr=PHR), story.domain_id)
+    assert (await strong.call("PUT", policy, {"required_acr": [PHR, MFA]})).status == 200
+    assert (await operator.call("PUT", policy, {})).status == 200
+
+
+async def test_what_is_sent_before_a_sign_out_and_ends_after_it_does_nothing(scene: Scene) -> None:
+    story = scene.story
+    who = f"in-person-{uuid.uuid4().hex}"
+    browser = await scene.outside.sign_in(Login(who), story.domain_id)
+    await role(scene, await subject_of(browser), "admin")
+    policy, signed_out = f"/v1/domains/{story.domain_id}/access-policy", asyncio.Event()
+
+    async def held_back() -> AsyncIterator[bytes]:
+        yield b'{"max_ttl_seconds": '
+        await signed_out.wait()
+        yield b"61}"
+
+    cookies = "; ".join(f"{name}={value}" for name, value in browser.cookies.items())
+    headers = {
+        "Cookie": cookies, "Content-Type": "application/json", "Origin": browser.url,
+        "X-Plexsphere-CSRF": browser.cookies["plexsphere_csrf"],
+    }  # fmt: skip
+    putting = asyncio.create_task(put(scene, policy, held_back(), headers))
+    await asyncio.sleep(0.5)
+    assert (await browser.call("DELETE", "/v1/auth/whoami")).status == 204
+    await asyncio.sleep(1)
+    signed_out.set()
+    assert await putting == 401
+    assert (await scene.operator.call("GET", policy)).json["max_ttl_seconds"] != 61
+
+
+async def put(scene: Scene, path: str, body: AsyncIterator[bytes], headers: dict[str, str]) -> int:
+    async with scene.outside.http.put(scene.outside.url + path, data=body, headers=headers) as answer:
+        return answer.status
 
 
 async def test_an_old_login_issues_no_token(scene: Scene) -> None:

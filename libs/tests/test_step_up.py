@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from libs.access_policy import AccessPolicy, Override, Strength
 from libs.principal import SKEW_S, Principal
-from services.access.step_up import Login, StepUp, login_of, step_up
+from libs.step_up import Login, StepUp, login_of, step_up
 
 pytestmark = pytest.mark.unit
 

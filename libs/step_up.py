@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from libs.access_policy import Strength
+from libs.errors import StepUpRequired
 from libs.principal import SKEW_S, Principal
 
 # What a person gets by signing in. Everything else lies in files, and no provider vouches for who holds it now.
@@ -13,7 +14,7 @@ BY_PERSON = frozenset({"session", "access_token"})
 class Login:
     """What identity verified of a login; `believed` is False where there was none. Times are Unix seconds."""
 
-    believed: bool
+    believed: bool = False
     acr: str = ""
     amr: tuple[str, ...] = ()
     auth_time: int | None = None
@@ -31,12 +32,24 @@ class StepUp:
 def login_of(principal: Principal) -> Login:
     """Return the login behind a caller."""
     if principal.kind != "user" or principal.credential not in BY_PERSON:
-        return Login(believed=False)
+        return Login()
     return Login(True, principal.acr, principal.amr, principal.auth_time)
 
 
 def step_up(required: Strength, login: Login, now: float) -> StepUp | None:
     """Return what a login lacks; None when it lacks nothing.
+
+    Where nobody said what strong is, nothing is.
+    """
+    found = lacking(required, login, now)
+    if required.required_acr or not login.believed:
+        return found
+    found = found or StepUp(())
+    return StepUp(("acr_unconfigured", *found.missing), (), found.max_age_s)
+
+
+def lacking(required: Strength, login: Login, now: float) -> StepUp | None:
+    """Return what a login lacks of what is asked for; None when it lacks nothing.
 
     A login is fresh while its age is at most the limit. The skew concerns only clocks that are ahead: it never makes an
     old login younger.
@@ -52,8 +65,7 @@ def step_up(required: Strength, login: Login, now: float) -> StepUp | None:
 
 def _acr(required: Strength, login: Login) -> tuple[str, ...]:
     if not required.required_acr:
-        # Nobody said what strong is here, so nothing is.
-        return ("acr_unconfigured",)
+        return ()
     if not login.acr:
         return ("acr_missing",)
     return () if login.acr in required.required_acr else ("acr_insufficient",)
@@ -65,3 +77,13 @@ def _age(required: Strength, login: Login, now: float) -> tuple[str, ...]:
     if login.auth_time > now + SKEW_S:
         return ("auth_time_future",)
     return ("auth_time_stale",) if now - login.auth_time > required.max_auth_age_s else ()
+
+
+def challenge(lacks: StepUp) -> StepUpRequired:
+    """Return the refusal that tells a client what to ask its provider for (RFC 9470)."""
+    return StepUpRequired(
+        f"the sign-in is not enough: {', '.join(lacks.missing)}",
+        missing=list(lacks.missing),
+        acr_values=list(lacks.acr_values),
+        max_age_s=lacks.max_age_s,
+    )
