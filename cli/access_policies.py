@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from cli.edge import EXIT_USAGE, edge, fail
-from cli.output import emit
+from cli.output import Json, emit
 from cli.sign_in import stepping_up
-from cli.tenancy import Json
 
 access_policy_app = typer.Typer(no_args_is_help=True, help="What a Domain asks before privileged sessions.")
 

@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.edge import EXIT_DIVERGED, edge, fail, say
-from cli.output import emit
-from cli.tenancy import Cursor, Json, Limit, page
+from cli.output import Cursor, Json, Limit, emit, page
 from libs.chain import entry_hash
 
 audit_app = typer.Typer(no_args_is_help=True, help="The audit chain of a Domain, or of the platform.")

@@ -17,8 +17,8 @@ import typer
 
 from cli.edge import EXIT_USAGE, EdgeClient, Refusal, edge, end, fail, refusal_of, say
 from cli.nodes import KeyFile, as_node, keep
-from cli.output import emit
-from cli.tenancy import Json, domain_app
+from cli.output import Json, emit
+from cli.tenancy import domain_app
 from libs import envelope
 from libs.envelope import EnvelopeRefused, Trust
 

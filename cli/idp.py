@@ -5,11 +5,10 @@ from typing import Annotated, Any
 import typer
 
 from cli.edge import EXIT_USAGE, edge, fail
-from cli.output import emit
+from cli.output import Json, emit
+from cli.sign_in import stepping_up
 
 idp_app = typer.Typer(no_args_is_help=True, help="Bindings to OpenID providers; `plexctl domain bind-idp` makes one.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 
 
 @idp_app.command("list")
@@ -68,22 +67,22 @@ def change(
     if not body:
         fail("nothing to change; see `plexctl idp set --help`", EXIT_USAGE)
     body |= {"updated_at": decided_on} if decided_on else {}
-    emit(edge().call("PATCH", f"/v1/admin/idp/{binding_id}", body).json, as_json=as_json)
+    emit(stepping_up("PATCH", f"/v1/admin/idp/{binding_id}", body).json, as_json=as_json)
 
 
 @idp_app.command("deactivate")
 def deactivate(binding_id: str) -> None:
     """Let nobody in any more, and end at once what its people hold; what they may do stays."""
-    edge().call("PATCH", f"/v1/admin/idp/{binding_id}/status", {"status": "deactivated"})
+    stepping_up("PATCH", f"/v1/admin/idp/{binding_id}/status", {"status": "deactivated"})
 
 
 @idp_app.command("activate")
 def activate(binding_id: str) -> None:
     """Let people in again."""
-    edge().call("PATCH", f"/v1/admin/idp/{binding_id}/status", {"status": "active"})
+    stepping_up("PATCH", f"/v1/admin/idp/{binding_id}/status", {"status": "active"})
 
 
 @idp_app.command("remove")
 def remove(binding_id: str) -> None:
     """Remove a binding with its people, what they hold and what they may do."""
-    edge().call("DELETE", f"/v1/admin/idp/{binding_id}")
+    stepping_up("DELETE", f"/v1/admin/idp/{binding_id}")

@@ -14,8 +14,7 @@ import typer
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cli.edge import EXIT_USAGE, EdgeClient, Refusal, edge, end, fail, say, write_private
-from cli.output import emit
-from cli.tenancy import Cursor, Json, Limit, page
+from cli.output import Cursor, Json, Limit, emit, page
 from libs import nsk, seal
 from libs.custody import Secret
 

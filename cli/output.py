@@ -2,12 +2,22 @@
 
 import json
 import sys
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.table import Table
 
 Row = dict[str, Any]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
+Cursor = Annotated[str, typer.Option(help="Continue after the page before.")]
+Limit = Annotated[int, typer.Option(min=1, max=200, help="Rows a page.")]
+
+
+def page(cursor: str, limit: int, **more: str) -> dict[str, str]:
+    """Return the query of a list, without what is empty."""
+    query = {"limit": str(limit), "cursor": cursor, **more}
+    return {name: value for name, value in query.items() if value}
 
 
 def emit(value: Any, *, as_json: bool, columns: tuple[str, ...] = ()) -> None:

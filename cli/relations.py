@@ -5,8 +5,8 @@ from typing import Annotated
 import typer
 
 from cli.edge import EXIT_DIVERGED, EXIT_REFUSED, EXIT_USAGE, edge, fail
-from cli.output import emit
-from cli.tenancy import Cursor, Json, Limit, page
+from cli.output import Cursor, Json, Limit, emit, page
+from cli.sign_in import stepping_up
 
 relation_app = typer.Typer(no_args_is_help=True, help="Roles: who may do what, on what.")
 
@@ -43,13 +43,13 @@ def add(
         body |= {"caveat_name": "expires", "caveat_context": {"until": until}}
     if network:
         body |= {"caveat_name": "from_network", "caveat_context": {"network": network}}
-    emit(edge().call("POST", TUPLES, body, params={"project_id": project_id}).json, as_json=as_json)
+    emit(stepping_up("POST", TUPLES, body, params={"project_id": project_id}).json, as_json=as_json)
 
 
 @relation_app.command("remove")
 def remove(tuple_id: str) -> None:
     """Take a role away; nobody has it once this has answered."""
-    edge().call("DELETE", f"{TUPLES}/{tuple_id}")
+    stepping_up("DELETE", f"{TUPLES}/{tuple_id}")
 
 
 @relation_app.command("check")

@@ -7,8 +7,7 @@ from typing import Annotated
 import typer
 
 from cli.edge import edge
-from cli.output import emit
-from cli.tenancy import Cursor, Json, Limit, page
+from cli.output import Cursor, Json, Limit, emit, page
 
 secret_app = typer.Typer(no_args_is_help=True, help="Secrets of a project; write-only for operators.")
 

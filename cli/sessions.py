@@ -8,9 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from cli.edge import EXIT_USAGE, edge, fail, write_private
-from cli.output import emit
+from cli.output import Cursor, Json, Limit, emit, page
 from cli.sign_in import stepping_up
-from cli.tenancy import Cursor, Json, Limit, page
 
 session_app = typer.Typer(no_args_is_help=True, help="Privileged sessions on nodes.")
 

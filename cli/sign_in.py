@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from cli.edge import EXIT_REFUSED, EXIT_USAGE, EdgeClient, Refusal, Reply, credentials_file, edge, end, fail, save, say
-from cli.output import emit
-from cli.tenancy import Json
+from cli.output import Json, emit
 
 CLIENT_ID = "plexctl"
 STEP_UP = "step_up_required"
@@ -60,13 +59,13 @@ def stepped_up(client: EdgeClient, refusal: Refusal) -> EdgeClient:
     return EdgeClient(client.url, client.ca_file, token)
 
 
-def stepping_up(method: str, path: str, body: Any) -> Reply:
+def stepping_up(method: str, path: str, body: Any = None, *, params: dict[str, str] | None = None) -> Reply:
     """Send one request, and once more as somebody who signed in anew when that is what is asked for."""
     client = edge()
     try:
-        return client.attempt(method, path, body)
+        return client.attempt(method, path, body, params=params)
     except Refusal as refusal:
-        return stepped_up(client, refusal).call(method, path, body)
+        return stepped_up(client, refusal).call(method, path, body, params=params)
 
 
 def _poll(client: EdgeClient, device_code: str, interval_s: int, lifetime_s: int) -> str:

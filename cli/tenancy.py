@@ -5,20 +5,11 @@ from typing import Annotated
 import typer
 
 from cli.edge import edge
-from cli.output import emit
+from cli.output import Cursor, Json, Limit, emit, page
+from cli.sign_in import stepping_up
 
 domain_app = typer.Typer(no_args_is_help=True, help="Domains: the tenants.")
 project_app = typer.Typer(no_args_is_help=True, help="Projects in a Domain.")
-
-Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Cursor = Annotated[str, typer.Option(help="Continue after the page before.")]
-Limit = Annotated[int, typer.Option(min=1, max=200, help="Rows a page.")]
-
-
-def page(cursor: str, limit: int, **more: str) -> dict[str, str]:
-    """Return the query of a list, without what is empty."""
-    query = {"limit": str(limit), "cursor": cursor, **more}
-    return {name: value for name, value in query.items() if value}
 
 
 @domain_app.command("create")
@@ -80,7 +71,7 @@ def bind_idp(
         "jit_policy": "allow" if jit else "deny",
         "primary": primary,
     }
-    emit(edge().call("POST", "/v1/admin/idp", body).json, as_json=as_json)
+    emit(stepping_up("POST", "/v1/admin/idp", body).json, as_json=as_json)
 
 
 @project_app.command("create")

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from cli.edge import edge, write_private
-from cli.output import emit
-from cli.tenancy import Cursor, Json, Limit, page
+from cli.output import Cursor, Json, Limit, emit, page
+from cli.sign_in import stepping_up
 
 token_app = typer.Typer(no_args_is_help=True, help="API tokens, yours and those that you administer.")
 identity_app = typer.Typer(no_args_is_help=True, help="People and service identities of a Domain.")
@@ -59,7 +59,7 @@ def issue(
     reference = owner or f"{who['principal_type']}:{who['subject']}"
     body = {"identity_ref": reference, "env_prefix": environment, "ttl_seconds": ttl}
     path = "/v1/admin/tokens" if owner else "/v1/auth/tokens"
-    _keep(client.call("POST", path, body | ({"scope": scope} if scope else {})).json, "plaintext", out, as_json=as_json)
+    _keep(stepping_up("POST", path, body | ({"scope": scope} if scope else {})).json, "plaintext", out, as_json=as_json)
 
 
 @token_app.command("list")
@@ -78,7 +78,7 @@ def revoke(token_id: str, admin: Admin = False) -> None:
 @token_app.command("rotate")
 def rotate(token_id: str, out: Out, admin: Admin = False, as_json: Json = False) -> None:
     """Issue a successor; the old token lives on for a day at most."""
-    answer = edge().call("POST", f"/v1/{'admin' if admin else 'auth'}/tokens/{token_id}/rotate")
+    answer = stepping_up("POST", f"/v1/{'admin' if admin else 'auth'}/tokens/{token_id}/rotate")
     _keep(answer.json, "plaintext", out, as_json=as_json)
 
 
@@ -116,13 +116,13 @@ def create_service(
     Example: plexctl service create 0190… "CI" --subject ci
     """
     body = {"display_name": name, "subject": subject, "audience": audience, "federation_kind": federation.value}
-    emit(edge().call("POST", f"/v1/domains/{domain_id}/service-identities", body).json, as_json=as_json)
+    emit(stepping_up("POST", f"/v1/domains/{domain_id}/service-identities", body).json, as_json=as_json)
 
 
 @service_app.command("delete")
 def delete_service(domain_id: str, identity_id: str) -> None:
     """Delete a service identity; its tokens and relations are gone at once."""
-    edge().call("DELETE", f"/v1/domains/{domain_id}/service-identities/{identity_id}")
+    stepping_up("DELETE", f"/v1/domains/{domain_id}/service-identities/{identity_id}")
 
 
 @service_app.command("token")

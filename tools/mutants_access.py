@@ -8,6 +8,7 @@ SCHEMA, SIGN_INS = "services/access/migrations/0004_bind_sessions.py", "services
 TESTS = "services/access/tests/"
 FLOOD = THREATS + "identity/test_floods.py::test_strangers_fill_no_chain_by_sessions_keys_events_and_secrets"
 COUNTED, BARE = "Counted(AuditClient(audit_peer, clock), clock)", "AuditClient(audit_peer, clock)"
+IN_PERSON = "tests/e2e/threats/identity/test_in_person.py::"
 LOGIN = "libs/tests/test_step_up.py::test_a_login"
 REFUSED = TESTS + "test_service.py::test_a_login_that_is_not_fresh_and_strong_is_refused_with_what_helps"
 FIFTY = TESTS + "test_store.py::test_fifty_requests_at_once_on_two_replicas_never_exceed_a_limit"
@@ -37,6 +38,41 @@ ACCESS = (
         "replace(record, domain_id=domain_id) if record.reason == OUT_OF_SCOPE else record",
         "record",
         TESTS + "test_service.py::test_without_the_relation_nothing_else_is_looked_at",
+    ),
+    Mutant(
+        "F-4 who decides in person has just signed in",
+        "services/identity/authority.py",
+        "                await self._require_login(caller, permission, act)\n",
+        "                pass\n",
+        IN_PERSON + "test_an_old_login_decides_nothing",
+    ),
+    Mutant(
+        "F-4 who loosens a policy satisfies it",
+        "services/identity/access_policies.py",
+        "return (IN_PERSON, *dict.fromkeys(old for old, new in asked if dropped or not new.within(old)))",
+        "return (IN_PERSON,)",
+        IN_PERSON + "test_a_weak_login_opens_nothing_that_it_cannot_enter",
+    ),
+    Mutant(
+        "F-4 who binds a provider satisfies the policy",
+        "services/identity/access_policies.py",
+        "    return (IN_PERSON, Strength(own.required_acr or binding_acr, own.required_amr, own.max_auth_age_s))\n",
+        "    return (IN_PERSON,)\n",
+        IN_PERSON + "test_a_weak_login_opens_nothing_that_it_cannot_enter",
+    ),
+    Mutant(
+        "F-4 what was revoked while a body came counts",
+        "services/gateway/edge.py",
+        "        if self.authenticator.generation != generation:\n",
+        "        if False:\n",
+        IN_PERSON + "test_what_is_sent_before_a_sign_out_and_ends_after_it_does_nothing",
+    ),
+    Mutant(
+        "F-4 no session for a sign-in that was ended",
+        SERVICE,
+        "        if terms.sign_in_ended:\n",
+        "        if False:\n",
+        TESTS + "test_service.py::test_a_sign_in_that_was_ended_since_it_was_believed_gets_no_session",
     ),
     Mutant(
         "F-4 step-up",

@@ -23,6 +23,7 @@ from libs.errors import (
     SessionLimitExceeded,
     SigningUnavailable,
     StepUpRequired,
+    Unauthenticated,
 )
 from libs.ids import uuid7
 from services.access.model import Issued
@@ -126,6 +127,16 @@ async def test_a_login_that_is_not_fresh_and_strong_is_refused_with_what_helps(n
     assert (world.store.sessions, world.store.events) == NOTHING_LEFT
     assert "reserve" not in world.trace
     assert "sign" not in world.trace
+
+
+async def test_a_sign_in_that_was_ended_since_it_was_believed_gets_no_session() -> None:
+    world = World()
+    terms(sign_in_ended=True)(world)
+    with pytest.raises(Unauthenticated):
+        await world.access.issue(world.operator, world.wish(KEY))
+    assert rows(world) == [("caveat_violation", {"session": ["ssh"], "sign_in": ["ended"]})]
+    assert (world.store.sessions, world.store.events) == NOTHING_LEFT
+    assert "reserve" not in world.trace
 
 
 @pytest.mark.parametrize("at", [299, 300])
