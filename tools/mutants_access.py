@@ -108,8 +108,8 @@ ACCESS = (
     Mutant(
         "F-4 no class is named",
         STEP_UP,
-        '        return ("acr_unconfigured",)\n',
-        "        return ()\n",
+        "    if required.required_acr or not login.believed:\n",
+        "    if True:\n",
         "libs/tests/test_step_up.py::test_where_nothing_is_required_nothing_is_enough_and_nothing_helps",
     ),
     Mutant(

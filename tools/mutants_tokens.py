@@ -46,15 +46,15 @@ TOKENS = (
     Mutant(
         "tokens: age of the login",
         "services/identity/api_tokens.py",
-        ".timestamp() - FRESH_FOR_S:\n",
-        ".timestamp() - FRESH_FOR_S - 1:\n",
+        "lacking(IN_PERSON, login_of(principal), self.clock.now().timestamp())",
+        "lacking(IN_PERSON, login_of(principal), self.clock.now().timestamp() - 1)",
         API_TOKENS + "test_an_old_login_begets_no_token",
     ),
     Mutant(
         "tokens: a login of no known age",
-        "services/identity/api_tokens.py",
-        "        if principal.auth_time is None or principal.auth_time < ",
-        "        if principal.auth_time is not None and principal.auth_time < ",
+        "libs/step_up.py",
+        '        return ("auth_time_missing",)\n',
+        "        return ()\n",
         API_TOKENS + "test_an_old_login_begets_no_token",
     ),
     Mutant(
