@@ -3,6 +3,7 @@
 import asyncio
 import json
 import uuid
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -30,10 +31,13 @@ POLICY: JSON = {
 # Sessions and events by the id of the session: an event is in access's outbox or in mesh's log.
 SESSIONS = "SELECT id::text FROM access.sessions WHERE domain_id = $1"
 EVENTS = """
-SELECT payload ->> 'session_id' FROM access.event_outbox WHERE domain_id = $1 AND type = 'session_setup'
-UNION ALL
-SELECT convert_from(envelope, 'UTF8')::json -> 'payload' ->> 'session_id' FROM mesh.event_log
-WHERE domain_id = $1 AND type = 'session_setup'
+SELECT session FROM (
+    SELECT id, payload ->> 'session_id' AS session FROM access.event_outbox
+    WHERE domain_id = $1 AND type = 'session_setup'
+    UNION
+    SELECT id, convert_from(envelope, 'UTF8')::json -> 'payload' ->> 'session_id' FROM mesh.event_log
+    WHERE domain_id = $1 AND type = 'session_setup'
+) events
 """
 ROWS = """
 SELECT chain, reason, relation, object_type, object_id, context, occurred_at FROM audit.entries
@@ -64,6 +68,7 @@ class Stage:
     story: Story
     dba: asyncpg.Connection
     resources: tuple[str, str]
+    before: Traces
 
     async def policy(self, **more: Any) -> None:
         """Put the Domain's policy, with changes."""
@@ -90,7 +95,7 @@ class Stage:
         """Report on a session as node A."""
         node = self.story.node_a
         path = f"/v1/nodes/{node.node_id}/sessions/{session_id}"
-        return await self.scene.edge.as_bearer(node.bearer).call("POST", path, body or {"ssh": {"exit_code": 0}})
+        return await self.scene.edge.as_bearer(node.bearer).call("POST", path, body or {"ssh": {"command": "id"}})
 
     async def rows(self, answer: Answer) -> list[JSON]:
         """Return what any chain says of a request."""
@@ -112,6 +117,17 @@ class Stage:
         found = [sorted(str(row[0]) for row in await self.dba.fetch(sql, mine)) for sql in (SESSIONS, EVENTS)]
         places = await self.dba.fetchval("SELECT count(*) FROM access.reservations")
         return Traces(tuple(found[0]), tuple(found[1]), places)
+
+    async def reconnect(self) -> None:
+        """Connect to the database once more, which may have been killed."""
+        self.dba.terminate()
+        self.dba = await self.world.superuser()
+
+    async def consistent(self) -> None:
+        """See that each session has one row that grants it and one event, and that no event lacks its session."""
+        traces, granted = await self.traces(), Counter(await self.granted())
+        assert traces.sessions == traces.events
+        assert {granted[one] for one in traces.sessions} == {1}
 
     def listen(self) -> Listener:
         """Return node A's agent."""
@@ -181,7 +197,8 @@ async def stage(world: World, scene: Scene, set_stage: Story) -> AsyncIterator[S
     story = replace(set_stage, outside=scene.outside, operator=scene.operator)
     dba = await world.superuser()
     resources = [await sessions.resource_of(story, node.handle) for node in (story.node_a, story.node_b)]
-    found = Stage(world, scene, story, dba, (resources[0], resources[1]))
+    found = Stage(world, scene, story, dba, (resources[0], resources[1]), Traces((), (), 0))
     await found.policy()
+    found.before = await found.traces()
     yield found
     await found.dba.close()
