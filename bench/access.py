@@ -69,7 +69,7 @@ class Desk:
         """Begin a round without the sessions of the one before: their number is not what is measured."""
         dba = await self.deployment.world.superuser()
         try:
-            await dba.execute("TRUNCATE access.sessions, access.reservations, access.requests, access.event_outbox CASCADE")
+            await dba.execute("TRUNCATE access.sessions, access.reservations, access.requests CASCADE")
         finally:
             await dba.close()
 

@@ -77,18 +77,13 @@ class AuditClient:
             raise AuditUnavailable(error.code) from error
         return int(answer.seq)
 
-    async def _append_all(self, requests: list[audit_pb2.AppendRequest]) -> Sequence[int | Exception]:
+    async def _append_all(self, requests: list[audit_pb2.AppendRequest]) -> Sequence[int]:
         try:
             answer = await self._stub.AppendAll(audit_pb2.AppendAllRequest(decisions=requests), timeout=DEADLINE_S)
-        except InvalidRequest:
-            # One that cannot be read is refused with all that it came with.
-            return await asyncio.gather(*map(self._alone, requests))
+        except InvalidRequest as error:
+            if len(requests) > 1:
+                raise
+            raise AuditUnavailable(error.code) from error
         except PlexError as error:
             raise AuditUnavailable(error.code) from error
         return list(answer.seqs)
-
-    async def _alone(self, request: audit_pb2.AppendRequest) -> int | Exception:
-        try:
-            return await self._append(request)
-        except AuditUnavailable as error:
-            return error

@@ -20,14 +20,14 @@ Answer = TypeVar("Answer")
 class Each(Generic[Key, Kept]):
     """One for each key, for as long as somebody uses it."""
 
-    def __init__(self, make: Callable[[], Kept]) -> None:
+    def __init__(self, make: Callable[[Key], Kept]) -> None:
         self._make = make
         self._kept: WeakValueDictionary[Key, Kept] = WeakValueDictionary()
 
     def __getitem__(self, key: Key) -> Kept:
         """Return what is for a key."""
         if (kept := self._kept.get(key)) is None:
-            kept = self._kept[key] = self._make()
+            kept = self._kept[key] = self._make(key)
         return kept
 
 
@@ -35,7 +35,8 @@ class Together(Generic[Asked, Answer]):
     """Answers each by one batch at a time; nothing waits that could start, and nothing is asked twice.
 
     `work` gets what is asked, in order, and returns as many answers; an answer that is an exception is raised for its
-    asker alone, and what `work` itself raises is raised for all of its batch.
+    asker alone. When `work` itself raises Unavailable, that is raised for all of its batch; after anything else each is
+    asked for alone.
     """
 
     def __init__(self, work: Callable[[list[Asked]], Awaitable[Sequence[Answer | Exception]]], most: int = 64) -> None:
@@ -65,19 +66,7 @@ class Together(Generic[Asked, Answer]):
             self._worker = None
 
     async def _answer(self, batch: list[tuple[Asked, asyncio.Future[Answer]]]) -> None:
-        answers: Sequence[Answer | Exception]
-        try:
-            answers = await self._work([asked for asked, _ in batch])
-            if len(answers) != len(batch):
-                # Nobody may be left waiting for an answer that never comes.
-                raise LookupError("not as many answers as were asked for")  # noqa: TRY301 — raised where it was asked
-        except asyncio.CancelledError:
-            # A call below was ended, as when its channel is closed; nobody asked for this worker's own end.
-            if (worker := asyncio.current_task()) is None or worker.cancelling():
-                raise
-            answers = [Unavailable("the work was ended")] * len(batch)
-        except Exception as error:  # noqa: BLE001 — it is raised where it was asked for
-            answers = [error] * len(batch)
+        answers = await self._answers([asked for asked, _ in batch])
         for (_, future), answer in zip(batch, answers, strict=True):
             if future.done():
                 continue
@@ -85,6 +74,26 @@ class Together(Generic[Asked, Answer]):
                 future.set_exception(answer)
             else:
                 future.set_result(answer)
+
+    async def _answers(self, asked: list[Asked]) -> Sequence[Answer | Exception]:
+        try:
+            answers = await self._work(asked)
+            if len(answers) != len(asked):
+                # Nobody may be left waiting for an answer that never comes.
+                raise LookupError("not as many answers as were asked for")  # noqa: TRY301 — raised where it was asked
+        except asyncio.CancelledError:
+            # A call below was ended, as when its channel is closed; nobody asked for this worker's own end.
+            if (worker := asyncio.current_task()) is None or worker.cancelling():
+                raise
+            return [Unavailable("the work was ended")] * len(asked)
+        except Unavailable as error:
+            return [error] * len(asked)
+        except Exception as error:  # noqa: BLE001 — it is raised where it was asked for
+            if len(asked) == 1:
+                return [error]
+            # What is wrong with one must not keep the others from their answers.
+            return [answer for one in asked for answer in await self._answers([one])]
+        return answers
 
 
 @dataclass

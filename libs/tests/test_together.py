@@ -11,7 +11,7 @@ pytestmark = pytest.mark.unit
 
 
 class Doubling:
-    """Doubles numbers, when it is let; the odd one out is refused alone, and a zero breaks its whole batch."""
+    """Doubles numbers, when it is let; the odd one out is refused alone, and a zero breaks the work."""
 
     def __init__(self) -> None:
         self.batches: list[list[int]] = []
@@ -46,16 +46,29 @@ async def test_a_batch_has_a_largest_size() -> None:
     assert [len(batch) for batch in work.batches] == [2, 1]
 
 
-async def test_a_refusal_is_for_its_asker_and_a_failure_for_its_batch() -> None:
+async def test_a_refusal_is_for_its_asker_and_so_is_what_breaks_the_work() -> None:
     work = Doubling()
     work.open.set()
     together = Together(work)
     even, odd = await asyncio.gather(together.ask(2), together.ask(3), return_exceptions=True)
     assert even == 4
     assert isinstance(odd, ValueError)
-    failed = await asyncio.gather(*(together.ask(number) for number in (2, 0)), return_exceptions=True)
-    assert [type(one) for one in failed] == [ZeroDivisionError, ZeroDivisionError]
+    answers = await asyncio.gather(*(together.ask(number) for number in (2, 0, 4)), return_exceptions=True)
+    assert [type(one) for one in answers] == [int, ZeroDivisionError, int]
     assert await together.ask(2) == 4
+
+
+async def test_what_cannot_be_had_is_not_asked_for_one_by_one() -> None:
+    batches = []
+
+    async def away(numbers: list[int]) -> list[int]:
+        batches.append(numbers)
+        raise Unavailable
+
+    together = Together(away)
+    failed = await asyncio.gather(*(together.ask(number) for number in (1, 2, 3)), return_exceptions=True)
+    assert {type(one) for one in failed} == {Unavailable}
+    assert batches == [[1, 2, 3]]
 
 
 async def test_who_leaves_takes_nobody_along_and_is_not_worked_for() -> None:
@@ -141,6 +154,6 @@ async def test_a_call_that_is_ended_below_is_a_refusal_and_ends_no_worker() -> N
 
 
 async def test_each_key_has_one_of_its_own_while_it_is_used() -> None:
-    each: Each[int, Abreast] = Each(Abreast)
+    each: Each[int, Abreast] = Each(lambda _: Abreast())
     one, other = each[1], each[2]
     assert each[1] is one is not other

@@ -1,6 +1,8 @@
 """All SQL about session keys; each method is one transaction."""
 
 import datetime
+import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
@@ -8,10 +10,11 @@ import asyncpg
 
 from libs.errors import RotationUnderWay, Stale
 from libs.pg import connection, transaction
+from libs.together import Together
 from services.access.model import PublicHalf, SessionKey
 
 COLUMNS = "kid, domain_id, public_key, version, created_at, expires_at, revoked_at"
-KEYS = f"SELECT {COLUMNS} FROM access.signing_keys WHERE domain_id = $1 ORDER BY version"
+KEYS = f"SELECT {COLUMNS} FROM access.signing_keys WHERE domain_id = ANY ($1) ORDER BY version"
 ADD = "INSERT INTO access.signing_keys (kid, domain_id, public_key, version, created_at) VALUES ($1, $2, $3, $4, $5)"
 # Only where there is no other: a second first key would be one that nobody asked for.
 FIRST = f"{ADD} ON CONFLICT DO NOTHING"
@@ -25,8 +28,18 @@ class PgKeyStore:
 
     async def keys(self, domain_id: UUID) -> list[SessionKey]:
         """Return a Domain's keys, oldest first."""
+        return await self._keys.ask(domain_id)
+
+    @functools.cached_property
+    def _keys(self) -> Together[UUID, list[SessionKey]]:
+        return Together(self._find)
+
+    async def _find(self, domain_ids: list[UUID]) -> Sequence[list[SessionKey]]:
+        found: dict[UUID, list[SessionKey]] = {domain_id: [] for domain_id in domain_ids}
         async with connection(self.pool, "session_keys") as lent:
-            return [SessionKey(**row) for row in await lent.fetch(KEYS, domain_id)]
+            for row in await lent.fetch(KEYS, list(found)):
+                found[row["domain_id"]].append(SessionKey(**row))
+        return [list(found[domain_id]) for domain_id in domain_ids]
 
     async def remember(self, domain_id: UUID, half: PublicHalf, at: datetime.datetime) -> None:
         """Record a Domain's first key; one that is there stays."""

@@ -1,8 +1,9 @@
 """All SQL about sessions; each method is one transaction."""
 
 import datetime
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -13,6 +14,7 @@ from libs.errors import Stale
 from libs.ids import uuid7
 from libs.outbox import add_event
 from libs.pg import connection, transaction
+from libs.together import Each, Together
 from services.access.model import POLICY_VIOLATION, SCHEMA, Budget, Reserved, Session, Wish
 
 # Longer than any request lives, so that a place is never given away under one that is still being decided.
@@ -33,6 +35,15 @@ SELECT s.id, s.domain_id, s.project_id, s.resource_id, s.node_id, s.identity_id,
 FROM access.sessions s JOIN access.signing_keys k ON k.kid = s.kid
 """
 RESERVE = "SELECT refused, repeats FROM access.reserve($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+# What reserving locks, for several at once: in one order, so that nobody waits in a circle.
+LOCK = """
+SELECT pg_advisory_xact_lock(key) FROM (
+    SELECT DISTINCT turn, hashtextextended(kind || id, 0) AS key
+    FROM (SELECT 1, 'access.identity:', unnest($1::uuid[]) UNION ALL SELECT 2, 'access.node:', unnest($2::uuid[]))
+        AS of (turn, kind, id)
+    ORDER BY turn, key
+) locks
+"""
 RELEASE = """
 WITH held AS (DELETE FROM access.reservations WHERE session_id = $1 RETURNING session_id)
 DELETE FROM access.requests q USING held WHERE q.session_id = held.session_id
@@ -49,10 +60,12 @@ WITH trusted AS (
     SELECT $1, $2::uuid, $3::uuid, $4::uuid, $5::uuid, $6::uuid, $7::uuid[], $8::text, $9::jsonb, $10::timestamptz,
         $11::timestamptz, $12::timestamptz, $13::timestamptz, $14::text, $15::text, $16::text, $17::bytea
     FROM taken, trusted
-    RETURNING domain_id, node_id
+    RETURNING id, domain_id, node_id
+), told AS (
+    INSERT INTO access.event_outbox (id, domain_id, type, scope, payload, created_at)
+    SELECT $19::uuid, domain_id, 'session_setup', 'node:' || node_id, $20::jsonb, $18 FROM opened
 )
-INSERT INTO access.event_outbox (id, domain_id, type, scope, payload, created_at)
-SELECT $19::uuid, domain_id, 'session_setup', 'node:' || node_id, $20::jsonb, $18 FROM opened RETURNING true
+SELECT id FROM opened
 """
 FIND = f"{SELECT} WHERE s.id = $1"
 PAGE = f"""{SELECT}
@@ -88,6 +101,9 @@ SELECT true FROM touched
 """
 
 
+Row = tuple[Any, ...]
+
+
 def session_of(row: asyncpg.Record) -> Session:
     """Return a row as a session."""
     target, sign_ins = json.loads(row["target"]), tuple(row["sign_in_ids"])
@@ -105,12 +121,23 @@ class PgStore:
     ) -> Reserved:
         """Hold a place for a session, or say what there is none for."""
         body = wish.body_digest if wish.request_digest else None
-        async with connection(self.pool, "reserve") as lent:
-            row = await lent.fetchrow(
-                RESERVE, session_id, identity_id, node_id, wish.request_digest, body, at, at + HELD_FOR,
-                at - REPEATS_FOR, budget.per_identity, budget.per_node, budget.per_minute,
-            )  # fmt: skip
-        return Reserved(row["repeats"], row["refused"] or "") if row else Reserved()
+        return await self._reserving[wish.project_id].ask(
+            (
+                session_id, identity_id, node_id, wish.request_digest, body, at, at + HELD_FOR, at - REPEATS_FOR,
+                budget.per_identity, budget.per_node, budget.per_minute,
+            )
+        )  # fmt: skip
+
+    @functools.cached_property
+    def _reserving(self) -> Each[UUID, Together[Row, Reserved]]:
+        return Each(lambda _: Together(self._reserve))
+
+    async def _reserve(self, rows: list[Row]) -> Sequence[Reserved]:
+        async with transaction(self.pool, "reserve") if len(rows) > 1 else connection(self.pool, "reserve") as lent:
+            if len(rows) > 1:
+                await lent.execute(LOCK, [row[1] for row in rows], [row[2] for row in rows])
+            found = await lent.fetchmany(RESERVE, rows)
+        return [Reserved(row["repeats"], row["refused"] or "") for row in found]
 
     async def release(self, session_id: UUID) -> None:
         """Give a place back, and forget its request, unless the session is there."""
@@ -120,10 +147,17 @@ class PgStore:
     async def open(self, session: Session, payload: Mapping[str, Any], at: datetime.datetime) -> None:
         """Turn a place into a session and announce it."""
         values = {**vars(session), "target": json.dumps(session.target)}
-        async with connection(self.pool, "open_session") as lent:
-            opened = await lent.fetchval(OPEN, *values.values(), at, uuid7(), json.dumps(payload))
-        if not opened:
+        if not await self._opening[session.domain_id].ask((*values.values(), at, uuid7(), json.dumps(payload))):
             raise Stale("the place for the session is gone, or its key")
+
+    @functools.cached_property
+    def _opening(self) -> Each[UUID, Together[Row, bool]]:
+        return Each(lambda _: Together(self._open))
+
+    async def _open(self, rows: list[Row]) -> Sequence[bool]:
+        async with connection(self.pool, "open_session") as lent:
+            opened = {row["id"] for row in await lent.fetchmany(OPEN, rows)}
+        return [row[0] in opened for row in rows]
 
     async def find(self, session_id: UUID) -> Session | None:
         """Return a session."""

@@ -128,7 +128,7 @@ class Enrolment:
 
     @functools.cached_property
     def _projects(self) -> Each[UUID, Abreast]:
-        return Each(Abreast)
+        return Each(lambda _: Abreast())
 
     async def _register(self, wish: Wish, project_id: UUID, nonce: UUID) -> Enrolled:
         token = await self._token(wish.bootstrap_token)

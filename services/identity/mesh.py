@@ -13,7 +13,7 @@ class MeshKeys:
 
     def __init__(self, peer: Peer) -> None:
         self._stub = mesh_pb2_grpc.SigningKeysServiceStub(peer)
-        self._asking: Each[UUID, Together[UUID, SigningKey]] = Each(lambda: Together(self._ask))
+        self._asking: Each[UUID, Together[UUID, SigningKey]] = Each(lambda _: Together(self._ask))
 
     async def ensure(self, domain_id: UUID) -> SigningKey:
         """Return the current key, made when there is none."""

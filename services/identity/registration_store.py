@@ -127,7 +127,7 @@ class Registrations:
 
     @functools.cached_property
     def _domains(self) -> Each[UUID, Together[Registration, Registered]]:
-        return Each(lambda: Together(self._register, MOST_TOGETHER))
+        return Each(lambda _: Together(self._register, MOST_TOGETHER))
 
     async def register(self, wanted: Registration) -> Registered:
         """Consume the token and create all that a node is, in one transaction, or nothing."""
