@@ -32,7 +32,7 @@ POLICY = {
     "max_active_per_node": 10_000, "issue_rate_per_minute": 10_000,
 }  # fmt: skip
 HOPS = {
-    "relation": "RelationsService/Check", "terms": "GetSessionTerms", "audit": "AuditAppendService/Append",
+    "relation": "RelationsService/Check", "terms": "ListSessionTerms", "audit": "AuditAppendService/Append",
     "sign": "bao.transit-access", "reserve": "pg.reserve", "keys": "pg.session_keys", "open": "pg.open_session",
 }  # fmt: skip
 Call = Callable[[], Awaitable[object]]

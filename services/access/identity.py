@@ -3,20 +3,28 @@
 from collections.abc import Sequence
 from uuid import UUID
 
+from opentelemetry import trace
+
 from libs.access_policy import AccessPolicy, Override, Strength
 from libs.decision import Decision
 from libs.errors import AuthzUnavailable, NotFound, PlexError
 from libs.principal import Principal
 from libs.relations import DEADLINE_S, REASONS, Relations
 from libs.rpc.channel import Peer
+from libs.rpc.context import current_call
 from libs.scope import beyond
 from libs.step_up import BY_PERSON
+from libs.telemetry import hop
+from libs.together import Together
 from plexsphere.identity.v1 import access_policy_pb2 as pb
 from plexsphere.identity.v1 import access_policy_pb2_grpc, relations_pb2, relations_pb2_grpc
 from services.access.model import Terms
 
 # As many as one request to identity may name.
 AT_ONCE = 500
+LIST_TERMS = "/plexsphere.identity.v1.SessionTermsService/ListSessionTerms"
+
+tracer = trace.get_tracer("services.access")
 
 
 class IdentityAuthority:
@@ -51,17 +59,17 @@ class IdentityDirectory:
     def __init__(self, peer: Peer) -> None:
         self._fleet = relations_pb2_grpc.FleetServiceStub(peer)
         self._stub = access_policy_pb2_grpc.SessionTermsServiceStub(peer)
+        self._terms = Together(self._list_terms)
 
     async def terms(self, caller: Principal, resource_id: UUID) -> tuple[Decision, Terms | None]:
         """Answer whether a caller may act on a resource, within the scope of a token, and return its terms."""
-        request = pb.GetSessionTermsRequest(
+        question = pb.SessionTermsQuestion(
             resource_id=str(resource_id), identity_id=caller.subject, subject=caller.reference,
             sign_in_id=caller.session_id if caller.credential in BY_PERSON else "",
+            client_ip=current_call().client_ip[:64],
         )  # fmt: skip
-        try:
-            found = await self._stub.GetSessionTerms(request, timeout=DEADLINE_S)
-        except PlexError as error:
-            raise AuthzUnavailable(error.code) from error
+        with hop(tracer, LIST_TERMS, trace.SpanKind.CLIENT):
+            found = await self._terms.ask(question)
         if found.verdict not in REASONS:
             raise AuthzUnavailable("no verdict")
         decision = Decision(REASONS[found.verdict])
@@ -72,6 +80,15 @@ class IdentityDirectory:
         node_id = UUID(found.node_id) if found.node_id else None
         ids = (UUID(found.project_id), UUID(found.domain_id), node_id)
         return decision, Terms(*ids, policy_of(found.policy), tuple(found.binding_acr), found.sign_in_ended)
+
+    async def _list_terms(self, questions: list[pb.SessionTermsQuestion]) -> Sequence[pb.SessionTerms]:
+        try:
+            answer = await self._stub.ListSessionTerms(
+                pb.ListSessionTermsRequest(questions=questions), timeout=DEADLINE_S
+            )
+        except PlexError as error:
+            raise AuthzUnavailable(error.code) from error
+        return list(answer.terms)
 
     async def domain_of(self, project_id: UUID) -> UUID | None:
         """Return the Domain of a project."""

@@ -2,7 +2,6 @@
 
 import contextlib
 import datetime
-import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NoReturn
@@ -27,7 +26,6 @@ from libs.errors import (
 from libs.ids import uuid7
 from libs.principal import Principal
 from libs.step_up import Login, StepUp, challenge, login_of, step_up
-from libs.together import Abreast, Each
 from services.access import target, token
 from services.access.events import revoked_payload, setup_payload
 from services.access.keys import SessionKeys
@@ -56,14 +54,6 @@ class Access:
     async def issue(self, caller: Principal, wish: Wish) -> Issued:
         """Issue a session, or give the one again that the same request got before: every gate is passed anew."""
         wish = replace(wish, target=target.checked(wish.kind, wish.target))
-        async with self._projects[wish.project_id].rank():
-            return await self._issue(caller, wish)
-
-    @functools.cached_property
-    def _projects(self) -> Each[UUID, Abreast]:
-        return Each(lambda _: Abreast())
-
-    async def _issue(self, caller: Principal, wish: Wish) -> Issued:
         before = self.doubt.count
         decision, terms = await self.directory.terms(caller, wish.resource_id)
         chain = str(terms.domain_id) if terms else ""

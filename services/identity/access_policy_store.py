@@ -26,12 +26,13 @@ ON CONFLICT (domain_id) DO UPDATE SET required_acr = $2, required_amr = $3, max_
 TERMS = f"""
 SELECT r.project_id, r.domain_id, n.id AS node_id, p.domain_id IS NOT NULL AS kept, b.required_acr AS binding_acr,
     {", ".join("p." + name.strip() for name in POLICY.split(","))}
-FROM identity.resources r
+FROM unnest($1::uuid[], $2::uuid[]) WITH ORDINALITY AS w (resource_id, identity_id, turn)
+LEFT JOIN identity.resources r ON r.id = w.resource_id
 LEFT JOIN identity.nodes n ON n.resource_id = r.id
 LEFT JOIN identity.access_policies p ON p.domain_id = r.domain_id
-LEFT JOIN identity.identities i ON i.id = $2
+LEFT JOIN identity.identities i ON i.id = w.identity_id
 LEFT JOIN identity.idp_bindings b ON b.id = i.binding_id
-WHERE r.id = $1
+ORDER BY w.turn
 """
 IN_FORCE = f"""
 SELECT p.domain_id IS NOT NULL AS kept, b.required_acr AS binding_acr,
@@ -65,6 +66,12 @@ def policy_of(row: asyncpg.Record) -> AccessPolicy:
     )  # fmt: skip
 
 
+def terms_of(row: asyncpg.Record) -> SessionTerms:
+    """Return a row as terms."""
+    policy = policy_of(row) if row["kept"] else AccessPolicy()
+    return SessionTerms(row["project_id"], row["domain_id"], row["node_id"], policy, tuple(row["binding_acr"] or ()))
+
+
 @dataclass(frozen=True)
 class PgAccessPolicyStore:
     """Policies in PostgreSQL."""
@@ -96,16 +103,11 @@ class PgAccessPolicyStore:
         except asyncpg.ForeignKeyViolationError:
             raise NotFound from None
 
-    async def session_terms(self, resource_id: UUID, identity_id: UUID) -> SessionTerms | None:
-        """Return where a resource stands and what its sessions ask for, as it is now; None when there is none."""
+    async def session_terms(self, asked: list[tuple[UUID, UUID]]) -> list[SessionTerms | None]:
+        """Return where resources stand and what sessions there ask of an identity, as it is now; None without one."""
         async with connection(self.pool, "session_terms") as lent:
-            row = await lent.fetchrow(TERMS, resource_id, identity_id)
-        if row is None:
-            return None
-        policy = policy_of(row) if row["kept"] else AccessPolicy()
-        return SessionTerms(
-            row["project_id"], row["domain_id"], row["node_id"], policy, tuple(row["binding_acr"] or ())
-        )
+            rows = await lent.fetch(TERMS, *zip(*asked, strict=True))
+        return [terms_of(row) if row["domain_id"] else None for row in rows]
 
     async def ended_sign_ins(self, sign_in_ids: list[UUID]) -> list[UUID]:
         """Return which of these web sessions and access tokens were ended; running out ends none."""

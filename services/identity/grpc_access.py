@@ -13,6 +13,7 @@ from plexsphere.identity.v1 import access_policy_pb2_grpc
 from services.identity import pack
 from services.identity.access_policies import AccessPolicies
 from services.identity.grpc_fleet import VERDICTS
+from services.identity.model import SessionTerms
 from services.identity.ports import AccessPolicyStore, Authority
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -50,6 +51,16 @@ def unpacked(policy: pb.AccessPolicy) -> AccessPolicy:
     )  # fmt: skip
 
 
+def packed_terms(terms: SessionTerms | None, verdict: Any, *, ended: bool) -> pb.SessionTerms:
+    """Pack terms."""
+    if terms is None:
+        return pb.SessionTerms(verdict=verdict, sign_in_ended=ended)
+    return pb.SessionTerms(
+        project_id=str(terms.project_id), domain_id=str(terms.domain_id), node_id=str(terms.node_id or ""),
+        policy=packed(terms.policy), binding_acr=terms.binding_acr, verdict=verdict, sign_in_ended=ended,
+    )  # fmt: skip
+
+
 class AccessPolicyApi(access_policy_pb2_grpc.AccessPolicyServiceServicer):
     """Policies, for those who manage a Domain."""
 
@@ -72,21 +83,25 @@ class SessionTermsApi(access_policy_pb2_grpc.SessionTermsServiceServicer):
         self._store = store
         self._authority = authority
 
-    async def GetSessionTerms(self, request: pb.GetSessionTermsRequest, context: Context) -> pb.GetSessionTermsResponse:
-        sign_ins = [UUID(request.sign_in_id)] if request.sign_in_id else []
-        decision, terms, ended = await asyncio.gather(
-            self._authority.decide(request.subject, "act", f"resource:{request.resource_id}"),
-            self._store.session_terms(UUID(request.resource_id), UUID(request.identity_id)),
-            self._store.ended_sign_ins(sign_ins),
+    async def ListSessionTerms(
+        self, request: pb.ListSessionTermsRequest, context: Context
+    ) -> pb.ListSessionTermsResponse:
+        asked = request.questions
+        decisions, terms, ended = await asyncio.gather(
+            self._authority.decide_from(
+                [(one.subject, "act", f"resource:{one.resource_id}") for one in asked],
+                [one.client_ip for one in asked],
+            ),
+            self._store.session_terms([(UUID(one.resource_id), UUID(one.identity_id)) for one in asked]),
+            self._store.ended_sign_ins([UUID(one.sign_in_id) for one in asked if one.sign_in_id]),
         )
-        verdict = VERDICTS[decision.reason]
-        if terms is None:
-            return pb.GetSessionTermsResponse(verdict=verdict, sign_in_ended=bool(ended))
-        return pb.GetSessionTermsResponse(
-            project_id=str(terms.project_id), domain_id=str(terms.domain_id), node_id=str(terms.node_id or ""),
-            policy=packed(terms.policy), binding_acr=terms.binding_acr, verdict=verdict,
-            sign_in_ended=bool(ended),
-        )  # fmt: skip
+        over = set(map(str, ended))
+        return pb.ListSessionTermsResponse(
+            terms=[
+                packed_terms(found, VERDICTS[decision.reason], ended=one.sign_in_id in over)
+                for one, decision, found in zip(asked, decisions, terms, strict=True)
+            ]
+        )
 
     async def ListEndedSignIns(
         self, request: pb.ListEndedSignInsRequest, context: Context

@@ -37,6 +37,9 @@ class Authority(Protocol):
     async def decide_all(self, questions: list[tuple[str, str, str]]) -> list[Decision]:
         """Answer several `(subject, permission, resource)` checks from one snapshot."""
 
+    async def decide_from(self, questions: list[tuple[str, str, str]], addresses: list[str]) -> list[Decision]:
+        """Answer checks of several callers from one snapshot, each from its own address."""
+
     async def unconditional(self, questions: list[tuple[str, str, str]]) -> bool:
         """Whether all of these are granted whatever the time and the caller's address are."""
 
@@ -242,8 +245,8 @@ class AccessPolicyStore(Protocol):
     async def put_access_policy(self, domain_id: UUID, policy: AccessPolicy, at: datetime.datetime) -> None:
         """Put a policy for whatever there was; raises NotFound when there is no such Domain."""
 
-    async def session_terms(self, resource_id: UUID, identity_id: UUID) -> SessionTerms | None:
-        """Return where a resource stands and what its sessions ask for, as it is now; None when there is none."""
+    async def session_terms(self, asked: list[tuple[UUID, UUID]]) -> list[SessionTerms | None]:
+        """Return where resources stand and what sessions there ask of an identity, as it is now; None without one."""
 
     async def ended_sign_ins(self, sign_in_ids: list[UUID]) -> list[UUID]:
         """Return which of these web sessions and access tokens were ended; running out ends none."""

@@ -178,8 +178,17 @@ class Relations:
         self, questions: list[tuple[str, str, str]], context: Mapping[str, Any] | None = None
     ) -> list[Decision]:
         """Answer `(subject, permission, resource)` questions in one round trip; raises UnknownPermission."""
-        known, asked = self.context(context), []
-        for subject, permission, resource in questions:
+        return await self._decided(questions, [self.context(context)] * len(questions))
+
+    async def decide_from(self, questions: list[tuple[str, str, str]], addresses: list[str]) -> list[Decision]:
+        """Answer questions of several callers in one round trip, each from its own address."""
+        return await self._decided(questions, [self.context({"client_ip": one} if one else {}) for one in addresses])
+
+    async def _decided(
+        self, questions: list[tuple[str, str, str]], contexts: list[Mapping[str, Any]]
+    ) -> list[Decision]:
+        asked = []
+        for (subject, permission, resource), known in zip(questions, contexts, strict=True):
             require_askable(permission, resource.partition(":")[0])
             # A binding counts whatever its caveat says, so that is left open.
             asked += [

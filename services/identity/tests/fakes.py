@@ -69,6 +69,9 @@ class FakeAuthority:
     async def decide_all(self, questions: list[tuple[str, str, str]]) -> list[Decision]:
         return [await self.decide(*question) for question in questions]
 
+    async def decide_from(self, questions: list[tuple[str, str, str]], addresses: list[str]) -> list[Decision]:
+        return await self.decide_all(questions)
+
     async def unconditional(self, questions: list[tuple[str, str, str]]) -> bool:
         return not self.conditional.intersection(questions)
 
@@ -363,7 +366,7 @@ class FakePolicyStore:
         self.trace.append("put")
         self.policies[domain_id] = policy
 
-    async def session_terms(self, resource_id: UUID, identity_id: UUID) -> SessionTerms | None:
+    async def session_terms(self, asked: list[tuple[UUID, UUID]]) -> list[SessionTerms | None]:
         raise NotImplementedError
 
     async def ended_sign_ins(self, sign_in_ids: list[UUID]) -> list[UUID]:

@@ -39,17 +39,17 @@ async def test_terms_are_of_now(replicas: tuple[Replica, Replica], pools: Pools,
     project = await one.project(domain)
     bare = await one.resource(project)
     resource, enrolled = await one.node(project)
-    terms = await store.session_terms(resource.id, uuid7())
+    (terms,) = await store.session_terms([(resource.id, uuid7())])
     assert terms is not None
     assert (terms.project_id, terms.domain_id, terms.node_id) == (project.id, domain.id, enrolled.node.node_id)
     assert (terms.policy, terms.binding_acr) == (AccessPolicy(), ())
     await store.put_access_policy(domain.id, POLICY, NOW)
-    terms = await store.session_terms(bare.id, uuid7())
+    (terms,) = await store.session_terms([(bare.id, uuid7())])
     assert terms is not None
     assert (terms.node_id, terms.policy) == (None, POLICY)
-    assert await store.session_terms(uuid7(), uuid7()) is None
+    assert await store.session_terms([(uuid7(), uuid7())]) == [None]
     session, _ = await real.session(await real.bound(required_acr=("urn:mfa", "urn:phr")))
-    terms = await store.session_terms(resource.id, session.person.id)
+    (terms,) = await store.session_terms([(resource.id, session.person.id)])
     assert terms is not None
     assert terms.binding_acr == ("urn:mfa", "urn:phr")
 

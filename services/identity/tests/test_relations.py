@@ -284,6 +284,9 @@ async def test_a_caveat_decides_and_says_so(relations: Relations) -> None:
             assert (await relations.decide(row.subject, "manage", project)).reason == from_near
             shown = await relations.visible(row.subject, "read", "project", f"domain:{uuid7()}")
             assert shown == ([project.partition(":")[2]] if from_near == "granted" else [])
+        asked, addresses = [(row.subject, "manage", project)] * 3, ["198.51.100.1", "192.0.2.7", ""]
+        answers = await relations.decide_from(asked, addresses)
+        assert [one.reason for one in answers] == [bare, from_near, bare]
         # A refill keeps the condition.
         await relations.refill()
         assert (await relations.decide(row.subject, "manage", project)).reason == bare

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from plexsphere.identity.v1 import relations_pb2 as plexsphere_dot_identity_dot_v1_dot_relations__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*plexsphere/identity/v1/access_policy.proto\x12\x16plexsphere.identity.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&plexsphere/identity/v1/relations.proto\"q\n\x0e\x41\x63\x63\x65ssOverride\x12\x1e\n\x0crequired_acr\x18\x01 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x1e\n\x0crequired_amr\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x1f\n\x0emax_auth_age_s\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\xca\x03\n\x0c\x41\x63\x63\x65ssPolicy\x12\x1e\n\x0crequired_acr\x18\x01 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x1e\n\x0crequired_amr\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x16\n\x0emax_auth_age_s\x18\x03 \x01(\x05\x12H\n\x05kinds\x18\x04 \x03(\x0b\x32/.plexsphere.identity.v1.AccessPolicy.KindsEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x03\x12\x15\n\rdefault_ttl_s\x18\x05 \x01(\x05\x12\x11\n\tmax_ttl_s\x18\x06 \x01(\x05\x12\x1f\n\x17max_active_per_identity\x18\x07 \x01(\x05\x12\x1b\n\x13max_active_per_node\x18\x08 \x01(\x05\x12\x1d\n\x15issue_rate_per_minute\x18\t \x01(\x05\x12;\n\rsecret_limits\x18\n \x01(\x0b\x32$.plexsphere.identity.v1.SecretLimits\x1aT\n\nKindsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.plexsphere.identity.v1.AccessOverride:\x02\x38\x01\"\xde\x01\n\x0cSecretLimits\x12!\n\x14node_rate_per_minute\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nnode_burst\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12#\n\x16\x64omain_rate_per_minute\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x19\n\x0c\x64omain_burst\x18\x04 \x01(\x05H\x03\x88\x01\x01\x42\x17\n\x15_node_rate_per_minuteB\r\n\x0b_node_burstB\x19\n\x17_domain_rate_per_minuteB\x0f\n\r_domain_burst\"5\n\x16GetAccessPolicyRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"O\n\x17GetAccessPolicyResponse\x12\x34\n\x06policy\x18\x01 \x01(\x0b\x32$.plexsphere.identity.v1.AccessPolicy\"s\n\x16PutAccessPolicyRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12<\n\x06policy\x18\x02 \x01(\x0b\x32$.plexsphere.identity.v1.AccessPolicyB\x06\xbaH\x03\xc8\x01\x01\"O\n\x17PutAccessPolicyResponse\x12\x34\n\x06policy\x18\x01 \x01(\x0b\x32$.plexsphere.identity.v1.AccessPolicy\"\xb4\x01\n\x16GetSessionTermsRequest\x12\x1d\n\x0bresource_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1d\n\x0bidentity_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12;\n\x07subject\x18\x03 \x01(\tB*\xbaH\'r%2#^(user|service|node):[0-9a-f-]{36}$\x12\x1f\n\nsign_in_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\"\xe5\x01\n\x17GetSessionTermsResponse\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tdomain_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x34\n\x06policy\x18\x04 \x01(\x0b\x32$.plexsphere.identity.v1.AccessPolicy\x12\x13\n\x0b\x62inding_acr\x18\x05 \x03(\t\x12\x30\n\x07verdict\x18\x06 \x01(\x0e\x32\x1f.plexsphere.identity.v1.Verdict\x12\x15\n\rsign_in_ended\x18\x07 \x01(\x08\"B\n\x17ListEndedSignInsRequest\x12\'\n\x0bsign_in_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\xf4\x03\"\x05r\x03\xb0\x01\x01\"/\n\x18ListEndedSignInsResponse\x12\x13\n\x0bsign_in_ids\x18\x01 \x03(\t2\xfd\x01\n\x13\x41\x63\x63\x65ssPolicyService\x12r\n\x0fGetAccessPolicy\x12..plexsphere.identity.v1.GetAccessPolicyRequest\x1a/.plexsphere.identity.v1.GetAccessPolicyResponse\x12r\n\x0fPutAccessPolicy\x12..plexsphere.identity.v1.PutAccessPolicyRequest\x1a/.plexsphere.identity.v1.PutAccessPolicyResponse2\x80\x02\n\x13SessionTermsService\x12r\n\x0fGetSessionTerms\x12..plexsphere.identity.v1.GetSessionTermsRequest\x1a/.plexsphere.identity.v1.GetSessionTermsResponse\x12u\n\x10ListEndedSignIns\x12/.plexsphere.identity.v1.ListEndedSignInsRequest\x1a\x30.plexsphere.identity.v1.ListEndedSignInsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n*plexsphere/identity/v1/access_policy.proto\x12\x16plexsphere.identity.v1\x1a\x1b\x62uf/validate/validate.proto\x1a&plexsphere/identity/v1/relations.proto\"q\n\x0e\x41\x63\x63\x65ssOverride\x12\x1e\n\x0crequired_acr\x18\x01 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x1e\n\x0crequired_amr\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x1f\n\x0emax_auth_age_s\x18\x03 \x01(\x05\x42\x07\xbaH\x04\x1a\x02(\x00\"\xca\x03\n\x0c\x41\x63\x63\x65ssPolicy\x12\x1e\n\x0crequired_acr\x18\x01 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x1e\n\x0crequired_amr\x18\x02 \x03(\tB\x08\xbaH\x05\x92\x01\x02\x10\x10\x12\x16\n\x0emax_auth_age_s\x18\x03 \x01(\x05\x12H\n\x05kinds\x18\x04 \x03(\x0b\x32/.plexsphere.identity.v1.AccessPolicy.KindsEntryB\x08\xbaH\x05\x9a\x01\x02\x10\x03\x12\x15\n\rdefault_ttl_s\x18\x05 \x01(\x05\x12\x11\n\tmax_ttl_s\x18\x06 \x01(\x05\x12\x1f\n\x17max_active_per_identity\x18\x07 \x01(\x05\x12\x1b\n\x13max_active_per_node\x18\x08 \x01(\x05\x12\x1d\n\x15issue_rate_per_minute\x18\t \x01(\x05\x12;\n\rsecret_limits\x18\n \x01(\x0b\x32$.plexsphere.identity.v1.SecretLimits\x1aT\n\nKindsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\x35\n\x05value\x18\x02 \x01(\x0b\x32&.plexsphere.identity.v1.AccessOverride:\x02\x38\x01\"\xde\x01\n\x0cSecretLimits\x12!\n\x14node_rate_per_minute\x18\x01 \x01(\x05H\x00\x88\x01\x01\x12\x17\n\nnode_burst\x18\x02 \x01(\x05H\x01\x88\x01\x01\x12#\n\x16\x64omain_rate_per_minute\x18\x03 \x01(\x05H\x02\x88\x01\x01\x12\x19\n\x0c\x64omain_burst\x18\x04 \x01(\x05H\x03\x88\x01\x01\x42\x17\n\x15_node_rate_per_minuteB\r\n\x0b_node_burstB\x19\n\x17_domain_rate_per_minuteB\x0f\n\r_domain_burst\"5\n\x16GetAccessPolicyRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"O\n\x17GetAccessPolicyResponse\x12\x34\n\x06policy\x18\x01 \x01(\x0b\x32$.plexsphere.identity.v1.AccessPolicy\"s\n\x16PutAccessPolicyRequest\x12\x1b\n\tdomain_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12<\n\x06policy\x18\x02 \x01(\x0b\x32$.plexsphere.identity.v1.AccessPolicyB\x06\xbaH\x03\xc8\x01\x01\"O\n\x17PutAccessPolicyResponse\x12\x34\n\x06policy\x18\x01 \x01(\x0b\x32$.plexsphere.identity.v1.AccessPolicy\"f\n\x17ListSessionTermsRequest\x12K\n\tquestions\x18\x01 \x03(\x0b\x32,.plexsphere.identity.v1.SessionTermsQuestionB\n\xbaH\x07\x92\x01\x04\x08\x01\x10@\"\xce\x01\n\x14SessionTermsQuestion\x12\x1d\n\x0bresource_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12\x1d\n\x0bidentity_id\x18\x02 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\x12;\n\x07subject\x18\x03 \x01(\tB*\xbaH\'r%2#^(user|service|node):[0-9a-f-]{36}$\x12\x1f\n\nsign_in_id\x18\x04 \x01(\tB\x0b\xbaH\x08r\x03\xb0\x01\x01\xd8\x01\x01\x12\x1a\n\tclient_ip\x18\x05 \x01(\tB\x07\xbaH\x04r\x02\x18@\"O\n\x18ListSessionTermsResponse\x12\x33\n\x05terms\x18\x01 \x03(\x0b\x32$.plexsphere.identity.v1.SessionTerms\"\xda\x01\n\x0cSessionTerms\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tdomain_id\x18\x02 \x01(\t\x12\x0f\n\x07node_id\x18\x03 \x01(\t\x12\x34\n\x06policy\x18\x04 \x01(\x0b\x32$.plexsphere.identity.v1.AccessPolicy\x12\x13\n\x0b\x62inding_acr\x18\x05 \x03(\t\x12\x30\n\x07verdict\x18\x06 \x01(\x0e\x32\x1f.plexsphere.identity.v1.Verdict\x12\x15\n\rsign_in_ended\x18\x07 \x01(\x08\"B\n\x17ListEndedSignInsRequest\x12\'\n\x0bsign_in_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\xf4\x03\"\x05r\x03\xb0\x01\x01\"/\n\x18ListEndedSignInsResponse\x12\x13\n\x0bsign_in_ids\x18\x01 \x03(\t2\xfd\x01\n\x13\x41\x63\x63\x65ssPolicyService\x12r\n\x0fGetAccessPolicy\x12..plexsphere.identity.v1.GetAccessPolicyRequest\x1a/.plexsphere.identity.v1.GetAccessPolicyResponse\x12r\n\x0fPutAccessPolicy\x12..plexsphere.identity.v1.PutAccessPolicyRequest\x1a/.plexsphere.identity.v1.PutAccessPolicyResponse2\x83\x02\n\x13SessionTermsService\x12u\n\x10ListSessionTerms\x12/.plexsphere.identity.v1.ListSessionTermsRequest\x1a\x30.plexsphere.identity.v1.ListSessionTermsResponse\x12u\n\x10ListEndedSignIns\x12/.plexsphere.identity.v1.ListEndedSignInsRequest\x1a\x30.plexsphere.identity.v1.ListEndedSignInsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -53,14 +53,18 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUTACCESSPOLICYREQUEST'].fields_by_name['domain_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_PUTACCESSPOLICYREQUEST'].fields_by_name['policy']._loaded_options = None
   _globals['_PUTACCESSPOLICYREQUEST'].fields_by_name['policy']._serialized_options = b'\272H\003\310\001\001'
-  _globals['_GETSESSIONTERMSREQUEST'].fields_by_name['resource_id']._loaded_options = None
-  _globals['_GETSESSIONTERMSREQUEST'].fields_by_name['resource_id']._serialized_options = b'\272H\005r\003\260\001\001'
-  _globals['_GETSESSIONTERMSREQUEST'].fields_by_name['identity_id']._loaded_options = None
-  _globals['_GETSESSIONTERMSREQUEST'].fields_by_name['identity_id']._serialized_options = b'\272H\005r\003\260\001\001'
-  _globals['_GETSESSIONTERMSREQUEST'].fields_by_name['subject']._loaded_options = None
-  _globals['_GETSESSIONTERMSREQUEST'].fields_by_name['subject']._serialized_options = b'\272H\'r%2#^(user|service|node):[0-9a-f-]{36}$'
-  _globals['_GETSESSIONTERMSREQUEST'].fields_by_name['sign_in_id']._loaded_options = None
-  _globals['_GETSESSIONTERMSREQUEST'].fields_by_name['sign_in_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_LISTSESSIONTERMSREQUEST'].fields_by_name['questions']._loaded_options = None
+  _globals['_LISTSESSIONTERMSREQUEST'].fields_by_name['questions']._serialized_options = b'\272H\007\222\001\004\010\001\020@'
+  _globals['_SESSIONTERMSQUESTION'].fields_by_name['resource_id']._loaded_options = None
+  _globals['_SESSIONTERMSQUESTION'].fields_by_name['resource_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_SESSIONTERMSQUESTION'].fields_by_name['identity_id']._loaded_options = None
+  _globals['_SESSIONTERMSQUESTION'].fields_by_name['identity_id']._serialized_options = b'\272H\005r\003\260\001\001'
+  _globals['_SESSIONTERMSQUESTION'].fields_by_name['subject']._loaded_options = None
+  _globals['_SESSIONTERMSQUESTION'].fields_by_name['subject']._serialized_options = b'\272H\'r%2#^(user|service|node):[0-9a-f-]{36}$'
+  _globals['_SESSIONTERMSQUESTION'].fields_by_name['sign_in_id']._loaded_options = None
+  _globals['_SESSIONTERMSQUESTION'].fields_by_name['sign_in_id']._serialized_options = b'\272H\010r\003\260\001\001\330\001\001'
+  _globals['_SESSIONTERMSQUESTION'].fields_by_name['client_ip']._loaded_options = None
+  _globals['_SESSIONTERMSQUESTION'].fields_by_name['client_ip']._serialized_options = b'\272H\004r\002\030@'
   _globals['_LISTENDEDSIGNINSREQUEST'].fields_by_name['sign_in_ids']._loaded_options = None
   _globals['_LISTENDEDSIGNINSREQUEST'].fields_by_name['sign_in_ids']._serialized_options = b'\272H\017\222\001\014\010\001\020\364\003\"\005r\003\260\001\001'
   _globals['_ACCESSOVERRIDE']._serialized_start=139
@@ -79,16 +83,20 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PUTACCESSPOLICYREQUEST']._serialized_end=1191
   _globals['_PUTACCESSPOLICYRESPONSE']._serialized_start=1193
   _globals['_PUTACCESSPOLICYRESPONSE']._serialized_end=1272
-  _globals['_GETSESSIONTERMSREQUEST']._serialized_start=1275
-  _globals['_GETSESSIONTERMSREQUEST']._serialized_end=1455
-  _globals['_GETSESSIONTERMSRESPONSE']._serialized_start=1458
-  _globals['_GETSESSIONTERMSRESPONSE']._serialized_end=1687
-  _globals['_LISTENDEDSIGNINSREQUEST']._serialized_start=1689
-  _globals['_LISTENDEDSIGNINSREQUEST']._serialized_end=1755
-  _globals['_LISTENDEDSIGNINSRESPONSE']._serialized_start=1757
-  _globals['_LISTENDEDSIGNINSRESPONSE']._serialized_end=1804
-  _globals['_ACCESSPOLICYSERVICE']._serialized_start=1807
-  _globals['_ACCESSPOLICYSERVICE']._serialized_end=2060
-  _globals['_SESSIONTERMSSERVICE']._serialized_start=2063
-  _globals['_SESSIONTERMSSERVICE']._serialized_end=2319
+  _globals['_LISTSESSIONTERMSREQUEST']._serialized_start=1274
+  _globals['_LISTSESSIONTERMSREQUEST']._serialized_end=1376
+  _globals['_SESSIONTERMSQUESTION']._serialized_start=1379
+  _globals['_SESSIONTERMSQUESTION']._serialized_end=1585
+  _globals['_LISTSESSIONTERMSRESPONSE']._serialized_start=1587
+  _globals['_LISTSESSIONTERMSRESPONSE']._serialized_end=1666
+  _globals['_SESSIONTERMS']._serialized_start=1669
+  _globals['_SESSIONTERMS']._serialized_end=1887
+  _globals['_LISTENDEDSIGNINSREQUEST']._serialized_start=1889
+  _globals['_LISTENDEDSIGNINSREQUEST']._serialized_end=1955
+  _globals['_LISTENDEDSIGNINSRESPONSE']._serialized_start=1957
+  _globals['_LISTENDEDSIGNINSRESPONSE']._serialized_end=2004
+  _globals['_ACCESSPOLICYSERVICE']._serialized_start=2007
+  _globals['_ACCESSPOLICYSERVICE']._serialized_end=2260
+  _globals['_SESSIONTERMSSERVICE']._serialized_start=2263
+  _globals['_SESSIONTERMSSERVICE']._serialized_end=2522
 # @@protoc_insertion_point(module_scope)

@@ -288,7 +288,31 @@ class PutAccessPolicyResponse(_message.Message):
 Global___PutAccessPolicyResponse: _TypeAlias = PutAccessPolicyResponse  # noqa: Y015
 
 @_typing.final
-class GetSessionTermsRequest(_message.Message):
+class ListSessionTermsRequest(_message.Message):
+    """Who asks for sessions at the same time, and where."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUESTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def questions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionTermsQuestion]:
+        """What is asked."""
+
+    def __init__(
+        self,
+        *,
+        questions: _abc.Iterable[Global___SessionTermsQuestion] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["questions", b"questions"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSessionTermsRequest: _TypeAlias = ListSessionTermsRequest  # noqa: Y015
+
+@_typing.final
+class SessionTermsQuestion(_message.Message):
     """Which resource, and who asks."""
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -297,6 +321,7 @@ class GetSessionTermsRequest(_message.Message):
     IDENTITY_ID_FIELD_NUMBER: _builtins.int
     SUBJECT_FIELD_NUMBER: _builtins.int
     SIGN_IN_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_IP_FIELD_NUMBER: _builtins.int
     resource_id: _builtins.str
     """The resource."""
     identity_id: _builtins.str
@@ -305,6 +330,8 @@ class GetSessionTermsRequest(_message.Message):
     """The caller as relations name it."""
     sign_in_id: _builtins.str
     """The caller's web session or access token; empty for other credentials."""
+    client_ip: _builtins.str
+    """The caller's address as the edge saw it, which roles may depend on."""
     def __init__(
         self,
         *,
@@ -312,18 +339,43 @@ class GetSessionTermsRequest(_message.Message):
         identity_id: _builtins.str = ...,
         subject: _builtins.str = ...,
         sign_in_id: _builtins.str = ...,
+        client_ip: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["identity_id", b"identity_id", "resource_id", b"resource_id", "sign_in_id", b"sign_in_id", "subject", b"subject"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_ip", b"client_ip", "identity_id", b"identity_id", "resource_id", b"resource_id", "sign_in_id", b"sign_in_id", "subject", b"subject"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetSessionTermsRequest: _TypeAlias = GetSessionTermsRequest  # noqa: Y015
+Global___SessionTermsQuestion: _TypeAlias = SessionTermsQuestion  # noqa: Y015
 
 @_typing.final
-class GetSessionTermsResponse(_message.Message):
-    """Where it stands, and on which terms; no ids where there is no such resource."""
+class ListSessionTermsResponse(_message.Message):
+    """What is said to each, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TERMS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def terms(self) -> _containers.RepeatedCompositeFieldContainer[Global___SessionTerms]:
+        """The terms."""
+
+    def __init__(
+        self,
+        *,
+        terms: _abc.Iterable[Global___SessionTerms] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["terms", b"terms"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSessionTermsResponse: _TypeAlias = ListSessionTermsResponse  # noqa: Y015
+
+@_typing.final
+class SessionTerms(_message.Message):
+    """Where a resource stands, and on which terms; no ids where there is no such resource."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -369,7 +421,7 @@ class GetSessionTermsResponse(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___GetSessionTermsResponse: _TypeAlias = GetSessionTermsResponse  # noqa: Y015
+Global___SessionTerms: _TypeAlias = SessionTerms  # noqa: Y015
 
 @_typing.final
 class ListEndedSignInsRequest(_message.Message):

@@ -155,10 +155,10 @@ class SessionTermsServiceStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.GetSessionTerms = channel.unary_unary(
-                '/plexsphere.identity.v1.SessionTermsService/GetSessionTerms',
-                request_serializer=plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.GetSessionTermsRequest.SerializeToString,
-                response_deserializer=plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.GetSessionTermsResponse.FromString,
+        self.ListSessionTerms = channel.unary_unary(
+                '/plexsphere.identity.v1.SessionTermsService/ListSessionTerms',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.ListSessionTermsRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.ListSessionTermsResponse.FromString,
                 _registered_method=True)
         self.ListEndedSignIns = channel.unary_unary(
                 '/plexsphere.identity.v1.SessionTermsService/ListEndedSignIns',
@@ -171,7 +171,7 @@ class SessionTermsServiceServicer:
     """What access decides sessions with. Never from memory: a tightened policy holds at once.
     """
 
-    def GetSessionTerms(self, request, context):
+    def ListSessionTerms(self, request, context):
         """Answers whether a caller may act on a resource, where it stands, and what its Domain and the caller's binding ask for.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -188,10 +188,10 @@ class SessionTermsServiceServicer:
 
 def add_SessionTermsServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'GetSessionTerms': grpc.unary_unary_rpc_method_handler(
-                    servicer.GetSessionTerms,
-                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.GetSessionTermsRequest.FromString,
-                    response_serializer=plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.GetSessionTermsResponse.SerializeToString,
+            'ListSessionTerms': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSessionTerms,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.ListSessionTermsRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.ListSessionTermsResponse.SerializeToString,
             ),
             'ListEndedSignIns': grpc.unary_unary_rpc_method_handler(
                     servicer.ListEndedSignIns,
@@ -211,7 +211,7 @@ class SessionTermsService:
     """
 
     @staticmethod
-    def GetSessionTerms(request,
+    def ListSessionTerms(request,
             target,
             options=(),
             channel_credentials=None,
@@ -224,9 +224,9 @@ class SessionTermsService:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/plexsphere.identity.v1.SessionTermsService/GetSessionTerms',
-            plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.GetSessionTermsRequest.SerializeToString,
-            plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.GetSessionTermsResponse.FromString,
+            '/plexsphere.identity.v1.SessionTermsService/ListSessionTerms',
+            plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.ListSessionTermsRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_access__policy__pb2.ListSessionTermsResponse.FromString,
             options,
             channel_credentials,
             insecure,

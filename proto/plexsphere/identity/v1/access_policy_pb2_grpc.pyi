@@ -76,7 +76,7 @@ class SessionTermsServiceStub:
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> SessionTermsServiceAsyncStub: ...
-    GetSessionTerms: _grpc.UnaryUnaryMultiCallable[_access_policy_pb2.GetSessionTermsRequest, _access_policy_pb2.GetSessionTermsResponse]
+    ListSessionTerms: _grpc.UnaryUnaryMultiCallable[_access_policy_pb2.ListSessionTermsRequest, _access_policy_pb2.ListSessionTermsResponse]
     """Answers whether a caller may act on a resource, where it stands, and what its Domain and the caller's binding ask for."""
     ListEndedSignIns: _grpc.UnaryUnaryMultiCallable[_access_policy_pb2.ListEndedSignInsRequest, _access_policy_pb2.ListEndedSignInsResponse]
     """Answers which sign-ins were ended: by signing out, by their provider, or with their person. Running out ends none."""
@@ -86,7 +86,7 @@ class SessionTermsServiceAsyncStub(SessionTermsServiceStub):
     """What access decides sessions with. Never from memory: a tightened policy holds at once."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
-    GetSessionTerms: _aio.UnaryUnaryMultiCallable[_access_policy_pb2.GetSessionTermsRequest, _access_policy_pb2.GetSessionTermsResponse]  # type: ignore[assignment]
+    ListSessionTerms: _aio.UnaryUnaryMultiCallable[_access_policy_pb2.ListSessionTermsRequest, _access_policy_pb2.ListSessionTermsResponse]  # type: ignore[assignment]
     """Answers whether a caller may act on a resource, where it stands, and what its Domain and the caller's binding ask for."""
     ListEndedSignIns: _aio.UnaryUnaryMultiCallable[_access_policy_pb2.ListEndedSignInsRequest, _access_policy_pb2.ListEndedSignInsResponse]  # type: ignore[assignment]
     """Answers which sign-ins were ended: by signing out, by their provider, or with their person. Running out ends none."""
@@ -95,11 +95,11 @@ class SessionTermsServiceServicer(metaclass=_abc_1.ABCMeta):
     """What access decides sessions with. Never from memory: a tightened policy holds at once."""
 
     @_abc_1.abstractmethod
-    def GetSessionTerms(
+    def ListSessionTerms(
         self,
-        request: _access_policy_pb2.GetSessionTermsRequest,
+        request: _access_policy_pb2.ListSessionTermsRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_access_policy_pb2.GetSessionTermsResponse, _abc.Awaitable[_access_policy_pb2.GetSessionTermsResponse]]:
+    ) -> _typing.Union[_access_policy_pb2.ListSessionTermsResponse, _abc.Awaitable[_access_policy_pb2.ListSessionTermsResponse]]:
         """Answers whether a caller may act on a resource, where it stands, and what its Domain and the caller's binding ask for."""
 
     @_abc_1.abstractmethod
