@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tools.mutant import STORY, THREATS, Mutant
 from tools.mutants_access import ACCESS
+from tools.mutants_sessions import SESSIONS
 from tools.mutants_sign_in import SIGN_IN
 from tools.mutants_tokens import TOKENS
 
@@ -277,6 +278,7 @@ MUTANTS = (
     ),
     *SIGN_IN,
     *ACCESS,
+    *SESSIONS,
     *TOKENS,
     Mutant(
         "A-1 columns held against the bytes",

@@ -1,20 +1,15 @@
-"""F-4, F-5: what was said or done once is no way around a gate: repeats of requests, and replays of older logins."""
+"""F-4, F-5: what was asked for once is no way around a gate: repeats of requests."""
 
 import uuid
 from dataclasses import dataclass
-from functools import partial
 
 import pytest
 
 from tests.e2e.outside import JSON, Edge, Login
-from tests.e2e.sessions import MFA, PHR, Person, claims, give
-from tests.e2e.threats.access.conftest import POLICY, STRONG, VIOLATION, Stage
-from tests.e2e.threats.identity.conftest import Bound, Ring, hostile, ring
-from tests.e2e.threats.identity.hostile import DISCOVERY, Genuine
+from tests.e2e.sessions import MFA, PHR, Person
+from tests.e2e.threats.access.conftest import STRONG, VIOLATION, Stage
 
 pytestmark = pytest.mark.e2e
-
-__all__ = ["hostile", "ring"]
 
 WEAK = Login("", MFA, ("hwk",))
 
@@ -115,53 +110,3 @@ async def test_a_repeat_without_the_role_gets_nothing(stage: Stage) -> None:
     assert (await story.operator.call("DELETE", f"/v1/authz/relation-tuples/{role}")).status == 204
     answer = await stage.issue(once.person.edge, idempotency_key=once.key)
     await stage.refused(answer, "403 permission_denied", "out_of_scope", session=["ssh"])
-
-
-async def door_of(stage: Stage, ring: Ring) -> Bound:
-    """Let the Domain believe a provider that does what its door says, beside its own."""
-    name = uuid.uuid4().hex[:10]
-    door, domain = ring.hostile.door(name), stage.story.domain_id
-    await ring.keep(
-        domain, {"client_secret": (stage.world.state / f"secrets/{ring.hostile.provider}.secret").read_text()}
-    )
-    binding = {
-        "domain_id": domain, "issuer": door.url, "client_id": stage.world.env["PLEX_OIDC_A_CLIENT_ID"],
-        "client_secret_ref": f"kv/idp/{domain}/op", "discovery_url": door.url + DISCOVERY, "jit_policy": "allow",
-        "primary": False,
-    }  # fmt: skip
-    bound = await stage.story.operator.call("POST", "/v1/admin/idp", binding)
-    assert bound.status == 201, bound.body
-    return Bound(domain, bound.json["id"], door)
-
-
-def answered(older: str, _: Genuine) -> str:
-    return older
-
-
-async def test_an_older_id_token_replayed_at_a_step_up_makes_no_login(stage: Stage, ring: Ring) -> None:
-    """Whoever stands before the provider answers with what it said earlier: of a weak login, or of a strong one."""
-    bound, seen, name = await door_of(stage, ring), list[str](), f"replay-{uuid.uuid4().hex[:8]}"
-    asked = {"idp_binding_id": bound.binding_id}
-    weak, strong = Login(name, MFA, ("hwk",)), Login(name, PHR, ("hwk",))
-
-    def kept(genuine: Genuine) -> str:
-        seen.append(genuine.token)
-        return genuine.token
-
-    bound.door.token = kept
-    browsers = [await ring.accepts(bound, await ring.begin(bound, asked, login)) for login in (weak, strong)]
-    subject = (await browsers[1].call("GET", "/v1/auth/whoami")).json["subject"]
-    tokens = [await stage.scene.outside.access_token(one, domain_id=bound.domain_id) for one in browsers]
-    edges = [stage.scene.edge.as_bearer(token) for token in tokens]
-    person = Person(stage.scene.outside, bound.domain_id, strong, browsers[1], edges[1], subject)
-    await give(stage.story, person)
-    issued = await stage.issue(person.edge)
-    await stage.granted_once(issued)
-    assert (await claims(stage.story, issued.json["token"]))["acr"] == PHR
-    step_up = asked | {"acr_values": POLICY["required_acr"], "max_age": POLICY["max_auth_age_seconds"]}
-    for older, login, wanted in ((seen[0], strong, step_up), (seen[1], weak, step_up), (seen[1], weak, asked)):
-        bound.door.token = partial(answered, older)
-        await ring.refuses(bound, await ring.begin(bound, wanted, login), "nonce")
-    async with stage.nothing_issued():
-        answer = await stage.issue(edges[0])
-        await stage.refused(answer, "401 step_up_required", session=["ssh"], step_up=["acr_insufficient"])
