@@ -91,6 +91,12 @@ class Stage:
         """Return the path of a session as operators see it."""
         return f"/v1/projects/{self.story.project_id}/sessions/{session_id}{what}"
 
+    async def revoke(self, edge: Edge, issued: Answer) -> None:
+        """Revoke a session that was issued."""
+        assert issued.status == 201, issued.body
+        path = self.path(issued.json["session_id"], "/revoke")
+        assert (await edge.call("POST", path, {"revoke_reason": "operator_request"})).status == 204
+
     async def report(self, session_id: str, body: JSON | None = None) -> Answer:
         """Report on a session as node A."""
         node = self.story.node_a
@@ -115,7 +121,7 @@ class Stage:
         """Return what the Domain's sessions have left."""
         mine = self.story.domain_id
         found = [sorted(str(row[0]) for row in await self.dba.fetch(sql, mine)) for sql in (SESSIONS, EVENTS)]
-        places = await self.dba.fetchval("SELECT count(*) FROM access.reservations")
+        places = await self.dba.fetchval("SELECT count(*) FROM access.reservations WHERE expires_at > now()")
         return Traces(tuple(found[0]), tuple(found[1]), places)
 
     async def reconnect(self) -> None:
@@ -129,9 +135,17 @@ class Stage:
         assert traces.sessions == traces.events
         assert {granted[one] for one in traces.sessions} == {1}
 
-    def listen(self) -> Listener:
-        """Return node A's agent."""
-        return Listener(self.scene.edge, self.story.node_a)
+    @asynccontextmanager
+    async def listen(self) -> AsyncIterator[Listener]:
+        """Listen as node A, which has a cursor: it misses nothing while its stream is down."""
+        async with Listener(self.scene.edge, self.story.node_a) as node:
+            await self.mark(node)
+            yield node
+
+    async def mark(self, node: Listener) -> None:
+        """Publish something to node A and wait until it was heard: what went before was heard, too."""
+        scope = f"node:{self.story.node_a.node_id}"
+        await node.until(await publish(self.story.operator, self.story.domain_id, scope))
 
     @asynccontextmanager
     async def nothing_issued(self) -> AsyncIterator[None]:
@@ -140,9 +154,8 @@ class Stage:
         async with self.listen() as node:
             yield
             assert await self.traces() == before
-            scope = f"node:{self.story.node_a.node_id}"
-            await node.until(await publish(self.story.operator, self.story.domain_id, scope))
-        # A node that has no cursor may still hear of sessions before.
+            await self.mark(node)
+        # Of sessions before it may still have heard.
         told = [one.envelope["payload"]["session_id"] for one in node.heard if one.envelope["type"] == "session_setup"]
         assert set(told) <= set(before.events)
 

@@ -8,7 +8,6 @@ import pytest
 from tests.e2e.attacker import eventually
 from tests.e2e.faults.test_legs import gone
 from tests.e2e.freeze import frozen
-from tests.e2e.listener import publish
 from tests.e2e.outside import Answer, Edge
 from tests.e2e.threats.access.conftest import Stage, no_token
 from tests.e2e.world import World
@@ -25,8 +24,7 @@ LEGS: dict[str, tuple[set[str], list[str]]] = {
     "postgres": ({"authz_unavailable", "datastore_unavailable", "unavailable"}, []),
     "access": ({"unavailable"}, []),
 }
-# The edge waits for a frozen access for ten seconds; that it then says so is nothing about sessions.
-CASES = [(leg, away) for leg in LEGS for away in (gone, frozen) if (leg, away) != ("access", frozen)]
+CASES: list[tuple[str, Away]] = [*((leg, gone) for leg in LEGS), ("audit", frozen), ("openbao", frozen)]
 
 
 async def comes_back(stage: Stage, edge: Edge) -> None:
@@ -65,15 +63,10 @@ async def test_without_a_leg_nothing_is_issued(stage: Stage, leg: str, away: Awa
 async def test_without_the_bus_a_session_is_issued_and_the_node_told_later(stage: Stage, leg: str) -> None:
     person = await stage.person()
     async with stage.listen() as node:
-        # With a cursor it misses nothing while its stream is down.
-        scope = f"node:{stage.story.node_a.node_id}"
-        await node.until(await publish(stage.story.operator, stage.story.domain_id, scope))
         async with gone(stage.world, leg):
-            session_id = await stage.granted_once(await stage.issue(person.edge))
-            revoked = await person.edge.call(
-                "POST", stage.path(session_id, "/revoke"), {"revoke_reason": "operator_request"}
-            )
-            assert revoked.status == 204
+            issued = await stage.issue(person.edge)
+            session_id = await stage.granted_once(issued)
+            await stage.revoke(person.edge, issued)
             # Nobody has to be told for it to be true.
             assert str(await stage.report(session_id)) == "409 session_already_revoked"
 
@@ -86,3 +79,21 @@ async def test_without_the_bus_a_session_is_issued_and_the_node_told_later(stage
 
         await eventually(both)
     assert told() == ["session_setup", "session_revoked"]
+
+
+async def test_without_a_row_nothing_is_revoked(stage: Stage) -> None:
+    person = await stage.person()
+    session_id = await stage.granted_once(await stage.issue(person.edge))
+    path, body = stage.path(session_id, "/revoke"), {"revoke_reason": "operator_request"}
+    async with gone(stage.world, "audit"):
+        assert str(await person.edge.call("POST", path, body)) == "503 audit_unavailable"
+    assert (await stage.report(session_id)).status == 204
+    revoked: list[Answer] = []
+
+    async def done() -> bool:
+        revoked.append(await person.edge.call("POST", path, body))
+        return revoked[-1].status == 204
+
+    await eventually(done)
+    assert (await stage.row(revoked[-1]))["context"]["revoked"] == ["operator_request"]
+    assert str(await stage.report(session_id)) == "409 session_already_revoked"

@@ -1,6 +1,7 @@
 """F-4: whoever is killed at whichever step of an issue, no session lacks its row, and no event its session."""
 
 import asyncio
+import contextlib
 import random
 import uuid
 
@@ -9,6 +10,7 @@ import pytest
 from tests.e2e import sessions
 from tests.e2e.attacker import eventually
 from tests.e2e.outside import Answer, Edge
+from tests.e2e.sessions import Person
 from tests.e2e.threats.access.conftest import Stage, no_token
 from tests.e2e.threats.access.stops import STEPS, attempted
 from tests.e2e.threats.mesh.test_outbox import unwatched
@@ -19,6 +21,7 @@ VICTIMS = ("access", "audit", "openbao", "postgres")
 # A place that nobody gave back is free after as long.
 HELD = "SELECT extract(epoch FROM expires_at - now())::float FROM access.reservations WHERE expires_at > now()"
 HELD_FOR_S = 30
+ROUNDS = 8
 
 
 async def free_places(stage: Stage) -> None:
@@ -50,13 +53,8 @@ async def only_one(stage: Stage, edge: Edge, issued: Answer) -> None:
     assert (await sessions.claims(stage.story, issued.json["token"]))["jti"] == issued.json["session_id"]
     beyond = await stage.issue(edge, resource_id=stage.resources[1])
     assert (str(beyond), beyond.json["dimension"]) == ("429 session_limit_exceeded", "node")
-    for _turn in range(2):
-        path = stage.path(issued.json["session_id"], "/revoke")
-        assert (await edge.call("POST", path, {"revoke_reason": "operator_request"})).status == 204
-        issued = await stage.issue(edge, resource_id=stage.resources[1])
-        assert issued.status == 201, issued.body
-    path = stage.path(issued.json["session_id"], "/revoke")
-    assert (await edge.call("POST", path, {"revoke_reason": "operator_request"})).status == 204
+    await stage.revoke(edge, issued)
+    await stage.revoke(edge, await stage.issue(edge, resource_id=stage.resources[1]))
 
 
 @pytest.mark.parametrize("victim", VICTIMS)
@@ -86,26 +84,39 @@ async def test_a_kill_at_each_step_leaves_all_or_nothing(stage: Stage, step: str
     await stage.consistent()
 
 
-async def test_a_session_whose_answer_was_lost_is_the_same_one_again(stage: Stage) -> None:
-    """Access is killed between the commit and its answer."""
-    at, person, key = STEPS["before the session"], await stage.person(), str(uuid.uuid4())
-    await stage.policy(max_active_per_node=1)
+async def lost_answer(stage: Stage, person: Person, key: str) -> bool:
+    """Kill access between the commit and its answer; False where the machine was too slow, and it did not commit."""
 
     async def committed() -> bool:
         return len((await stage.traces()).sessions) == len(stage.before.sessions) + 1
 
     try:
-        async with unwatched(stage.dba), attempted(stage, at, person, key, finishes=True) as attempt:
+        async with (
+            unwatched(stage.dba),
+            attempted(stage, STEPS["before the session"], person, key, finishes=True) as attempt,
+        ):
             await stage.world.kill("access")
         answer = await attempt
-        await eventually(committed)
+        # The database gives a statement two seconds.
+        with contextlib.suppress(TimeoutError):
+            await eventually(committed, 3)
     finally:
         await stage.world.start("access")
     assert answer.status == 503
     no_token(answer)
+    return await committed()
+
+
+async def test_a_session_whose_answer_was_lost_is_the_same_one_again(stage: Stage) -> None:
+    person, key = await stage.person(), str(uuid.uuid4())
+    await stage.policy(max_active_per_node=1)
+    for _turn in range(3):
+        if await lost_answer(stage, person, key):
+            break
+        await free_places(stage)
+    (session_id,) = set((await stage.traces()).sessions) - set(stage.before.sessions)
     await stage.consistent()
     issued = await insisted(stage, person.edge, key, may_be_held=False)
-    (session_id,) = set((await stage.traces()).sessions) - set(stage.before.sessions)
     assert issued.json["session_id"] == session_id
     await only_one(stage, person.edge, issued)
 
@@ -157,7 +168,7 @@ async def test_a_kill_at_any_moment_leaves_all_or_nothing(stage: Stage) -> None:
     chance = random.Random(20261126)
     people = [await stage.person() for _ in range(4)]
     returned: dict[str, str] = {}
-    for turn in range(12):
+    for turn in range(ROUNDS):
         victim, keys = VICTIMS[turn % len(VICTIMS)], [str(uuid.uuid4()) for _ in people]
         asking = [stage.issue(one.edge, idempotency_key=key) for one, key in zip(people, keys, strict=True)]
         attempts = [asyncio.create_task(one) for one in asking]
@@ -179,6 +190,6 @@ async def test_a_kill_at_any_moment_leaves_all_or_nothing(stage: Stage) -> None:
     traces = await stage.traces()
     # Whatever was begun has come to an end, and each request to one session, which its client has.
     assert set(traces.sessions) - set(stage.before.sessions) == returned.keys()
-    assert (len(returned), traces.places) == (12 * len(people), 0)
+    assert (len(returned), traces.places) == (ROUNDS * len(people), 0)
     for session_id, token in returned.items():
         assert (await sessions.claims(stage.story, token))["jti"] == session_id

@@ -77,10 +77,10 @@ UNFORMED: dict[str, tuple[Said, str]] = {
 
 async def test_what_the_provider_left_unsaid_is_not_so(stage: Stage, ring: Ring) -> None:
     bound = await door_of(stage, ring)
-    for name, (said, names, challenge) in UNSAID.items():
-        bound.door.token = said
-        edge = await through(stage, ring, bound, replace(STRONG, subject=f"unsaid-{uuid.uuid4().hex[:8]}"))
-        async with stage.nothing_issued():
+    async with stage.nothing_issued():
+        for name, (said, names, challenge) in UNSAID.items():
+            bound.door.token = said
+            edge = await through(stage, ring, bound, replace(STRONG, subject=f"unsaid-{uuid.uuid4().hex[:8]}"))
             answer = await stage.issue(edge)
             assert str(answer) == "401 step_up_required", name
             await stage.refused(answer, "401 step_up_required", session=["ssh"], step_up=names)

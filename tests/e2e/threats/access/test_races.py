@@ -12,8 +12,8 @@ import pytest
 
 from tests.e2e import sessions
 from tests.e2e.attacker import eventually
-from tests.e2e.outside import Answer
-from tests.e2e.sessions import SHELL, Person, claims
+from tests.e2e.outside import Answer, Login
+from tests.e2e.sessions import MFA, PHR, SHELL, Person, claims
 from tests.e2e.threats.access.conftest import Stage, no_token
 from tests.e2e.threats.access.stops import STEPS, stopped
 
@@ -129,3 +129,46 @@ async def test_who_hangs_up_gets_the_session_at_the_next_try(stage: Stage, step:
     assert after.places == 0
     await stage.consistent()
     assert session_id in set(await stage.granted()) - granted
+
+
+async def test_requests_at_the_same_time_do_not_get_each_others_answers(stage: Stage) -> None:
+    """Who asks together is decided about together, and each for himself."""
+    weak, stale = Login("", MFA, ("hwk",)), Login("", PHR, ("hwk",), 400)
+    people = {
+        "201": [await stage.person() for _ in range(3)],
+        "acr_insufficient": [await stage.person(weak)],
+        "auth_time_stale": [await stage.person(stale)],
+        "out_of_scope": [await stage.person(relation="")],
+        "insufficient_relation": [await stage.person(relation="viewer")],
+    }
+    asked = [
+        (
+            said,
+            person,
+            stage.resources[turn % 2],
+            {"ssh": {"user": f"user-{number}-{turn}", "allowed_commands": ["id"]}},
+        )
+        for turn in range(6)
+        for said, several in people.items()
+        for number, person in enumerate(several)
+    ]
+    answers = await asyncio.gather(
+        *(stage.issue(one.edge, resource_id=where, target=target) for _, one, where, target in asked)
+    )
+    for (said, person, where, target), answer in zip(asked, answers, strict=True):
+        row = await stage.row(answer)
+        if said == "201":
+            assert answer.status == 201, answer.body
+            found = await claims(stage.story, answer.json["token"])
+            assert (found["sub"], found["resource_id"], found["target"]) == (person.subject, where, target)
+            assert row["context"]["session"] == ["ssh", found["jti"]]
+            continue
+        no_token(answer)
+        assert said in {row["reason"], *row["context"].get("step_up", ())}
+    issued = [answer for answer in answers if answer.status == 201]
+    after = await stage.traces()
+    assert set(after.sessions) - set(stage.before.sessions) == {answer.json["session_id"] for answer in issued}
+    await stage.consistent()
+    for (_, person, where, _), answer in zip(asked, answers, strict=True):
+        if answer.status == 201 and where == stage.resources[1]:
+            await stage.revoke(person.edge, answer)

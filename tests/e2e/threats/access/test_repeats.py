@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.e2e.outside import JSON, Edge, Login
+from tests.e2e.outside import JSON, Answer, Edge, Login
 from tests.e2e.sessions import MFA, PHR, Person
 from tests.e2e.threats.access.conftest import STRONG, VIOLATION, Stage
 
@@ -21,14 +21,14 @@ class Repeated:
     stage: Stage
     person: Person
     key: str
-    token: str
+    issued: Answer
     session_id: str
 
     @classmethod
     async def of(cls, stage: Stage, login: Login = STRONG) -> "Repeated":
         person, key = await stage.person(login), str(uuid.uuid4())
         issued = await stage.issue(person.edge, idempotency_key=key)
-        return cls(stage, person, key, issued.json["token"], await stage.granted_once(issued))
+        return cls(stage, person, key, issued, await stage.granted_once(issued))
 
     async def again(self, login: Login) -> Edge:
         """Sign the same person in once more."""
@@ -43,17 +43,12 @@ class Repeated:
             answer = await self.stage.issue(edge or self.person.edge, idempotency_key=self.key)
             await self.stage.refused(answer, said, VIOLATION, **context)
 
-    async def revoke(self) -> None:
-        body = {"revoke_reason": "operator_request"}
-        revoked = await self.person.edge.call("POST", self.stage.path(self.session_id, "/revoke"), body)
-        assert revoked.status == 204
-
 
 async def test_a_repeat_passes_every_gate_and_has_its_own_row(stage: Stage) -> None:
     once = await Repeated.of(stage)
     async with stage.nothing_issued():
         answer = await stage.issue(once.person.edge, idempotency_key=once.key)
-        assert (answer.status, answer.json["token"]) == (201, once.token)
+        assert (answer.status, answer.json["token"]) == (201, once.issued.json["token"])
         row = await stage.row(answer)
     assert row["reason"] == "granted"
     assert (row["context"]["session"], row["context"]["idempotency"]) == (["ssh", once.session_id], ["repeat"])
@@ -80,7 +75,7 @@ async def test_a_repeat_under_a_tightened_policy_gets_nothing(stage: Stage) -> N
 
 async def test_a_repeat_of_what_was_revoked_gets_nothing(stage: Stage) -> None:
     once = await Repeated.of(stage)
-    await once.revoke()
+    await stage.revoke(once.person.edge, once.issued)
     await once.refused("409 session_not_active", session=["ssh", once.session_id], idempotency=["not_active"])
 
 
