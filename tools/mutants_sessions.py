@@ -54,18 +54,18 @@ SESSIONS = (
         KILLS,
     ),
     Mutant(
-        "F-5 one at a time is counted",
+        "F-5 limit of a person",
         "services/access/migrations/0004_bind_sessions.py",
-        "    PERFORM pg_advisory_xact_lock(hashtextextended('access.identity:' || identity, 0));\n",
-        "",
+        ">= per_identity THEN",
+        ">= 1000 THEN",
         ATTACKS + "test_limits.py::test_fifty_requests_at_once_never_exceed_the_limit_of_a_person",
-        (
-            (
-                "services/access/migrations/0004_bind_sessions.py",
-                "    PERFORM pg_advisory_xact_lock(hashtextextended('access.node:' || node, 0));\n",
-                "",
-            ),
-        ),
+    ),
+    Mutant(
+        "F-5 limit of a node",
+        "services/access/migrations/0004_bind_sessions.py",
+        ">= per_node THEN",
+        ">= 1000 THEN",
+        ATTACKS + "test_limits.py::test_fifty_requests_at_once_never_exceed_the_limit_of_a_node",
     ),
     Mutant(
         "F-5 a repeat tells of a login that is enough",
