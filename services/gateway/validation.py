@@ -22,9 +22,9 @@ INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,18})")
 BOUNDS = {"int32": 2**31, "int64": 2**63}
 # No request line is longer.
 LONGEST_PARAMETER = 8190
-# Unknown members are refused on node bodies and patches, ignored elsewhere.
-NODE_BODIES = frozenset(
-    {"PostRegister", "PostNodeHeartbeat", "PutNodeEndpoint", "PostKeysRotate", "PostNodeSessionCallback"}
+# OAuth and OpenID Connect have their endpoints ignore what they do not know (RFC 6749, section 3.2).
+OPEN_BODIES = frozenset(
+    {"PostAuthDeviceCode", "PostAuthDeviceToken", "PostAuthServiceToken", "PostAuthBackchannelLogout"}
 )
 IMMUTABLE_SLUG = frozenset({"PatchDomain", "PatchProject"})
 
@@ -70,7 +70,6 @@ class Rules:
 
     operation: Operation
     body: Draft202012Validator | None
-    known: frozenset[str] | None
     parameters: Mapping[tuple[str, str], Draft202012Validator]
 
     def path(self, raw: Mapping[str, str]) -> dict[str, Any]:
@@ -137,10 +136,6 @@ class Rules:
         found = min(self.body.iter_errors(value), key=_rank, default=None)
         if found is not None:
             raise refusal(self.operation.id, found)
-        if self.known is not None:
-            unknown = sorted(set(value) - self.known)
-            if unknown:
-                raise body_error(self.operation.id)(f"{unknown[0][:64]} is not known here")
 
 
 def bad_query(name: str) -> errors.PlexError:
@@ -159,10 +154,10 @@ NO_BAD_PATH = frozenset(
 )  # fmt: skip
 
 
-def _rank(error: ValidationError) -> tuple[bool, list[str]]:
+def _rank(error: ValidationError) -> tuple[bool, bool, list[str]]:
     # Registration checks the key before anything else, so its refusal comes first.
     path = [str(part) for part in error.absolute_path]
-    return path != ["public_key"], path
+    return path != ["public_key"], error.validator == "additionalProperties", path
 
 
 def body_error(operation: str) -> type[errors.PlexError]:
@@ -179,9 +174,11 @@ def refusal(operation: str, found: ValidationError) -> errors.PlexError:
         wanted, instance = cast("list[str]", found.validator_value), cast("JSON", found.instance)
         absent = next((name for name in wanted if name not in instance), "")
         member, rule = ".".join([*path, absent]), "missing"
-    elif rule == "additionalProperties":
-        rule = "known"
-    detail = f"{member} is missing" if rule == "missing" else f"{member} does not have the right {rule}"
+    elif rule == "additionalProperties" and found.validator_value is False:
+        unknown = min(set(cast("JSON", found.instance)) - set(cast("JSON", found.schema)["properties"]))
+        member, rule = ".".join([*path, unknown[:64]])[-128:], "unknown"
+    told = {"missing": "is missing", "unknown": "is not known here"}
+    detail = f"{member} {told.get(rule, f'does not have the right {rule}')}"
     if operation == "PostRegister":
         if path == ["public_key"]:
             return errors.PublicKeyInvalid()
@@ -192,26 +189,37 @@ def refusal(operation: str, found: ValidationError) -> errors.PlexError:
             return errors.BinaryChecksumEmpty()
         if member == "binary_version":
             return errors.BinaryVersionEmpty()
+    kind = body_error(operation)
+    if operation == "IssueSession" and path == ["target"] and rule == "unknown":
+        kind = errors.InvalidTarget
     if operation in {"CreateDomain", "PatchDomain"} and member.startswith("reachability"):
-        return errors.InvalidReachabilityPolicy(detail)
-    return body_error(operation)(detail)
+        kind = errors.InvalidReachabilityPolicy
+    return kind(detail)
+
+
+def closed(schema: Any) -> Any:
+    """Return a schema whose objects have no other members than those that it names, at any depth."""
+    if isinstance(schema, list):
+        return [closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    # A limit that is ignored for a slip of the pen is no limit: a role without its caveat never ends.
+    shut = {"additionalProperties": False} if schema.get("type") == "object" and "properties" in schema else {}
+    return shut | {name: closed(part) for name, part in schema.items()}
 
 
 def compile_rules(document: JSON, operation: Operation) -> Rules:
     """Return the rules of one operation."""
-    components = {"components": document["components"]}
+    components: JSON = document["components"]
 
-    def validator(schema: JSON) -> Draft202012Validator:
-        return Draft202012Validator({"allOf": [schema], **components}, format_checker=FORMATS)
+    def validator(schema: JSON, components: JSON = components) -> Draft202012Validator:
+        return Draft202012Validator({"allOf": [schema], "components": components}, format_checker=FORMATS)
 
-    body = known = None
+    body = None
     if operation.body is not None and operation.media != OCTETS:
         schema = operation.body[operation.media]["schema"]
-        body = validator(schema)
-        if operation.id in NODE_BODIES or operation.method == "PATCH":
-            target = document["components"]["schemas"][schema["$ref"].rsplit("/", 1)[-1]]
-            known = frozenset(target["properties"])
+        body = validator(schema) if operation.id in OPEN_BODIES else validator(closed(schema), closed(components))
     parameters = {
         (parameter["in"], parameter["name"]): validator(parameter["schema"]) for parameter in operation.parameters
     }
-    return Rules(operation, body, known, parameters)
+    return Rules(operation, body, parameters)

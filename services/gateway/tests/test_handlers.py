@@ -32,7 +32,7 @@ async def test_create(edge: Client, peer: FakePeer, headers: dict[str, str], enc
     row = directory_pb2.Domain(id=OTHER, name="Acme", slug="acme", mesh_cidr="10.0.0.0/16")
     row.reachability.stale_after.FromSeconds(90)
     peer.answers["CreateDomain"] = lambda _: directory_pb2.CreateDomainResponse(domain=row)
-    raw = json.dumps(DOMAIN | {"ignored": True}).encode()
+    raw = json.dumps(DOMAIN).encode()
     data = gzip.compress(raw) if encoding else raw
     sent = headers | {"Content-Type": "application/json; charset=utf-8"}
     answer = await edge.post(

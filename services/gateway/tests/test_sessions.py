@@ -56,7 +56,7 @@ def refuse(error: errors.PlexError) -> Any:
 
 async def test_a_session_is_issued_with_its_place_and_token(edge: Client, peer: FakePeer) -> None:
     peer.answers["IssueSession"] = lambda _: pb.IssueSessionResponse(session=row(), token="t.o.k")
-    wish = WISH | {"requested_ttl_seconds": 2**40, "idempotency_key": "k", "unknown": 1}
+    wish = WISH | {"requested_ttl_seconds": 2**40, "idempotency_key": "k"}
     answer = await edge.post(SESSIONS, json=wish, headers=OPERATOR)
     assert (answer.status, answer.headers["Location"], answer.headers["Cache-Control"]) == (201, ONE, "no-store")
     wanted = {"session_id": SESSION, "token": "t.o.k", "expires_at": SHOWN["expires_at"], "session": SHOWN}

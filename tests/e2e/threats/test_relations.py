@@ -91,6 +91,17 @@ async def test_a_role_is_given_checked_changed_and_taken_away(scene: Scene) -> N
     assert "2099" not in str(rows)
 
 
+async def test_a_role_whose_end_is_misspelt_is_not_given(scene: Scene) -> None:
+    _, subject = await someone(scene, "role-misspelt")
+    path = f"{TUPLES}?project_id={scene.story.project_id}"
+    wanted = {"subject": subject, "relation": "viewer", "resource": f"project:{scene.story.project_id}"}
+    for slip in ({"caveat": "expires"}, {"caveat_contxt": {"until": "2099-01-01T00:00:00Z"}}):
+        refused = await scene.operator.call("POST", path, wanted | slip)
+        assert (str(refused), refused.json["detail"]) == ("400 invalid_body", f"{next(iter(slip))} is not known here")
+    listed = await scene.operator.call("GET", f"{path}&limit=200")
+    assert subject not in {row["subject"] for row in listed.json["items"]}
+
+
 async def test_a_stranger_gets_the_answers_of_what_does_not_exist(scene: Scene) -> None:
     stranger, _ = await someone(scene, "role-stranger")
     _, subject = await someone(scene, "role-subject")
