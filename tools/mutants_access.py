@@ -54,11 +54,18 @@ ACCESS = (
         IN_PERSON + "test_a_weak_login_opens_nothing_that_it_cannot_enter",
     ),
     Mutant(
-        "F-4 who binds a provider satisfies the policy",
+        "F-4 who binds a provider or gives a role satisfies the policy",
         "services/identity/access_policies.py",
-        "    return (IN_PERSON, Strength(own.required_acr or binding_acr, own.required_amr, own.max_auth_age_s))\n",
+        "    return (Strength(own.required_acr or binding_acr, own.required_amr, FRESH_FOR_S),)\n",
         "    return (IN_PERSON,)\n",
         IN_PERSON + "test_a_weak_login_opens_nothing_that_it_cannot_enter",
+    ),
+    Mutant(
+        "F-4 a policy is put for the one that was decided on",
+        "services/identity/access_policy_store.py",
+        "                if (policy_of(row) if row else AccessPolicy()) != before:\n",
+        "                if False:\n",
+        "services/identity/tests/test_access_policy_store.py::test_a_policy_is_put_for_the_one_that_was_decided_on",
     ),
     Mutant(
         "F-4 what was revoked while a body came counts",

@@ -32,8 +32,8 @@ TOKENS = (
     Mutant(
         "tokens: roles are given in person",
         "services/identity/authorization.py",
-        ", in_person=True)",
-        ")",
+        "_names(wanted), in_person=True,",
+        "_names(wanted),",
         THREATS + "identity/test_in_person.py::test_a_leaked_token_decides_nothing",
     ),
     Mutant(

@@ -33,7 +33,7 @@ class AccessPolicies:
         required = asked_to_loosen(caller, before, policy, binding_acr)
         act = Act("access_policy.put", this, str(domain_id), in_person=True, required=required)
         await self.gate.write(caller, "manage", this, act)
-        await self.store.put_access_policy(domain_id, policy, self.clock.now())
+        await self.store.put_access_policy(domain_id, before, policy, self.clock.now())
         return policy
 
 
@@ -49,12 +49,12 @@ def asked_to_loosen(
     return (IN_PERSON, *dict.fromkeys(old for old, new in asked if dropped or not new.within(old)))
 
 
-def asked_to_bind(caller: Caller, policy: AccessPolicy, binding_acr: tuple[str, ...]) -> tuple[Strength, ...]:
-    """Return what a login must be to decide who is believed in a Domain: whoever does could believe himself."""
+def asked_to_decide(caller: Caller, policy: AccessPolicy, binding_acr: tuple[str, ...]) -> tuple[Strength, ...]:
+    """Return what a login must be to decide who is believed in a Domain, or who may what: it could be himself."""
     if not caller.domain_id:
         return (of_the_platform(binding_acr),)
     own = policy.strength
-    return (IN_PERSON, Strength(own.required_acr or binding_acr, own.required_amr, own.max_auth_age_s))
+    return (Strength(own.required_acr or binding_acr, own.required_amr, FRESH_FOR_S),)
 
 
 def of_the_platform(binding_acr: tuple[str, ...]) -> Strength:

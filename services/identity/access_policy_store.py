@@ -8,12 +8,14 @@ from uuid import UUID
 import asyncpg
 
 from libs.access_policy import AccessPolicy, Override, SecretLimits, Strength
-from libs.errors import NotFound
-from libs.pg import connection
+from libs.errors import NotFound, Stale
+from libs.pg import connection, transaction
 from services.identity.model import SessionTerms
 
 POLICY = """required_acr, required_amr, max_auth_age_s, kinds, default_ttl_s, max_ttl_s, max_active_per_identity,
 max_active_per_node, issue_rate_per_minute, node_rate_per_minute, node_burst, domain_rate_per_minute, domain_burst"""
+OWN = f"SELECT {POLICY} FROM identity.access_policies WHERE domain_id = $1"
+LOCK = "SELECT pg_advisory_xact_lock(hashtextextended('identity.access_policy:' || $1, 0))"
 PUT = f"""
 INSERT INTO identity.access_policies AS p (domain_id, {POLICY}, updated_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $12, $13, $14, $15, $11)
@@ -81,7 +83,7 @@ class PgAccessPolicyStore:
     async def access_policy(self, domain_id: UUID) -> AccessPolicy | None:
         """Return a Domain's own policy."""
         async with connection(self.pool, "access_policy") as lent:
-            row = await lent.fetchrow(f"SELECT {POLICY} FROM identity.access_policies WHERE domain_id = $1", domain_id)
+            row = await lent.fetchrow(OWN, domain_id)
         return policy_of(row) if row else None
 
     async def in_force(self, domain_id: UUID, identity_id: UUID) -> tuple[AccessPolicy, tuple[str, ...]]:
@@ -90,11 +92,19 @@ class PgAccessPolicyStore:
             (row,) = await lent.fetch(IN_FORCE, domain_id, identity_id)
         return policy_of(row) if row["kept"] else AccessPolicy(), tuple(row["binding_acr"] or ())
 
-    async def put_access_policy(self, domain_id: UUID, policy: AccessPolicy, at: datetime.datetime) -> None:
-        """Put a policy for whatever there was; raises NotFound when there is no such Domain."""
+    async def put_access_policy(
+        self, domain_id: UUID, before: AccessPolicy, policy: AccessPolicy, at: datetime.datetime
+    ) -> None:
+        """Put a policy for the one that was decided on."""
         strength, kinds = policy.strength, {kind: asdict(one) for kind, one in policy.kinds.items()}
         try:
-            async with connection(self.pool, "put_access_policy") as lent:
+            async with transaction(self.pool, "put_access_policy") as lent:
+                # The first of a Domain has no row to lock.
+                await lent.execute(LOCK, str(domain_id))
+                row = await lent.fetchrow(OWN, domain_id)
+                if (policy_of(row) if row else AccessPolicy()) != before:
+                    # Whoever decided on what there was would undo what somebody else has tightened since.
+                    raise Stale
                 await lent.execute(
                     PUT, domain_id, strength.required_acr, strength.required_amr, strength.max_auth_age_s,
                     json.dumps(kinds), policy.default_ttl_s, policy.max_ttl_s, policy.max_active_per_identity,

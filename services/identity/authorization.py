@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
+from libs.access_policy import Strength
 from libs.clock import parse_rfc3339
 from libs.cursor import Cursors
 from libs.decision import OUT_OF_SCOPE, Decision
@@ -25,9 +26,10 @@ from libs.errors import (
     RelationSubjectNotFound,
     RelationTupleNotFound,
 )
-from services.identity.authority import Act, Gate
+from services.identity.access_policies import asked_to_decide
+from services.identity.authority import IN_PERSON, Act, Gate
 from services.identity.model import Caller, Place, Tuple, TupleRow
-from services.identity.ports import Oracle, TupleDirectory
+from services.identity.ports import AccessPolicyStore, Oracle, TupleDirectory
 from services.identity.schema import PLATFORM, ROLES, SUBJECTS, is_object, require_askable, require_storable
 
 MOST_FOUND = 500
@@ -50,6 +52,7 @@ class Authorization:
     oracle: Oracle
     store: TupleDirectory
     gate: Gate
+    policies: AccessPolicyStore
     cursors: Cursors
 
     async def check(
@@ -106,7 +109,10 @@ class Authorization:
         place = await self.store.place(this)
         # The project is what the request names, so it is asked about first; a Domain or the platform as well.
         above = [wanted.resource] if _kind(wanted.resource) in {"domain", "platform"} else []
-        act = Act("relation.create", wanted.resource, _chain(place, wanted), _names(wanted), in_person=True)
+        act = Act(
+            "relation.create", wanted.resource, _chain(place, wanted), _names(wanted), in_person=True,
+            required=await self._asked_to_give(caller, place),
+        )  # fmt: skip
         await self.gate.write_all(caller, "manage", [this, *above], act)
         if place is None:
             raise NotFound
@@ -137,6 +143,11 @@ class Authorization:
         if not await self.store.remove_tuple(tuple_id):
             raise RelationTupleNotFound
         await self.oracle.revoke([before.row])
+
+    async def _asked_to_give(self, caller: Caller, place: Place | None) -> tuple[Strength, ...]:
+        """Return what a login must be to give a role: a weak one would give it to somebody whose own is strong."""
+        domain_id = place.domain_id if place and place.domain_id else NIL
+        return asked_to_decide(caller, *await self.policies.in_force(domain_id, UUID(caller.subject)))
 
     async def _oversees(self, caller: Caller, resources: list[str]) -> list[bool]:
         if not resources:
@@ -175,7 +186,10 @@ class Authorization:
             raise RelationTupleNotFound
         place = await self.store.place(stored.row.resource)
         names = {"tuple": [str(tuple_id)], **_names(wanted or stored.row)}
-        act = Act(action, stored.row.resource, _chain(place, stored.row), names, in_person=True, asked=asked)
+        act = Act(
+            action, stored.row.resource, _chain(place, stored.row), names, in_person=True, asked=asked,
+            required=await self._asked_to_give(caller, place) if wanted else (IN_PERSON,),
+        )  # fmt: skip
         targets = [stored.row.resource]
         if wanted is not None and wanted.resource != stored.row.resource:
             targets.append(wanted.resource)

@@ -242,8 +242,13 @@ class AccessPolicyStore(Protocol):
     async def in_force(self, domain_id: UUID, identity_id: UUID) -> tuple[AccessPolicy, tuple[str, ...]]:
         """Return the policy that holds in a Domain, and the values of `acr` that a person's own binding asks for."""
 
-    async def put_access_policy(self, domain_id: UUID, policy: AccessPolicy, at: datetime.datetime) -> None:
-        """Put a policy for whatever there was; raises NotFound when there is no such Domain."""
+    async def put_access_policy(
+        self, domain_id: UUID, before: AccessPolicy, policy: AccessPolicy, at: datetime.datetime
+    ) -> None:
+        """Put a policy for the one that was decided on.
+
+        Raises Stale when another holds by now, and NotFound when there is no such Domain.
+        """
 
     async def session_terms(self, asked: list[tuple[UUID, UUID]]) -> list[SessionTerms | None]:
         """Return where resources stand and what sessions there ask of an identity, as it is now; None without one."""

@@ -12,7 +12,7 @@ from libs.counted import Counted
 from libs.cursor import Cursors
 from libs.custody import Secret
 from libs.decision import Decision, Record
-from libs.errors import PlexError, TokenConsumed
+from libs.errors import PlexError, Stale, TokenConsumed
 from libs.ids import uuid7
 from libs.principal import Principal
 from libs.step_up import Login
@@ -362,7 +362,11 @@ class FakePolicyStore:
     async def in_force(self, domain_id: UUID, identity_id: UUID) -> tuple[AccessPolicy, tuple[str, ...]]:
         return self.policies.get(domain_id, AccessPolicy()), self.binding_acr
 
-    async def put_access_policy(self, domain_id: UUID, policy: AccessPolicy, at: datetime) -> None:
+    async def put_access_policy(
+        self, domain_id: UUID, before: AccessPolicy, policy: AccessPolicy, at: datetime
+    ) -> None:
+        if self.policies.get(domain_id, AccessPolicy()) != before:
+            raise Stale
         self.trace.append("put")
         self.policies[domain_id] = policy
 

@@ -1,13 +1,15 @@
 """Policies and terms in PostgreSQL, and which sign-ins count as ended."""
 
+import asyncio
 import datetime
+from dataclasses import replace
 from uuid import UUID
 
 import asyncpg
 import pytest
 
 from libs.access_policy import AccessPolicy, Override, SecretLimits, Strength
-from libs.errors import NotFound
+from libs.errors import NotFound, Stale
 from libs.ids import uuid7
 from services.identity.access_policy_store import PgAccessPolicyStore
 from services.identity.sign_in_model import Session, digest, random_text
@@ -26,11 +28,31 @@ POLICY = AccessPolicy(Strength(("a", "b"), ("otp",), 60), {"ssh": Override(("a",
 async def test_a_policy_put_on_one_replica_holds_on_the_other(real: Doors, pools: Pools) -> None:
     one, other = map(PgAccessPolicyStore, pools)
     assert await one.access_policy(real.domain_id) is None
+    before = AccessPolicy()
     for policy in (POLICY, AccessPolicy()):
-        await one.put_access_policy(real.domain_id, policy, NOW)
+        await one.put_access_policy(real.domain_id, before, policy, NOW)
         assert await other.access_policy(real.domain_id) == policy
+        before = policy
     with pytest.raises(NotFound):
-        await one.put_access_policy(uuid7(), POLICY, NOW)
+        await one.put_access_policy(uuid7(), AccessPolicy(), POLICY, NOW)
+
+
+async def test_a_policy_is_put_for_the_one_that_was_decided_on(real: Doors, pools: Pools) -> None:
+    one, other = map(PgAccessPolicyStore, pools)
+    tight = replace(POLICY, strength=Strength(("a",), ("otp", "hwk"), 30))
+    await one.put_access_policy(real.domain_id, AccessPolicy(), POLICY, NOW)
+    await other.put_access_policy(real.domain_id, POLICY, tight, NOW)
+    with pytest.raises(Stale):
+        await one.put_access_policy(real.domain_id, POLICY, replace(POLICY, max_ttl_s=119), NOW)
+    assert await one.access_policy(real.domain_id) == tight
+    # Of many who decided on the same one, one is in time.
+    wanted = [replace(tight, max_ttl_s=ttl) for ttl in range(61, 71)]
+    puts = [
+        pair.put_access_policy(real.domain_id, tight, policy, NOW)
+        for pair, policy in zip([one, other] * 5, wanted, strict=True)
+    ]
+    answers = await asyncio.gather(*puts, return_exceptions=True)
+    assert sorted(type(answer).__name__ for answer in answers) == ["NoneType", *["Stale"] * 9]
 
 
 async def test_terms_are_of_now(replicas: tuple[Replica, Replica], pools: Pools, real: Doors) -> None:
@@ -43,7 +65,7 @@ async def test_terms_are_of_now(replicas: tuple[Replica, Replica], pools: Pools,
     assert terms is not None
     assert (terms.project_id, terms.domain_id, terms.node_id) == (project.id, domain.id, enrolled.node.node_id)
     assert (terms.policy, terms.binding_acr) == (AccessPolicy(), ())
-    await store.put_access_policy(domain.id, POLICY, NOW)
+    await store.put_access_policy(domain.id, AccessPolicy(), POLICY, NOW)
     (terms,) = await store.session_terms([(bare.id, uuid7())])
     assert terms is not None
     assert (terms.node_id, terms.policy) == (None, POLICY)

@@ -15,6 +15,7 @@ from libs.cursor import Cursors
 from libs.custody import Secret
 from libs.errors import AuthzUnavailable, LookupTooLarge, PlexError
 from libs.ids import uuid7
+from services.identity.access_policy_store import PgAccessPolicyStore
 from services.identity.authority import Gate
 from services.identity.authorization import Authorization
 from services.identity.authorization_store import PgTupleDirectory
@@ -44,7 +45,8 @@ VALUES ($1, $2, 'robot', $1::uuid::text, '', 'api_token', now())
 """
 PERSON = """
 INSERT INTO identity.identities (id, domain_id, binding_id, subject, display_name, email, created_at, last_sign_in_at)
-SELECT $1::uuid, $2, id, $1::uuid::text, '', '', now(), now() FROM identity.idp_bindings LIMIT 1
+SELECT $1::uuid, $2, id, $1::uuid::text, '', '', now(), now() FROM identity.idp_bindings
+WHERE required_acr = '{}' LIMIT 1
 """
 
 
@@ -116,7 +118,9 @@ async def town(pools: Pools, relations: Relations) -> Town:
     here, there = await site(pool, relations), await site(pool, relations)
     audit = FakeAudit([])
     gate = Gate(relations, audit, PgStore(pool))
-    rules = Authorization(relations, PgTupleDirectory(pool), gate, Cursors(Secret(b"k" * 32)))
+    rules = Authorization(
+        relations, PgTupleDirectory(pool), gate, PgAccessPolicyStore(pool), Cursors(Secret(b"k" * 32))
+    )
     member = await person(pool, here.project.domain_id)
     return Town(
         rules, audit, relations, pool, here.project, there.project, here.resource, there.resource, here.owner, member,

@@ -134,6 +134,8 @@ WEAKENING: dict[str, tuple[str, str, Any]] = {
     "a provider of one's own": DECISIONS["a provider of one's own"],
     "no provider any more": DECISIONS["no provider any more"],
     "a provider less": DECISIONS["a provider less"],
+    "a role for an accomplice": DECISIONS["a role"],
+    "another role": DECISIONS["another role"],
 }
 
 
@@ -143,11 +145,11 @@ async def test_a_weak_login_opens_nothing_that_it_cannot_enter(scene: Scene) -> 
     assert (await operator.call("PUT", policy, {"required_acr": [PHR]})).status == 200
     who = f"in-person-{uuid.uuid4().hex}"
     weak = await scene.outside.sign_in(Login(who, acr=MFA), story.domain_id)
-    await role(scene, await subject_of(weak), "admin")
+    given = await role(scene, await subject_of(weak), "admin")
     places = {
-        "domain": story.domain_id,
+        "domain": story.domain_id, "project": story.project_id, "member": NOBODY, "tuple": given,
         "binding": first(await operator.call("GET", f"/v1/admin/idp?domain_id={story.domain_id}")),
-    }
+    }  # fmt: skip
     for method, path, body in WEAKENING.values():
         refused = await weak.call(method, path.format(**places), filled(body, places))
         assert str(refused) == "401 step_up_required", path
