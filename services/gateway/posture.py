@@ -27,14 +27,13 @@ class Row:
 def ledger(ports: Ports) -> tuple[Row, ...]:
     """Return all rows."""
     bus = tuple(f"port {name.replace('_', ' ')}" for name in ports.missing)
-    step_up = ("who may change the policy, and a sign-out on the way", "the table of attacks over the wire")
     checkpoints = ("signed checkpoints anchored outside of the database",)
     return (
         Row("F-1", "forged or replayed mesh events", bus),
         Row("F-2", "secrets exfiltrated without a trace or in bulk"),
         Row("F-3", "stolen or forged id_token"),
-        Row("F-4", "privilege without fresh strong authentication", step_up),
-        Row("F-5", "the same, replayed over the wire", step_up),
+        Row("F-4", "privilege without fresh strong authentication"),
+        Row("F-5", "the same, replayed over the wire"),
         Row("F-6", "another node's secret"),
         Row("S-1", "the database is read"),
         Row("A-1", "a hostile DBA rewrites a row or the chain", checkpoints),
