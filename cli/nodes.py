@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from cli.edge import EXIT_USAGE, EdgeClient, Refusal, edge, end, fail, say, write_private
 from cli.output import Cursor, Json, Limit, emit, page
+from cli.sign_in import stepping_up
 from libs import nsk, seal
 from libs.custody import Secret
 
@@ -136,7 +137,7 @@ def rotate_key(
 @node_app.command("revoke-key")
 def revoke_key(node_id: str) -> None:
     """End all node keys of a node at once; its resource may then be registered again, as the same node."""
-    edge().call("POST", f"/v1/nodes/{node_id}/secret-key/revoke")
+    stepping_up("POST", f"/v1/nodes/{node_id}/secret-key/revoke")
 
 
 @node_app.command("register")

@@ -6,6 +6,10 @@ from libs.access_policy import Strength
 from libs.errors import StepUpRequired
 from libs.principal import SKEW_S, Principal
 
+# How old a login may be that decides in person who is believed, or who may what. As long as an access token lasts:
+# whoever has just signed in on a device need not do so again.
+FRESH_FOR_S = 15 * 60
+IN_PERSON = Strength(max_auth_age_s=FRESH_FOR_S)
 # What a person gets by signing in. Everything else lies in files, and no provider vouches for who holds it now.
 BY_PERSON = frozenset({"session", "access_token"})
 

@@ -49,16 +49,30 @@ ACCESS = (
     Mutant(
         "F-4 who loosens a policy satisfies it",
         "services/identity/access_policies.py",
-        "return (IN_PERSON, *dict.fromkeys(old for old, new in asked if dropped or not new.within(old)))",
+        "return (IN_PERSON, *dict.fromkeys(old for old, new in changes if dropped or not new.within(old)))",
         "return (IN_PERSON,)",
         IN_PERSON + "test_a_weak_login_opens_nothing_that_it_cannot_enter",
     ),
     Mutant(
-        "F-4 who binds a provider or gives a role satisfies the policy",
+        "F-4 who gives a role satisfies the policy",
         "services/identity/access_policies.py",
-        "    return (Strength(own.required_acr or binding_acr, own.required_amr, FRESH_FOR_S),)\n",
+        "    return (Strength(own.required_acr or asked.own_acr, own.required_amr, FRESH_FOR_S),)\n",
         "    return (IN_PERSON,)\n",
         IN_PERSON + "test_a_weak_login_opens_nothing_that_it_cannot_enter",
+    ),
+    Mutant(
+        "F-4 who binds a provider satisfies the policy",
+        "services/identity/access_policies.py",
+        "    return tuple(dict.fromkeys(replace(one, max_auth_age_s=FRESH_FOR_S) for one in every))\n",
+        "    return (IN_PERSON,)\n",
+        IN_PERSON + "test_a_weak_login_opens_nothing_that_it_cannot_enter",
+    ),
+    Mutant(
+        "F-4 who changes session keys has just signed in",
+        KEYS,
+        "        if decision.granted and (lacks := ",
+        "        if False and (lacks := ",
+        IN_PERSON + "test_an_old_login_decides_nothing",
     ),
     Mutant(
         "F-4 a policy is put for the one that was decided on",

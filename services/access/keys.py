@@ -2,7 +2,7 @@
 
 import datetime
 import hmac
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 import structlog
@@ -13,9 +13,12 @@ from libs.clock import Clock
 from libs.decision import ANONYMOUS, GRANTED, Record, at_home
 from libs.errors import NotFound, SigningKeyNotFound, SigningKeyRevoked, SigningUnavailable, Stale
 from libs.principal import Principal
+from libs.step_up import IN_PERSON, challenge, lacking, login_of
 from services.access.model import Doubt, PublicHalf, SessionKey
 from services.access.ports import Audit, Authority, KeyStore, Vault
 from services.access.token import assembled, signing_input
+
+VIOLATION = "caveat_violation"
 
 log = structlog.get_logger()
 
@@ -123,6 +126,10 @@ class SessionKeys:
     async def _allowed(self, caller: Principal, domain_id: UUID, action: str, kid: str = "") -> list[SessionKey]:
         decision = await self.authority.check(caller.reference, "manage", f"domain:{domain_id}")
         keys = await self.store.keys(domain_id)
+        if decision.granted and (lacks := lacking(IN_PERSON, login_of(caller), self.clock.now().timestamp())):
+            row = _record(domain_id, action, caller, VIOLATION, domain_id, kid)
+            await self.audit.record(replace(row, context=row.context | {"step_up": list(lacks.missing)}))
+            raise challenge(lacks)
         # A made-up Domain must not get a chain: whoever is refused could fill the audit service with them.
         chain = domain_id if decision.granted or keys else None
         row = _record(chain, action, caller, decision.reason, domain_id, kid)

@@ -10,7 +10,7 @@ import asyncpg
 from libs.access_policy import AccessPolicy, Override, SecretLimits, Strength
 from libs.errors import NotFound, Stale
 from libs.pg import connection, transaction
-from services.identity.model import SessionTerms
+from services.identity.model import InForce, SessionTerms
 
 POLICY = """required_acr, required_amr, max_auth_age_s, kinds, default_ttl_s, max_ttl_s, max_active_per_identity,
 max_active_per_node, issue_rate_per_minute, node_rate_per_minute, node_burst, domain_rate_per_minute, domain_burst"""
@@ -37,7 +37,9 @@ LEFT JOIN identity.idp_bindings b ON b.id = i.binding_id
 ORDER BY w.turn
 """
 IN_FORCE = f"""
-SELECT p.domain_id IS NOT NULL AS kept, b.required_acr AS binding_acr,
+SELECT p.domain_id IS NOT NULL AS kept, b.required_acr AS own_acr,
+    (SELECT coalesce(jsonb_agg(DISTINCT of.required_acr), '[]') FROM identity.idp_bindings of
+     WHERE of.domain_id = w.domain_id) AS bindings_acr,
     {", ".join("p." + name.strip() for name in POLICY.split(","))}
 FROM (SELECT $1::uuid AS domain_id, $2::uuid AS identity_id) w
 LEFT JOIN identity.access_policies p ON p.domain_id = w.domain_id
@@ -86,11 +88,12 @@ class PgAccessPolicyStore:
             row = await lent.fetchrow(OWN, domain_id)
         return policy_of(row) if row else None
 
-    async def in_force(self, domain_id: UUID, identity_id: UUID) -> tuple[AccessPolicy, tuple[str, ...]]:
-        """Return the policy that holds in a Domain, and the values of `acr` that a person's own binding asks for."""
+    async def in_force(self, domain_id: UUID, identity_id: UUID) -> InForce:
+        """Return what holds in a Domain, and for a person's own binding."""
         async with connection(self.pool, "policy_in_force") as lent:
             (row,) = await lent.fetch(IN_FORCE, domain_id, identity_id)
-        return policy_of(row) if row["kept"] else AccessPolicy(), tuple(row["binding_acr"] or ())
+        policy = policy_of(row) if row["kept"] else AccessPolicy()
+        return InForce(policy, tuple(row["own_acr"] or ()), tuple(map(tuple, json.loads(row["bindings_acr"]))))
 
     async def put_access_policy(
         self, domain_id: UUID, before: AccessPolicy, policy: AccessPolicy, at: datetime.datetime

@@ -8,8 +8,8 @@ from libs.clock import Clock
 from libs.errors import FederationKindMismatch, Forbidden, InvalidRequest, NotFound
 from libs.ids import uuid7
 from libs.principal import Principal
-from libs.step_up import BY_PERSON, challenge, lacking, login_of
-from services.identity.authority import IN_PERSON, Act, Gate, caller_of
+from libs.step_up import BY_PERSON, IN_PERSON, challenge, lacking, login_of
+from services.identity.authority import Act, Gate, caller_of
 from services.identity.bindings import resource_of
 from services.identity.sign_in_model import digest
 from services.identity.token_model import API_TOKEN, ApiToken, Owner, new_text

@@ -8,14 +8,9 @@ from libs.clock import Clock, SystemClock
 from libs.decision import GRANTED, OUT_OF_SCOPE, Decision, Record, Recorder
 from libs.errors import NodeIdMismatch, NskRevoked
 from libs.principal import Principal
-from libs.step_up import BY_PERSON, challenge, lacking, login_of
+from libs.step_up import BY_PERSON, IN_PERSON, challenge, lacking, login_of
 from services.identity.model import Caller
 from services.identity.ports import Authority, Domains
-
-# How old a login may be that decides in person. As long as an access token lasts: whoever has just signed in on a
-# device need not do so again.
-FRESH_FOR_S = 15 * 60
-IN_PERSON = Strength(max_auth_age_s=FRESH_FOR_S)
 
 
 @dataclass(frozen=True)

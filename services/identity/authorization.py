@@ -26,8 +26,9 @@ from libs.errors import (
     RelationSubjectNotFound,
     RelationTupleNotFound,
 )
-from services.identity.access_policies import asked_to_decide
-from services.identity.authority import IN_PERSON, Act, Gate
+from libs.step_up import IN_PERSON
+from services.identity.access_policies import asked_to_give
+from services.identity.authority import Act, Gate
 from services.identity.model import Caller, Place, Tuple, TupleRow
 from services.identity.ports import AccessPolicyStore, Oracle, TupleDirectory
 from services.identity.schema import PLATFORM, ROLES, SUBJECTS, is_object, require_askable, require_storable
@@ -145,9 +146,8 @@ class Authorization:
         await self.oracle.revoke([before.row])
 
     async def _asked_to_give(self, caller: Caller, place: Place | None) -> tuple[Strength, ...]:
-        """Return what a login must be to give a role: a weak one would give it to somebody whose own is strong."""
         domain_id = place.domain_id if place and place.domain_id else NIL
-        return asked_to_decide(caller, *await self.policies.in_force(domain_id, UUID(caller.subject)))
+        return asked_to_give(caller, await self.policies.in_force(domain_id, UUID(caller.subject)))
 
     async def _oversees(self, caller: Caller, resources: list[str]) -> list[bool]:
         if not resources:

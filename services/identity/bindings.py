@@ -10,7 +10,7 @@ from libs.clock import Clock
 from libs.decision import ANONYMOUS
 from libs.errors import BindingConflict, EmptyPatch, InvalidRequest, NotFound
 from libs.ids import uuid7
-from services.identity.access_policies import asked_to_decide
+from services.identity.access_policies import asked_to_bind
 from services.identity.authority import Act, Gate
 from services.identity.egress import is_issuer
 from services.identity.model import Caller
@@ -150,8 +150,7 @@ class Bindings:
 
     async def _decision(self, caller: Caller, domain_id: UUID | None, act: Act) -> Act:
         """Return an act as one that is done in person, with a login as strong as the Domain asks for."""
-        policy, binding_acr = await self.policies.in_force(domain_id or NIL, UUID(caller.subject))
-        required = asked_to_decide(caller, policy, binding_acr)
+        required = asked_to_bind(caller, await self.policies.in_force(domain_id or NIL, UUID(caller.subject)))
         return replace(act, domain_id=str(domain_id or ""), in_person=True, required=required)
 
     async def list(self, caller: Caller, domain_id: UUID | None) -> list[Binding]:

@@ -105,6 +105,15 @@ class NodePlace:
 
 
 @dataclass(frozen=True)
+class InForce:
+    """A Domain's policy, and the values of `acr` that bindings ask for: the asker's own, and each of the Domain's."""
+
+    policy: AccessPolicy
+    own_acr: tuple[str, ...] = ()
+    bindings_acr: tuple[tuple[str, ...], ...] = ()
+
+
+@dataclass(frozen=True)
 class SessionTerms:
     """Where a resource stands, and what its privileged sessions ask for; `node_id` is None while none registered."""
 

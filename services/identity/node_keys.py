@@ -82,7 +82,9 @@ class NodeKeys:
         """End all keys of a node at once; its resource may then be registered again. Idempotent."""
         this = f"node:{node_id}"
         domain_id = await self.store.domain_of(node_id)
-        await self.gate.write(caller, "node-operate", this, Act("secret_key.revoke", this, str(domain_id or "")))
+        # Whoever registers the node again has what it may read, so this decides who it is.
+        act = Act("secret_key.revoke", this, str(domain_id or ""), in_person=True)
+        await self.gate.write(caller, "node-operate", this, act)
         if domain_id is None:
             raise NotFound
         await self.store.revoke(node_id, self.clock.now())

@@ -13,6 +13,7 @@ from services.identity.model import (
     Candidate,
     Domain,
     Home,
+    InForce,
     NodePlace,
     NodeSummary,
     Place,
@@ -239,8 +240,8 @@ class AccessPolicyStore(Protocol):
     async def access_policy(self, domain_id: UUID) -> AccessPolicy | None:
         """Return a Domain's own policy."""
 
-    async def in_force(self, domain_id: UUID, identity_id: UUID) -> tuple[AccessPolicy, tuple[str, ...]]:
-        """Return the policy that holds in a Domain, and the values of `acr` that a person's own binding asks for."""
+    async def in_force(self, domain_id: UUID, identity_id: UUID) -> InForce:
+        """Return what holds in a Domain, and for a person's own binding."""
 
     async def put_access_policy(
         self, domain_id: UUID, before: AccessPolicy, policy: AccessPolicy, at: datetime.datetime

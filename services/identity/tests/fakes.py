@@ -23,6 +23,7 @@ from services.identity.model import (
     Caller,
     Candidate,
     Domain,
+    InForce,
     NodePlace,
     NodeSummary,
     Project,
@@ -355,12 +356,14 @@ class FakePolicyStore:
     trace: list[str]
     policies: dict[UUID, AccessPolicy] = field(default_factory=dict)
     binding_acr: tuple[str, ...] = ()
+    bindings_acr: tuple[tuple[str, ...], ...] = ()
 
     async def access_policy(self, domain_id: UUID) -> AccessPolicy | None:
         return self.policies.get(domain_id)
 
-    async def in_force(self, domain_id: UUID, identity_id: UUID) -> tuple[AccessPolicy, tuple[str, ...]]:
-        return self.policies.get(domain_id, AccessPolicy()), self.binding_acr
+    async def in_force(self, domain_id: UUID, identity_id: UUID) -> InForce:
+        bindings = self.bindings_acr or ((self.binding_acr,) if self.binding_acr else ())
+        return InForce(self.policies.get(domain_id, AccessPolicy()), self.binding_acr, bindings)
 
     async def put_access_policy(
         self, domain_id: UUID, before: AccessPolicy, policy: AccessPolicy, at: datetime

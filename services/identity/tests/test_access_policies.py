@@ -10,10 +10,11 @@ from libs.access_policy import AccessPolicy, Override, SecretLimits, Strength
 from libs.clock import FixedClock
 from libs.errors import AuditUnavailable, Forbidden, InvalidRequest, StepUpRequired
 from libs.ids import uuid7
-from services.identity.access_policies import AccessPolicies
-from services.identity.authority import FRESH_FOR_S, Gate
+from libs.step_up import FRESH_FOR_S
+from services.identity.access_policies import AccessPolicies, asked_to_bind
+from services.identity.authority import Gate
 from services.identity.grpc_access import packed, unpacked
-from services.identity.model import Caller
+from services.identity.model import Caller, InForce
 from services.identity.tests.fakes import NOW, FakeAudit, FakeAuthority, FakePolicyStore, FakeStore, signed_in
 
 pytestmark = pytest.mark.unit
@@ -139,6 +140,36 @@ async def test_what_a_binding_asks_for_counts_where_the_policy_has_no_class_of_i
     strong = put_by(desk, acr="urn:mfa")
     desk.store.policies.clear()
     assert await desk.rules.put(strong, desk.domain_id, wanted) == wanted
+
+
+async def test_a_kind_is_not_loosened_by_way_of_what_nobody_satisfies() -> None:
+    desk = Desk()
+    desk.store.binding_acr = ("urn:mfa", "urn:phr")
+    weak = put_by(desk, acr="urn:mfa")
+    desk.store.policies[desk.domain_id] = AccessPolicy(Strength(), {"ssh": Override(("urn:phr",))})
+    nobodys = AccessPolicy(Strength(), {"ssh": Override(("zz",))})
+    assert await desk.rules.put(weak, desk.domain_id, nobodys) == nobodys
+    with pytest.raises(StepUpRequired):
+        await desk.rules.put(weak, desk.domain_id, AccessPolicy())
+
+
+async def test_a_weaker_provider_of_a_domain_does_not_speak_for_the_others() -> None:
+    desk = Desk()
+    weak = put_by(desk, acr="urn:pwd")
+    desk.store.policies.clear()
+    desk.store.binding_acr, desk.store.bindings_acr = (), ((), ("urn:phr",))
+    with pytest.raises(StepUpRequired) as refused:
+        await desk.rules.put(weak, desk.domain_id, AccessPolicy(Strength(("urn:pwd",))))
+    assert refused.value.extra["acr_values"] == ["urn:phr"]
+
+
+def test_who_binds_a_provider_satisfies_the_strictest_kind_and_every_binding() -> None:
+    who = signed_in(str(uuid7()))
+    policy = AccessPolicy(Strength(("a", "b")), {"ssh": Override(("a",), ("hwk",), 60)})
+    asked = asked_to_bind(who, InForce(policy, ("b",), (("b",), ("c",))))
+    assert Strength(("a",), ("hwk",), FRESH_FOR_S) in asked
+    open_policy = asked_to_bind(who, InForce(AccessPolicy(), (), ((), ("c",))))
+    assert Strength(("c",), (), FRESH_FOR_S) in open_policy
 
 
 async def test_the_platforms_people_mend_a_policy_that_nobody_satisfies() -> None:

@@ -1,5 +1,6 @@
 """Node keys: a node renews its own with a grace for the old one, an operator ends them all; one row before each."""
 
+import time
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -148,6 +149,7 @@ async def test_what_the_wire_gets() -> None:
     assert (len(answer.nsk), answer.kid) == (32, scene.live()[-1])
     assert UUID(answer.kid.removeprefix("nsk_")).version == 7
     assert answer.previous_valid_until.ToDatetime() == (NOW + GRACE).replace(tzinfo=None)
-    with context.bind(context.Call(principal=Principal(scene.world.owner.subject, "user", "session"))):
+    fresh = Principal(scene.world.owner.subject, "user", "session", auth_time=int(time.time()))
+    with context.bind(context.Call(principal=fresh)):
         await admin.RevokeSecretKey(pb.RevokeSecretKeyRequest(node_id=this), UNUSED)
     assert scene.live() == []

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.e2e
 
 TUPLES = "/v1/authz/relation-tuples"
 NOBODY = str(uuid.uuid4())
+KEYS = "/v1/domains/{domain}/signing-keys"
 EVIL = {
     "issuer": "https://evil.example", "client_id": "c", "client_secret_ref": "kv/idp/{domain}/op",
     "discovery_url": "https://evil.example/.well-known/openid-configuration", "jit_policy": "allow", "primary": False,
@@ -99,8 +100,18 @@ async def test_a_leaked_token_decides_nothing(scene: Scene, name: str) -> None:
     assert (row["reason"], row["decision"]["caveat_context"]["token"]) == ("caveat_violation", ["credential"])
 
 
+# As services other than identity decide them, or as nobody but people ever does.
+MORE: dict[str, tuple[str, str, Any]] = {
+    "another session key": (
+        "POST",
+        "/v1/domains/{domain}/signing-keys/rotate",
+        {"use": "session", "transition_seconds": 60},
+    ),
+    "no session key any more": ("POST", KEYS + "/{session_key}/revoke", None),
+    "a node without its keys": ("POST", "/v1/nodes/{node}/secret-key/revoke", None),
+}
 # To end a token needs no strength: whoever found it has ended nothing but his own way in.
-TAKES_STRENGTH = [name for name in DECISIONS if name != "a token less"]
+TAKES_STRENGTH = {name: one for name, one in (DECISIONS | MORE).items() if name != "a token less"}
 
 
 @pytest.mark.parametrize("name", TAKES_STRENGTH)
@@ -112,10 +123,10 @@ async def test_an_old_login_decides_nothing(scene: Scene, name: str) -> None:
         "binding": first(await operator.call("GET", f"/v1/admin/idp?domain_id={story.domain_id}")),
         "platform": first(await operator.call("GET", "/v1/admin/platform-idp")),
         "tuple": await role(scene, member, "member"), "token": (await issue(operator)).json["id"],
-        "random": uuid.uuid4().hex,
+        "random": uuid.uuid4().hex, "session_key": await session_key(scene), "node": story.node_a.node_id,
     }  # fmt: skip
     browser = await scene.outside.sign_in(Login("operator", auth_age_s=960))
-    method, path, body = DECISIONS[name]
+    method, path, body = TAKES_STRENGTH[name]
     for old in (browser, scene.edge.as_bearer(await scene.outside.access_token(browser))):
         refused = await old.call(method, path.format(**places), filled(body, places))
         assert str(refused) == "401 step_up_required"
@@ -126,6 +137,17 @@ async def test_an_old_login_decides_nothing(scene: Scene, name: str) -> None:
         (row,) = [row for answer in found for row in answer.json["items"]]
         named = row["decision"]["caveat_context"]["step_up"]
         assert (row["reason"], named) == ("caveat_violation", ["auth_time_stale"])
+
+
+async def session_key(scene: Scene) -> str:
+    keys = f"/v1/domains/{scene.story.domain_id}/signing-keys"
+    rotated = await scene.operator.call("POST", f"{keys}/rotate", {"use": "session", "transition_seconds": 60})
+    if rotated.status == 404:
+        # Made with the first session, by somebody whom nobody lets in here.
+        return "sek_" + "0" * 32
+    assert rotated.status == 200, rotated.body
+    identifier: str = rotated.json["key_id"]
+    return identifier
 
 
 WEAKENING: dict[str, tuple[str, str, Any]] = {
