@@ -45,7 +45,7 @@ VALUES ($1, $2, 'robot', $1::uuid::text, '', 'api_token', now())
 """
 PERSON = """
 INSERT INTO identity.identities (id, domain_id, binding_id, subject, display_name, email, created_at, last_sign_in_at)
-SELECT $1::uuid, $2, id, $1::uuid::text, '', '', now(), now() FROM identity.idp_bindings WHERE required_acr = '{}' LIMIT 1
+SELECT $1::uuid, $2, id, $1::text, '', '', now(), now() FROM identity.idp_bindings WHERE required_acr = '{}' LIMIT 1
 """
 
 
