@@ -11,7 +11,7 @@ from libs.errors import PlexError
 from libs.rpc.channel import Peer
 from plexsphere.identity.v1 import sign_in_pb2 as pb
 from plexsphere.identity.v1 import sign_in_pb2_grpc as stubs
-from services.gateway.answers import given, nothing, reply
+from services.gateway.answers import given, nothing, reply, when
 from services.gateway.credentials import CSRF_COOKIE, SESSION_COOKIE
 from services.gateway.edge import Asked, Route
 
@@ -21,6 +21,7 @@ SEE_OTHER = 303
 SIGN_IN_COOKIE = "__Host-plexsphere_sign_in"
 SIGN_IN_S = 600
 LONGEST_COOKIE = 512
+LONGEST_USER_AGENT = 256
 
 log = structlog.get_logger()
 
@@ -42,6 +43,7 @@ class SignIn:
             "GetAuthBindingCallback": Route(self.complete),
             "PostAuthDeviceCode": Route(self.start_device),
             "PostAuthDeviceToken": Route(self.poll_device),
+            "PostAuthDeviceInspect": Route(self.inspect_device),
             "PostAuthDeviceApprove": Route(self.approve_device),
             "PostAuthDeviceDeny": Route(self.deny_device),
             "PostAuthBackchannelLogout": Route(self.log_out),
@@ -129,6 +131,7 @@ class SignIn:
             client_id=body.get("client_id", ""),
             acr_values=body.get("acr_values", ()),
             max_age=body.get("max_age"),
+            user_agent=user_agent(asked.http),
         )
         answer = await self._flows.StartDevice(request)
         uri = f"{self._public_url}/device"
@@ -149,6 +152,29 @@ class SignIn:
         request = pb.PollDeviceRequest(device_code=body["device_code"], client_id=body.get("client_id", ""))
         answer = await self._flows.PollDevice(request)
         return reply({"access_token": answer.access_token, "token_type": "Bearer", "expires_in": answer.expires_in_s})
+
+    async def inspect_device(self, asked: Asked) -> web.Response:
+        """Say who shows a user code, to whoever may approve it."""
+        request = pb.InspectDeviceRequest(user_code=asked.body["user_code"])
+        require_session(asked)
+        answer = await self._sessions.InspectDevice(request, metadata=asked.metadata)
+        members = given(
+            client_ip=answer.client_ip,
+            user_agent=answer.user_agent,
+            domain_name=answer.domain_name,
+            acr_values=list(answer.acr_values),
+        )
+        if answer.HasField("max_age"):
+            members["max_age"] = answer.max_age
+        return reply(
+            {
+                "client_id": answer.client_id,
+                "asked_at": when(answer.asked_at),
+                "expires_at": when(answer.expires_at),
+                "step_up_needed": answer.step_up_needed,
+                **members,
+            }
+        )
 
     async def approve_device(self, asked: Asked) -> web.Response:
         """Approve a device's user code."""
@@ -207,6 +233,11 @@ def require_session(asked: Asked) -> None:
     """Raise Unauthenticated unless a browser's session asks: a token must not beget tokens."""
     if not asked.credential or not asked.credential.by_cookie:
         raise errors.Unauthenticated("a session is needed")
+
+
+def user_agent(request: web.Request) -> str:
+    """Return what a client says that it is, in characters that can be stored."""
+    return "".join(filter(str.isprintable, request.headers.get("User-Agent", "")))[:LONGEST_USER_AGENT]
 
 
 def cookie(asked: Asked, name: str) -> str:

@@ -71,6 +71,8 @@ COLUMNS: Declared = {
     "device_codes": {
         "device_digest": Is.HASH,
         "user_code_digest": Is.HASH,
+        "client_ip": Is.PERSONAL,
+        "user_agent": Is.PERSONAL,
         "client_id": Is.IDENTIFIER,
         "acr_values": Is.METADATA,
         "acr": Is.METADATA,

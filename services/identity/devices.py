@@ -3,7 +3,7 @@
 import base64
 import datetime
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from uuid import UUID
 
 from libs.clock import Clock
@@ -23,12 +23,29 @@ from libs.errors import (
 )
 from libs.ids import uuid7
 from services.identity.bindings import offered
-from services.identity.sign_in_model import Device, Login, Session, Wanted, digest, random_text
+from services.identity.sign_in_model import Asker, Device, Login, Session, Wanted, digest, random_text
 from services.identity.sign_in_ports import SignInStore
 
 CODE_FOR = datetime.timedelta(minutes=10)
 TOKEN_FOR = datetime.timedelta(minutes=15)
 INTERVAL_S = 1
+LONGEST_SHOWN = 256
+UNKNOWN = Asker()
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What somebody sees before deciding about a device."""
+
+    device: Device
+    domain_name: str
+    asked_at: datetime.datetime
+    step_up_needed: bool
+
+
+def plain(text: str) -> str:
+    """Return what a page may show of a stranger's text: short, and nothing in it that reorders or hides the rest."""
+    return "".join(filter(str.isprintable, text))[:LONGEST_SHOWN]
 
 
 def user_code_digest(text: str) -> bytes:
@@ -74,7 +91,13 @@ class Devices:
     environment: str
 
     async def start(
-        self, domain_id: UUID | None, client_id: str, wanted: Wanted, binding_id: UUID | None = None, alias: str = ""
+        self,
+        domain_id: UUID | None,
+        client_id: str,
+        wanted: Wanted,
+        binding_id: UUID | None = None,
+        alias: str = "",
+        asker: Asker = UNKNOWN,
     ) -> tuple[Device, str, str]:
         """Return a device authorization, its device code and its user code; a named binding is the only one then."""
         if binding_id or alias:
@@ -83,7 +106,9 @@ class Devices:
         letters = base64.b32encode(os.urandom(5)).decode()
         user_code = f"{letters[:4]}-{letters[4:]}"
         expires_at = self.clock.now() + CODE_FOR
-        device = Device(uuid7(), client_id, domain_id, wanted, INTERVAL_S, expires_at, binding_id=binding_id)
+        device = Device(
+            uuid7(), client_id, domain_id, wanted, INTERVAL_S, expires_at, binding_id=binding_id, asker=asker
+        )
         await self.store.start_device(device, digest(device_code), user_code_digest(user_code))
         return device, device_code, user_code
 
@@ -92,6 +117,15 @@ class Devices:
             if binding_id in {None, binding.id} and alias in {"", binding.alias}:
                 return binding.id
         raise IdpBindingNotFound
+
+    async def inspect(self, session: Session, user_code: str) -> Asking:
+        """Say who asks, to somebody who could approve; a code that is none for them is told as approving tells it."""
+        device = await self._asked(session, user_code, "device.inspect")
+        domain_name = await self.store.domain_name(device.domain_id) if device.domain_id else ""
+        asker = Asker(device.asker.client_ip, plain(device.asker.user_agent))
+        shown = replace(device, client_id=plain(device.client_id), asker=asker)
+        strong = satisfies(session.login, device, self.clock.now())
+        return Asking(shown, domain_name, device.expires_at - CODE_FOR, step_up_needed=not strong)
 
     async def approve(self, session: Session, user_code: str) -> None:
         """Give the device the login behind a session; it never becomes fresher by that."""

@@ -10,7 +10,7 @@ import grpc
 from libs.decision import GRANTED, Record
 from libs.errors import Forbidden, Unauthenticated
 from libs.principal import Principal
-from libs.rpc.context import current_principal
+from libs.rpc.context import current_call, current_principal
 from libs.step_up import BY_PERSON
 from plexsphere.identity.v1 import sign_in_pb2 as pb
 from plexsphere.identity.v1 import sign_in_pb2_grpc
@@ -19,7 +19,7 @@ from services.identity.authentication import Authentication
 from services.identity.devices import Devices
 from services.identity.logout import Logout
 from services.identity.sign_in import SignIn
-from services.identity.sign_in_model import Callback, Login, Person, Session, Wanted
+from services.identity.sign_in_model import Asker, Callback, Login, Person, Session, Wanted
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -114,8 +114,9 @@ class SignInApi(sign_in_pb2_grpc.SignInServiceServicer):
         wanted = Wanted(tuple(request.acr_values), request.max_age if request.HasField("max_age") else None)
         domain_id, binding_id = pack.optional_id(request.domain_id), pack.optional_id(request.idp_binding_id)
         device, device_code, user_code = await self._devices.start(
-            domain_id, request.client_id, wanted, binding_id, request.idp_binding_alias
-        )
+            domain_id, request.client_id, wanted, binding_id, request.idp_binding_alias,
+            Asker(current_call().client_ip, request.user_agent),
+        )  # fmt: skip
         return pb.StartDeviceResponse(
             device_code=device_code, user_code=user_code, expires_in_s=600, interval_s=device.interval_s
         )
@@ -171,6 +172,21 @@ class SessionApi(sign_in_pb2_grpc.SessionServiceServicer):
         ended = await self._sign_in.store.end_sessions(UUID(principal.subject))
         url = await self._sign_in.logout_url(UUID(principal.subject))
         return pb.SignOutEverywhereResponse(ended=ended, logout_url=url)
+
+    async def InspectDevice(self, request: pb.InspectDeviceRequest, context: Context) -> pb.InspectDeviceResponse:
+        asking = await self._devices.inspect(session_behind(current_principal()), request.user_code)
+        device = asking.device
+        return pb.InspectDeviceResponse(
+            client_id=device.client_id,
+            client_ip=device.asker.client_ip,
+            user_agent=device.asker.user_agent,
+            asked_at=pack.timestamp(asking.asked_at),
+            expires_at=pack.timestamp(device.expires_at),
+            domain_name=asking.domain_name,
+            acr_values=device.wanted.acr_values,
+            max_age=device.wanted.max_age_s,
+            step_up_needed=asking.step_up_needed,
+        )
 
     async def ApproveDevice(self, request: pb.ApproveDeviceRequest, context: Context) -> pb.ApproveDeviceResponse:
         await self._devices.approve(session_behind(current_principal()), request.user_code)

@@ -150,6 +150,14 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Asker:
+    """Where a device's request came from, and what it says that it is; who approves is shown it."""
+
+    client_ip: str = ""
+    user_agent: str = ""
+
+
+@dataclass(frozen=True)
 class Device:
     """A device authorization (RFC 8628)."""
 
@@ -164,6 +172,7 @@ class Device:
     binding_id: UUID | None = None
     denied: bool = False
     login: Login = field(default_factory=Login)
+    asker: Asker = field(default_factory=Asker)
 
 
 @dataclass(frozen=True)

@@ -87,6 +87,9 @@ class SignInStore(BindingStore, Protocol):
     async def device_by_user_code(self, user_code_digest: bytes) -> Device | None:
         """Return a device authorization by what a person typed."""
 
+    async def domain_name(self, domain_id: UUID) -> str:
+        """Return a Domain's name; empty when it is gone."""
+
     async def approve_device(self, device_id: UUID, session: Session) -> bool:
         """Give a device the login behind a session; False when it has one already.
 

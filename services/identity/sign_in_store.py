@@ -11,10 +11,10 @@ from services.identity.binding_store import PgBindingStore
 from services.identity.model import Tuple
 from services.identity.relation_store import add_tuples, notify
 from services.identity.relations import Revocation
-from services.identity.sign_in_model import Binding, Device, Login, NodeKey, Pending, Person, Session, Wanted
+from services.identity.sign_in_model import Asker, Binding, Device, Login, NodeKey, Pending, Person, Session, Wanted
 
 DEVICE = """id, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at, polled_at, identity_id, binding_id,
-denied, acr, amr, auth_time"""
+denied, acr, amr, auth_time, client_ip, user_agent"""
 KEEP_TOKENS = """
 UPDATE identity.access_tokens t SET session_id = $1 FROM identity.sessions s
 WHERE s.digest = $2 AND t.session_id = s.id AND t.identity_id = $3
@@ -47,6 +47,7 @@ def device_of(row: asyncpg.Record) -> Device:
         binding_id=row["binding_id"],
         denied=row["denied"],
         login=login_of(row),
+        asker=Asker(row["client_ip"], row["user_agent"]),
     )
 
 
@@ -207,8 +208,8 @@ class PgSignInStore(PgBindingStore):
         sql = """
         INSERT INTO identity.device_codes
             (id, device_digest, user_code_digest, client_id, domain_id, acr_values, max_age_s, interval_s, expires_at,
-            binding_id)
-        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+            binding_id, client_ip, user_agent)
+        VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
         """
         async with transaction(self.pool, "start_device") as lent:
             # An expired code is kept a while, so that a late approval hears that it expired.
@@ -216,7 +217,7 @@ class PgSignInStore(PgBindingStore):
             await lent.execute(
                 sql, device.id, device_digest, user_code_digest, device.client_id, device.domain_id,
                 list(device.wanted.acr_values), device.wanted.max_age_s, device.interval_s, device.expires_at,
-                device.binding_id,
+                device.binding_id, device.asker.client_ip, device.asker.user_agent,
             )  # fmt: skip
 
     async def device_by_user_code(self, user_code_digest: bytes) -> Device | None:
@@ -225,6 +226,11 @@ class PgSignInStore(PgBindingStore):
         async with connection(self.pool, "device_by_user_code") as lent:
             row = await lent.fetchrow(sql, user_code_digest)
         return device_of(row) if row else None
+
+    async def domain_name(self, domain_id: UUID) -> str:
+        """Return a Domain's name; empty when it is gone."""
+        async with connection(self.pool, "domain_name") as lent:
+            return str(await lent.fetchval("SELECT name FROM identity.domains WHERE id = $1", domain_id) or "")
 
     async def approve_device(self, device_id: UUID, session: Session) -> bool:
         """Give a device the login behind a session; False when it has one already."""

@@ -173,6 +173,9 @@ class FakeSignInStore:
     async def device_by_user_code(self, user_code_digest: bytes) -> Device | None:
         return self.devices.get(self.codes.get(user_code_digest, UUID(int=0)))
 
+    async def domain_name(self, domain_id: UUID) -> str:
+        return f"Domain {domain_id}"
+
     async def approve_device(self, device_id: UUID, session: Session) -> bool:
         self.trace.append("approve_device")
         if session.id not in {live.id for live in self.sessions.values()}:

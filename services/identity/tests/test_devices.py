@@ -18,7 +18,7 @@ from libs.errors import (
     Unauthenticated,
 )
 from libs.ids import uuid7
-from services.identity.sign_in_model import Wanted
+from services.identity.sign_in_model import Asker, Wanted
 from services.identity.tests.sign_in_fakes import SignInWorld, a_binding, sha256
 
 pytestmark = pytest.mark.unit
@@ -194,3 +194,22 @@ async def test_without_a_record_nothing_is_approved() -> None:
         await world.devices.approve(session, user_code)
     with pytest.raises(AuthorizationPending):
         await world.devices.poll(device_code, "cli")
+
+
+async def test_who_may_approve_sees_who_asks_and_nothing_changes_by_it() -> None:
+    world = SignInWorld()
+    session = (await world.walk()).session
+    asker = Asker("192.0.2.7", "curl\u202e" + "x" * 300)
+    _, device_code, user_code = await world.devices.start(None, "c\u202eli", Wanted(("urn:phr",)), asker=asker)
+    before = world.store.devices.copy()
+    asking = await world.devices.inspect(session, user_code)
+    assert (asking.device.client_id, asking.device.asker.client_ip) == ("cli", "192.0.2.7")
+    assert asking.device.asker.user_agent == "curl" + "x" * 252
+    assert (asking.asked_at, asking.step_up_needed, asking.domain_name) == (world.clock.now(), True, "")
+    assert world.store.devices == before
+    assert world.audit.rows[-1].action == "device.inspect"
+    await world.devices.deny(session, user_code)
+    with pytest.raises(DeviceCodeNotFound):
+        await world.devices.inspect(session, user_code)
+    with pytest.raises(AccessDenied):
+        await world.devices.poll(device_code, "c\u202eli")

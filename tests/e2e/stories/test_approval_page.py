@@ -17,6 +17,9 @@ async def test_the_page_that_the_device_flow_names_is_served(scene: Scene, path:
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert not re.search(rb"""(src|href)=["']""", answer.body)
+    # Nobody approves what they have not looked at, and what a stranger wrote is text.
+    assert b'id="yes" disabled' in answer.body
+    assert b"innerHTML" not in answer.body
 
 
 async def test_the_device_flow_sends_people_to_that_page(scene: Scene) -> None:

@@ -412,6 +412,7 @@ class StartDeviceRequest(_message.Message):
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     ACR_VALUES_FIELD_NUMBER: _builtins.int
     MAX_AGE_FIELD_NUMBER: _builtins.int
+    USER_AGENT_FIELD_NUMBER: _builtins.int
     domain_id: _builtins.str
     """The Domain; empty for the platform."""
     idp_binding_id: _builtins.str
@@ -422,6 +423,8 @@ class StartDeviceRequest(_message.Message):
     """Name of the client, for people."""
     max_age: _builtins.int
     """OIDC `max_age` in seconds for a step-up."""
+    user_agent: _builtins.str
+    """What the device says that it is, or empty."""
     @_builtins.property
     def acr_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OIDC `acr_values` for a step-up, or empty."""
@@ -435,10 +438,11 @@ class StartDeviceRequest(_message.Message):
         client_id: _builtins.str = ...,
         acr_values: _abc.Iterable[_builtins.str] | None = ...,
         max_age: _builtins.int | None = ...,
+        user_agent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_age", b"_max_age", "max_age", b"max_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_age", b"_max_age", "acr_values", b"acr_values", "client_id", b"client_id", "domain_id", b"domain_id", "idp_binding_alias", b"idp_binding_alias", "idp_binding_id", b"idp_binding_id", "max_age", b"max_age"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_age", b"_max_age", "acr_values", b"acr_values", "client_id", b"client_id", "domain_id", b"domain_id", "idp_binding_alias", b"idp_binding_alias", "idp_binding_id", b"idp_binding_id", "max_age", b"max_age", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_age: _TypeAlias = _typing.Literal["max_age"]  # noqa: Y015
     _WhichOneofArgType__max_age: _TypeAlias = _typing.Literal["_max_age", b"_max_age"]  # noqa: Y015
@@ -682,6 +686,90 @@ class SignOutEverywhereResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___SignOutEverywhereResponse: _TypeAlias = SignOutEverywhereResponse  # noqa: Y015
+
+@_typing.final
+class InspectDeviceRequest(_message.Message):
+    """Which device."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    USER_CODE_FIELD_NUMBER: _builtins.int
+    user_code: _builtins.str
+    """Code as typed."""
+    def __init__(
+        self,
+        *,
+        user_code: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["user_code", b"user_code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___InspectDeviceRequest: _TypeAlias = InspectDeviceRequest  # noqa: Y015
+
+@_typing.final
+class InspectDeviceResponse(_message.Message):
+    """Who asks for the login. What the device says of itself is no more than that."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CLIENT_ID_FIELD_NUMBER: _builtins.int
+    CLIENT_IP_FIELD_NUMBER: _builtins.int
+    USER_AGENT_FIELD_NUMBER: _builtins.int
+    ASKED_AT_FIELD_NUMBER: _builtins.int
+    EXPIRES_AT_FIELD_NUMBER: _builtins.int
+    DOMAIN_NAME_FIELD_NUMBER: _builtins.int
+    ACR_VALUES_FIELD_NUMBER: _builtins.int
+    MAX_AGE_FIELD_NUMBER: _builtins.int
+    STEP_UP_NEEDED_FIELD_NUMBER: _builtins.int
+    client_id: _builtins.str
+    """Name that the client gives itself, or empty."""
+    client_ip: _builtins.str
+    """Address that the request came from, or empty."""
+    user_agent: _builtins.str
+    """What the device says that it is, or empty."""
+    domain_name: _builtins.str
+    """Name of the Domain that the login is for; empty for the platform."""
+    max_age: _builtins.int
+    """Greatest age of the login in seconds that it asks for."""
+    step_up_needed: _builtins.bool
+    """Whether this session's login is not what it asks for."""
+    @_builtins.property
+    def asked_at(self) -> _timestamp_pb2.Timestamp:
+        """When it asked."""
+
+    @_builtins.property
+    def expires_at(self) -> _timestamp_pb2.Timestamp:
+        """When the code ends."""
+
+    @_builtins.property
+    def acr_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """`acr` values that it asks for, or none."""
+
+    def __init__(
+        self,
+        *,
+        client_id: _builtins.str = ...,
+        client_ip: _builtins.str = ...,
+        user_agent: _builtins.str = ...,
+        asked_at: _timestamp_pb2.Timestamp | None = ...,
+        expires_at: _timestamp_pb2.Timestamp | None = ...,
+        domain_name: _builtins.str = ...,
+        acr_values: _abc.Iterable[_builtins.str] | None = ...,
+        max_age: _builtins.int | None = ...,
+        step_up_needed: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_age", b"_max_age", "asked_at", b"asked_at", "expires_at", b"expires_at", "max_age", b"max_age"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_age", b"_max_age", "acr_values", b"acr_values", "asked_at", b"asked_at", "client_id", b"client_id", "client_ip", b"client_ip", "domain_name", b"domain_name", "expires_at", b"expires_at", "max_age", b"max_age", "step_up_needed", b"step_up_needed", "user_agent", b"user_agent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_age: _TypeAlias = _typing.Literal["max_age"]  # noqa: Y015
+    _WhichOneofArgType__max_age: _TypeAlias = _typing.Literal["_max_age", b"_max_age"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_age) -> _WhichOneofReturnType__max_age | None: ...
+
+Global___InspectDeviceResponse: _TypeAlias = InspectDeviceResponse  # noqa: Y015
 
 @_typing.final
 class ApproveDeviceRequest(_message.Message):

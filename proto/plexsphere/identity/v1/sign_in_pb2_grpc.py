@@ -422,6 +422,11 @@ class SessionServiceStub:
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.SignOutEverywhereRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.SignOutEverywhereResponse.FromString,
                 _registered_method=True)
+        self.InspectDevice = channel.unary_unary(
+                '/plexsphere.identity.v1.SessionService/InspectDevice',
+                request_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.InspectDeviceRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.InspectDeviceResponse.FromString,
+                _registered_method=True)
         self.ApproveDevice = channel.unary_unary(
                 '/plexsphere.identity.v1.SessionService/ApproveDevice',
                 request_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.ApproveDeviceRequest.SerializeToString,
@@ -459,6 +464,13 @@ class SessionServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def InspectDevice(self, request, context):
+        """Says what a user code stands for, before somebody decides.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ApproveDevice(self, request, context):
         """Approves a device's user code; the device gets the login behind this session.
         """
@@ -490,6 +502,11 @@ def add_SessionServiceServicer_to_server(servicer, server):
                     servicer.SignOutEverywhere,
                     request_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.SignOutEverywhereRequest.FromString,
                     response_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.SignOutEverywhereResponse.SerializeToString,
+            ),
+            'InspectDevice': grpc.unary_unary_rpc_method_handler(
+                    servicer.InspectDevice,
+                    request_deserializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.InspectDeviceRequest.FromString,
+                    response_serializer=plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.InspectDeviceResponse.SerializeToString,
             ),
             'ApproveDevice': grpc.unary_unary_rpc_method_handler(
                     servicer.ApproveDevice,
@@ -584,6 +601,33 @@ class SessionService:
             '/plexsphere.identity.v1.SessionService/SignOutEverywhere',
             plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.SignOutEverywhereRequest.SerializeToString,
             plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.SignOutEverywhereResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def InspectDevice(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.identity.v1.SessionService/InspectDevice',
+            plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.InspectDeviceRequest.SerializeToString,
+            plexsphere_dot_identity_dot_v1_dot_sign__in__pb2.InspectDeviceResponse.FromString,
             options,
             channel_credentials,
             insecure,

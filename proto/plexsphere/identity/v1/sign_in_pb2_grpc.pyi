@@ -161,6 +161,8 @@ class SessionServiceStub:
     """Ends the session that the caller presented."""
     SignOutEverywhere: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.SignOutEverywhereRequest, _sign_in_pb2.SignOutEverywhereResponse]
     """Ends every session of the caller."""
+    InspectDevice: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.InspectDeviceRequest, _sign_in_pb2.InspectDeviceResponse]
+    """Says what a user code stands for, before somebody decides."""
     ApproveDevice: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.ApproveDeviceRequest, _sign_in_pb2.ApproveDeviceResponse]
     """Approves a device's user code; the device gets the login behind this session."""
     DenyDevice: _grpc.UnaryUnaryMultiCallable[_sign_in_pb2.DenyDeviceRequest, _sign_in_pb2.DenyDeviceResponse]
@@ -177,6 +179,8 @@ class SessionServiceAsyncStub(SessionServiceStub):
     """Ends the session that the caller presented."""
     SignOutEverywhere: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.SignOutEverywhereRequest, _sign_in_pb2.SignOutEverywhereResponse]  # type: ignore[assignment]
     """Ends every session of the caller."""
+    InspectDevice: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.InspectDeviceRequest, _sign_in_pb2.InspectDeviceResponse]  # type: ignore[assignment]
+    """Says what a user code stands for, before somebody decides."""
     ApproveDevice: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.ApproveDeviceRequest, _sign_in_pb2.ApproveDeviceResponse]  # type: ignore[assignment]
     """Approves a device's user code; the device gets the login behind this session."""
     DenyDevice: _aio.UnaryUnaryMultiCallable[_sign_in_pb2.DenyDeviceRequest, _sign_in_pb2.DenyDeviceResponse]  # type: ignore[assignment]
@@ -208,6 +212,14 @@ class SessionServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_sign_in_pb2.SignOutEverywhereResponse, _abc.Awaitable[_sign_in_pb2.SignOutEverywhereResponse]]:
         """Ends every session of the caller."""
+
+    @_abc_1.abstractmethod
+    def InspectDevice(
+        self,
+        request: _sign_in_pb2.InspectDeviceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_sign_in_pb2.InspectDeviceResponse, _abc.Awaitable[_sign_in_pb2.InspectDeviceResponse]]:
+        """Says what a user code stands for, before somebody decides."""
 
     @_abc_1.abstractmethod
     def ApproveDevice(

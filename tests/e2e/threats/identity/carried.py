@@ -30,6 +30,7 @@ class Request:
 
 REQUESTS = (
     # Tokens, people and rights.
+    Request("PostAuthDeviceInspect", "/v1/auth/device/inspect", {"user_code": "{user_code}"}),
     Request("PostAuthDeviceApprove", "/v1/auth/device/approve", {"user_code": "{user_code}"}),
     Request("PostAuthDeviceDeny", "/v1/auth/device/deny", {"user_code": "{user_code}"}),
     Request(

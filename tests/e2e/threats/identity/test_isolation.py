@@ -42,6 +42,7 @@ OTHERWISE = {
     ("ListNodes", ANY): DATA,
     ("GetNodeEvents", ANY): NODES_ONLY,
     ("GetNodeState", ANY): NODES_ONLY,
+    ("PostAuthDeviceInspect", ANY): COOKIE_ONLY,
     ("PostAuthDeviceApprove", ANY): COOKIE_ONLY,
     ("PostAuthDeviceDeny", ANY): COOKIE_ONLY,
     ("PostAuthServiceToken", ANY): (401, "the secret is another one's"),

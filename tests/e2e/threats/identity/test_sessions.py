@@ -162,6 +162,37 @@ async def test_a_person_denies_a_device_and_the_chain_says_so(party: Party) -> N
     assert await party.reasons(late) == ["device_code_not_found"]
 
 
+async def test_who_approves_sees_who_asks_and_a_stranger_learns_nothing(party: Party) -> None:
+    browser = await signed_in(party, "owner")
+    started = await party.scene.edge.call(
+        "POST", "/v1/auth/device-code", {"client_id": "cli\u202e<b>", "acr_values": ["urn:none"], "max_age": 60},
+        headers={"User-Agent": "Phish/1 <script>" + "x" * 300},
+    )  # fmt: skip
+    code = {"user_code": started.json["user_code"]}
+    seen = await browser.call("POST", "/v1/auth/device/inspect", code)
+    told = seen.json
+    assert (seen.status, told["client_id"], told["acr_values"], told["max_age"]) == (200, "cli<b>", ["urn:none"], 60)
+    assert (told["client_ip"], told["step_up_needed"]) == ("127.0.0.1", True)
+    assert told["user_agent"] == ("Phish/1 <script>" + "x" * 300)[:256]
+    lasts = datetime.datetime.fromisoformat(told["expires_at"]) - datetime.datetime.fromisoformat(told["asked_at"])
+    assert lasts == datetime.timedelta(minutes=10)
+    (row,) = await party.rows(seen)
+    assert (row["context"]["action"], row["reason"]) == (["device.inspect"], "granted")
+    # It is looked at as often as one likes, by somebody who could decide about it; to all others it is no code at all.
+    assert (await browser.call("POST", "/v1/auth/device/inspect", code)).json == told
+    for wrong in ({"user_code": "AAAA-AAAA"}, await of_a_domain(party)):
+        refused = [await browser.call("POST", f"/v1/auth/device/{verb}", wrong) for verb in ("inspect", "approve")]
+        bare = [{**answer.json, "instance": "", "correlation_id": ""} for answer in refused]
+        assert bare[0] == bare[1]
+        assert str(refused[0]) == "404 device_code_not_found"
+        assert await party.reasons(refused[0]) == ["device_code_not_found"]
+
+
+async def of_a_domain(party: Party) -> dict[str, str]:
+    user_code, _ = await device(party, domain_id=party.scene.story.domain_id)
+    return {"user_code": user_code}
+
+
 async def test_a_refused_approval_and_an_issued_token_have_their_rows(party: Party) -> None:
     # A login before the device asked is not one since.
     browser = party.browser(await (await party.visit(Login("owner", auth_age_s=30))).finish())
