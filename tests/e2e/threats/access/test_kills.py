@@ -110,7 +110,8 @@ async def lost_answer(stage: Stage, person: Person, key: str) -> bool:
 async def test_a_session_whose_answer_was_lost_is_the_same_one_again(stage: Stage) -> None:
     person, key = await stage.person(), str(uuid.uuid4())
     await stage.policy(max_active_per_node=1)
-    for _turn in range(3):
+    # A busy machine may take longer over the kill than the database gives a statement.
+    for _turn in range(10):
         if await lost_answer(stage, person, key):
             break
         await free_places(stage)
