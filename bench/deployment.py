@@ -269,7 +269,7 @@ async def deployed() -> AsyncIterator[Deployment]:
     try:
         await _until_healthy(state, supervisor)
         yield Deployment(state, await World.of(folder))
-    except BaseException:
+    except BaseException:  # interrupted too: whoever does that wants to see why it took so long
         print(f"the logs are in {folder}/log")
         raise
     else:

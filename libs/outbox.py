@@ -217,7 +217,7 @@ class Relay:
                 self._resting[scope] = Rest(min(before.failures + 1, 16), self._clock() + pause)
 
     async def _relay(self, events: Sequence[Outgoing], gate: asyncio.Semaphore, outcome: "Outcome") -> None:
-        at_once = MOST_OF_A_SCOPE
+        at_once = len(events)
         async with gate:
             while events:
                 first = events[0].id

@@ -121,7 +121,7 @@ class Enrolment:
         try:
             # Also after a retry: the first delivery may have been what was lost.
             await self.gate.authority.deliver()
-        except BaseException:
+        except BaseException:  # cancelled too: a key that nobody gets stays in no memory of ours
             enrolled.key.wipe()
             raise
         return enrolled
