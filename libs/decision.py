@@ -10,6 +10,8 @@ from libs.ids import uuid7
 PLATFORM = ""
 GRANTED = "granted"
 OUT_OF_SCOPE = "out_of_scope"
+INSUFFICIENT_RELATION = "insufficient_relation"
+CAVEAT_VIOLATION = "caveat_violation"
 ANONYMOUS = "anonymous"
 
 

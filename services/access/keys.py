@@ -10,15 +10,13 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from libs.clock import Clock
-from libs.decision import ANONYMOUS, GRANTED, Record, at_home
+from libs.decision import ANONYMOUS, CAVEAT_VIOLATION, GRANTED, Record, at_home
 from libs.errors import NotFound, SigningKeyNotFound, SigningKeyRevoked, SigningUnavailable, Stale
 from libs.principal import Principal
 from libs.step_up import IN_PERSON, challenge, lacking, login_of
 from services.access.model import Doubt, PublicHalf, SessionKey
 from services.access.ports import Audit, Authority, KeyStore, Vault
 from services.access.token import assembled, signing_input
-
-VIOLATION = "caveat_violation"
 
 log = structlog.get_logger()
 
@@ -127,7 +125,7 @@ class SessionKeys:
         decision = await self.authority.check(caller.reference, "manage", f"domain:{domain_id}")
         keys = await self.store.keys(domain_id)
         if decision.granted and (lacks := lacking(IN_PERSON, login_of(caller), self.clock.now().timestamp())):
-            row = _record(domain_id, action, caller, VIOLATION, domain_id, kid)
+            row = _record(domain_id, action, caller, CAVEAT_VIOLATION, domain_id, kid)
             await self.audit.record(replace(row, context=row.context | {"step_up": list(lacks.missing)}))
             raise challenge(lacks)
         # A made-up Domain must not get a chain: whoever is refused could fill the audit service with them.

@@ -8,7 +8,7 @@ from typing import NoReturn
 from uuid import UUID
 
 from libs.clock import Clock
-from libs.decision import GRANTED, Decision, Record, at_home
+from libs.decision import CAVEAT_VIOLATION, GRANTED, Decision, Record, at_home
 from libs.errors import (
     AttachNotProvisioned,
     Forbidden,
@@ -32,7 +32,6 @@ from services.access.keys import SessionKeys
 from services.access.model import Budget, Doubt, Issued, Page, Session, Terms, Wish
 from services.access.ports import Audit, Authority, Cursors, Directory, Store
 
-VIOLATION = "caveat_violation"
 REFUSALS: Mapping[str, type[PlexError]] = {"in_flight": IdempotentReplay, "other_body": IdempotencyConflict}
 
 
@@ -199,7 +198,7 @@ class Access:
         return session if session is not None and session.project_id == project_id else None
 
     async def _refuse(self, row: Record, control: str, names: list[str], error: PlexError) -> NoReturn:
-        await self.audit.record(replace(row, reason=VIOLATION, context=row.context | {control: names}))
+        await self.audit.record(replace(row, reason=CAVEAT_VIOLATION, context=row.context | {control: names}))
         raise error
 
 

@@ -21,7 +21,6 @@ SEE_OTHER = 303
 SIGN_IN_COOKIE = "__Host-plexsphere_sign_in"
 SIGN_IN_S = 600
 LONGEST_COOKIE = 512
-LONGEST_USER_AGENT = 256
 
 log = structlog.get_logger()
 
@@ -131,7 +130,6 @@ class SignIn:
             client_id=body.get("client_id", ""),
             acr_values=body.get("acr_values", ()),
             max_age=body.get("max_age"),
-            user_agent=user_agent(asked.http),
         )
         answer = await self._flows.StartDevice(request)
         uri = f"{self._public_url}/device"
@@ -233,11 +231,6 @@ def require_session(asked: Asked) -> None:
     """Raise Unauthenticated unless a browser's session asks: a token must not beget tokens."""
     if not asked.credential or not asked.credential.by_cookie:
         raise errors.Unauthenticated("a session is needed")
-
-
-def user_agent(request: web.Request) -> str:
-    """Return what a client says that it is, in characters that can be stored."""
-    return "".join(filter(str.isprintable, request.headers.get("User-Agent", "")))[:LONGEST_USER_AGENT]
 
 
 def cookie(asked: Asked, name: str) -> str:

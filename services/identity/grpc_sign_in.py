@@ -113,9 +113,10 @@ class SignInApi(sign_in_pb2_grpc.SignInServiceServicer):
     async def StartDevice(self, request: pb.StartDeviceRequest, context: Context) -> pb.StartDeviceResponse:
         wanted = Wanted(tuple(request.acr_values), request.max_age if request.HasField("max_age") else None)
         domain_id, binding_id = pack.optional_id(request.domain_id), pack.optional_id(request.idp_binding_id)
+        call = current_call()
         device, device_code, user_code = await self._devices.start(
             domain_id, request.client_id, wanted, binding_id, request.idp_binding_alias,
-            Asker(current_call().client_ip, request.user_agent),
+            Asker(call.client_ip, call.user_agent),
         )  # fmt: skip
         return pb.StartDeviceResponse(
             device_code=device_code, user_code=user_code, expires_in_s=600, interval_s=device.interval_s

@@ -12,11 +12,11 @@ from datetime import timedelta
 from uuid import UUID
 
 from libs.custody import Secret
-from libs.decision import Record, at_home
+from libs.decision import GRANTED, Record, at_home
 from libs.errors import Forbidden, NotFound, PreconditionFailed, SecretNotFound, SecretVersionNotFound
 from libs.ids import uuid7
 from libs.principal import Principal
-from services.secrets.model import GRANTED, Page, Place, SecretRow, is_name
+from services.secrets.model import Page, Place, SecretRow, is_name
 from services.secrets.ports import Audit, Cursors, Fleet, Relations, Store, Vault
 
 NO_WAIT = timedelta()

@@ -5,9 +5,6 @@ from dataclasses import dataclass
 from uuid import UUID
 
 NAME = re.compile(r"[a-z][a-z0-9_-]{0,62}")
-GRANTED = "granted"
-INSUFFICIENT_RELATION = "insufficient_relation"
-CAVEAT_VIOLATION = "caveat_violation"
 
 
 def is_name(text: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from libs.custody import Secret
-from libs.decision import Record
+from libs.decision import CAVEAT_VIOLATION, GRANTED, INSUFFICIENT_RELATION, Record
 from libs.errors import (
     AuditUnavailable,
     Forbidden,
@@ -17,7 +17,7 @@ from libs.errors import (
 )
 from libs.principal import Principal
 from libs.seal import seal
-from services.secrets.model import CAVEAT_VIOLATION, GRANTED, INSUFFICIENT_RELATION, Sealed, SecretRow, is_name
+from services.secrets.model import Sealed, SecretRow, is_name
 from services.secrets.ports import Audit, Limiter, Relations, Store, Vault
 from services.secrets.tally import Tally
 

@@ -8,12 +8,12 @@ from typing import Any
 from uuid import UUID
 
 from libs.custody import Secret
-from libs.decision import Record
+from libs.decision import GRANTED, Record
 from libs.errors import InvalidCursor, PlexError, PreconditionFailed, SecretVersionNotFound
 from libs.ids import uuid7
 from libs.principal import Principal
 from services.secrets.administration import SecretsAdmin
-from services.secrets.model import GRANTED, Place, SecretRow
+from services.secrets.model import Place, SecretRow
 from services.secrets.service import Secrets
 from services.secrets.tally import Tally
 

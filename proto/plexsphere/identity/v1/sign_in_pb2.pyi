@@ -412,7 +412,6 @@ class StartDeviceRequest(_message.Message):
     CLIENT_ID_FIELD_NUMBER: _builtins.int
     ACR_VALUES_FIELD_NUMBER: _builtins.int
     MAX_AGE_FIELD_NUMBER: _builtins.int
-    USER_AGENT_FIELD_NUMBER: _builtins.int
     domain_id: _builtins.str
     """The Domain; empty for the platform."""
     idp_binding_id: _builtins.str
@@ -423,8 +422,6 @@ class StartDeviceRequest(_message.Message):
     """Name of the client, for people."""
     max_age: _builtins.int
     """OIDC `max_age` in seconds for a step-up."""
-    user_agent: _builtins.str
-    """What the device says that it is, or empty."""
     @_builtins.property
     def acr_values(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """OIDC `acr_values` for a step-up, or empty."""
@@ -438,11 +435,10 @@ class StartDeviceRequest(_message.Message):
         client_id: _builtins.str = ...,
         acr_values: _abc.Iterable[_builtins.str] | None = ...,
         max_age: _builtins.int | None = ...,
-        user_agent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_max_age", b"_max_age", "max_age", b"max_age"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_age", b"_max_age", "acr_values", b"acr_values", "client_id", b"client_id", "domain_id", b"domain_id", "idp_binding_alias", b"idp_binding_alias", "idp_binding_id", b"idp_binding_id", "max_age", b"max_age", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_age", b"_max_age", "acr_values", b"acr_values", "client_id", b"client_id", "domain_id", b"domain_id", "idp_binding_alias", b"idp_binding_alias", "idp_binding_id", b"idp_binding_id", "max_age", b"max_age"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_age: _TypeAlias = _typing.Literal["max_age"]  # noqa: Y015
     _WhichOneofArgType__max_age: _TypeAlias = _typing.Literal["_max_age", b"_max_age"]  # noqa: Y015
