@@ -90,7 +90,9 @@ class Handlers(grpc.GenericRpcHandler):
     def __init__(self, library: Library, key: str) -> None:
         self._library = library
         self._expected = f"Bearer {key}".encode()
-        self._threads = ThreadPoolExecutor(8)
+        self._readers = ThreadPoolExecutor(8)
+        # The library's memory store files writes that meet out of order, and then answers without the later one.
+        self._writer = ThreadPoolExecutor(1)
         self._streams = grpc.aio.insecure_channel(library.streaming)
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> "grpc.RpcMethodHandler[Any, Any] | None":
@@ -101,8 +103,9 @@ class Handlers(grpc.GenericRpcHandler):
             async def unary(request: bytes, rpc: Context) -> bytes:
                 await self._authenticate(rpc)
                 loop = asyncio.get_running_loop()
+                threads = self._writer if "Write" in method or "Delete" in method else self._readers
                 try:
-                    return await loop.run_in_executor(self._threads, self._library.call, UNARY[method], request)
+                    return await loop.run_in_executor(threads, self._library.call, UNARY[method], request)
                 except LibraryError as error:
                     await rpc.abort(code_of(str(error)), str(error))
                     raise

@@ -57,10 +57,10 @@ class Checker(Protocol):
         """Return the ids of subjects, of the type that is the subject; raises LookupTooLarge above `most`."""
 
     async def read_all(self) -> list[Tuple]:
-        """Return every tuple but sentinels."""
+        """Return every tuple but sentinels and marks."""
 
     async def touch(self, rows: list[Tuple]) -> None:
-        """Write tuples, or raise TupleRefused and write none; idempotent."""
+        """Write tuples; checks find them once it has returned. Idempotent; raises TupleRefused and writes none."""
 
     async def delete(self, rows: list[Tuple]) -> None:
         """Remove tuples; no check finds them once it has returned. Idempotent; raises TupleRefused as above."""

@@ -1,6 +1,12 @@
-"""SpiceDB: answers that are always fully consistent, tuples that arrive before their answer."""
+"""SpiceDB: answers that are always fully consistent, tuples that arrive before their answer.
 
+A fully consistent question may share the look at the head that another one began before a write (decision 0040). So a
+write carries a mark of its own and has arrived once a check has found that: whoever asks later looks later.
+"""
+
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +37,16 @@ from opentelemetry import trace
 
 from libs.custody import read_secret_file
 from libs.errors import AuthzUnavailable, LookupTooLarge
+from libs.ids import uuid7
 from services.identity import schema
 from services.identity.model import Caveat, Tuple
 from services.identity.relations import Question, SentinelMissing, TupleRefused
 
 SENTINEL = Tuple("platform:sentinel", "auditor", "user:sentinel")
+MARKS = Tuple("platform:mark", "auditor", "user:")
 DEADLINE_S = 3.0
+# Another question's look at the head lasts for milliseconds; these are two seconds together.
+AGAIN_S = tuple(0.002 * 2**turn for turn in range(10))
 # Reading everything is nobody's request; it is an operator who waits.
 READ_ALL_S = 30.0
 BATCH = 500
@@ -108,6 +118,7 @@ class SpiceDb:
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
         self._client = AsyncClient(address, credentials, options)
+        self._spent: set[Tuple] = set()
 
     async def check(self, questions: list[Question]) -> list[bool | None]:
         """Answer from one snapshot, None where a caveat's context decides.
@@ -116,21 +127,7 @@ class SpiceDb:
         must not look like a denial.
         """
         told = self._sentinel
-        items = [
-            CheckBulkPermissionsRequestItem(
-                resource=reference(one.resource),
-                permission=one.permission,
-                subject=SubjectReference(object=reference(one.subject)),
-                context=struct(one.context) if one.context else None,
-            )
-            for one in (Question(told.subject, told.relation, told.resource), *questions)
-        ]
-        request = CheckBulkPermissionsRequest(consistency=CONSISTENT, items=items)
-        with tracer.start_as_current_span("spicedb.check", record_exception=False):
-            answer = await _asked(self._client.CheckBulkPermissions(request, timeout=DEADLINE_S))
-        if len(answer.pairs) != len(items):
-            raise AuthzUnavailable("SpiceDB did not answer every check")
-        sentinel, *pairs = answer.pairs
+        sentinel, *pairs = await self._checked([Question(told.subject, told.relation, told.resource), *questions])
         # Without a schema the sentinel's own check fails, which is as empty as SpiceDB gets.
         if ANSWERS.get(sentinel.item.permissionship) is not True:
             raise SentinelMissing("the sentinel is missing")
@@ -171,7 +168,7 @@ class SpiceDb:
         return await self._whole(look)
 
     async def read_all(self) -> list[Tuple]:
-        """Return every tuple but sentinels."""
+        """Return every tuple but sentinels and marks."""
 
         async def look() -> list[Tuple]:
             found: list[Tuple] = []
@@ -182,12 +179,12 @@ class SpiceDb:
                     row_of(one.relationship)
                     async for one in self._client.ReadRelationships(request, timeout=READ_ALL_S)
                 ]
-            return [row for row in found if row.subject != SENTINEL.subject]
+            return [row for row in found if row.subject != SENTINEL.subject and row.resource != MARKS.resource]
 
         return await self._whole(look)
 
     async def touch(self, rows: list[Tuple]) -> None:
-        """Write tuples, or raise TupleRefused and write none of its batch; idempotent."""
+        """Write tuples, or raise TupleRefused and write none of its batch; checks find them once it has returned."""
         await self._write(rows, RelationshipUpdate.OPERATION_TOUCH)
 
     async def delete(self, rows: list[Tuple]) -> None:
@@ -198,6 +195,23 @@ class SpiceDb:
         """Write the schema."""
         await _asked(self._client.WriteSchema(WriteSchemaRequest(schema=schema.TEXT), timeout=DEADLINE_S))
 
+    async def _checked(self, questions: list[Question]) -> list[CheckBulkPermissionsPair]:
+        items = [
+            CheckBulkPermissionsRequestItem(
+                resource=reference(one.resource),
+                permission=one.permission,
+                subject=SubjectReference(object=reference(one.subject)),
+                context=struct(one.context) if one.context else None,
+            )
+            for one in questions
+        ]
+        request = CheckBulkPermissionsRequest(consistency=CONSISTENT, items=items)
+        with tracer.start_as_current_span("spicedb.check", record_exception=False):
+            answer = await _asked(self._client.CheckBulkPermissions(request, timeout=DEADLINE_S))
+        if len(answer.pairs) != len(items):
+            raise AuthzUnavailable("SpiceDB did not answer every check")
+        return list(answer.pairs)
+
     async def _whole(self, look: Callable[[], Awaitable[list[Any]]]) -> list[Any]:
         """Return what is found between two looks at the sentinel: an emptied SpiceDB lists nothing."""
         await self.check([])
@@ -207,12 +221,30 @@ class SpiceDb:
 
     async def _write(self, rows: list[Tuple], operation: "RelationshipUpdate.Operation.ValueType") -> None:
         for start in range(0, len(rows), BATCH):
+            mark, spent = replace(MARKS, subject=f"{MARKS.subject}{uuid7()}"), set(self._spent)
             updates = [
-                RelationshipUpdate(operation=operation, relationship=relationship(row))
-                for row in rows[start : start + BATCH]
+                *(_update(operation, row) for row in rows[start : start + BATCH]),
+                *(_update(RelationshipUpdate.OPERATION_DELETE, row) for row in spent),
+                _update(RelationshipUpdate.OPERATION_TOUCH, mark),
             ]
             request = WriteRelationshipsRequest(updates=updates)
             await _asked(self._client.WriteRelationships(request, timeout=DEADLINE_S), of_tuples=True)
+            await self._arrived(mark)
+            self._spent = self._spent - spent | {mark}
+
+    async def _arrived(self, mark: Tuple) -> None:
+        """Wait until a fully consistent check has found what was written together with this mark."""
+        question = Question(mark.subject, mark.relation, mark.resource)
+        for wait_s in AGAIN_S:
+            (pair,) = await self._checked([question])
+            if ANSWERS.get(pair.item.permissionship) is True:
+                return
+            await asyncio.sleep(wait_s)
+        raise AuthzUnavailable("SpiceDB answers without what it has taken")
+
+
+def _update(operation: "RelationshipUpdate.Operation.ValueType", row: Tuple) -> RelationshipUpdate:
+    return RelationshipUpdate(operation=operation, relationship=relationship(row))
 
 
 async def _asked(call: Awaitable[Any], *, of_tuples: bool = False) -> Any:
