@@ -29,23 +29,15 @@ class AuditClient:
         self._stub = audit_pb2_grpc.AuditAppendServiceStub(peer)
         self._clock = clock or SystemClock()
         self._together = Together(self._append_all)
-        self._under_way = False
 
     async def record(self, record: Record) -> int:
         """Return the row's sequence once it is durable; raises AuditUnavailable, and then nothing may happen."""
-        request = self._packed(record)
-        if self._under_way:
-            try:
-                with hop(tracer, APPEND_ALL, trace.SpanKind.CLIENT):
-                    async with asyncio.timeout(DEADLINE_S):
-                        return await self._together.ask(request)
-            except TimeoutError:
-                raise AuditUnavailable("too many wait") from None
-        self._under_way = True
         try:
-            return await self._append(request)
-        finally:
-            self._under_way = False
+            with hop(tracer, APPEND_ALL, trace.SpanKind.CLIENT):
+                async with asyncio.timeout(DEADLINE_S):
+                    return await self._together.at_once(self._packed(record))
+        except TimeoutError:
+            raise AuditUnavailable("too many wait") from None
 
     def _packed(self, record: Record) -> audit_pb2.AppendRequest:
         call = current_call()
@@ -69,13 +61,6 @@ class AuditClient:
             client_ip=call.client_ip[:64],
             user_agent=call.user_agent[:512],
         )
-
-    async def _append(self, request: audit_pb2.AppendRequest) -> int:
-        try:
-            answer = await self._stub.Append(request, timeout=DEADLINE_S)
-        except PlexError as error:
-            raise AuditUnavailable(error.code) from error
-        return int(answer.seq)
 
     async def _append_all(self, requests: list[audit_pb2.AppendRequest]) -> Sequence[int]:
         try:

@@ -44,6 +44,20 @@ class Together(Generic[Asked, Answer]):
         self._most = most
         self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
         self._worker: asyncio.Task[None] | None = None
+        self._at_once = False
+
+    async def at_once(self, asked: Asked) -> Answer:
+        """Return the answer to one, in its own trace and without a wait when nobody else is asking."""
+        if self._at_once:
+            return await self.ask(asked)
+        self._at_once = True
+        try:
+            (answer,) = await self._answers([asked])
+        finally:
+            self._at_once = False
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     async def ask(self, asked: Asked) -> Answer:
         """Return the answer to one."""

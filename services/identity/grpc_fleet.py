@@ -70,11 +70,16 @@ class RelationsApi(relations_pb2_grpc.RelationsServiceServicer):
         return rel.CheckResponse(verdict=VERDICTS[decision.reason])
 
     async def BulkCheck(self, request: rel.BulkCheckRequest, context: Context) -> rel.BulkCheckResponse:
-        decisions = await self._relations.decide_all(
+        decisions = await self._relations.decide_each(
             [(one.subject, one.permission, one.resource) for one in request.checks]
         )
         return rel.BulkCheckResponse(
-            results=[rel.CheckResponse(verdict=VERDICTS[one.reason], conditional=one.conditional) for one in decisions]
+            results=[
+                rel.CheckResponse(verdict=VERDICTS[one.reason], conditional=one.conditional)
+                if one
+                else rel.CheckResponse()
+                for one in decisions
+            ]
         )
 
     async def WatchRevocations(

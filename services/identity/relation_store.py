@@ -43,12 +43,10 @@ SELECT id, {TUPLE}, state FROM identity.relation_tuples
 WHERE ({KEY}) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]))
 ORDER BY id FOR UPDATE
 """
-HOLDS = f"""
-SELECT EXISTS (
-    SELECT FROM identity.relation_tuples
-    WHERE ({KEY}) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]))
-      AND state <> 'removing' AND refused_code = ''
-)
+HELD = f"""
+SELECT {TUPLE} FROM identity.relation_tuples
+WHERE ({KEY}) IN (SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[]))
+  AND state <> 'removing' AND refused_code = ''
 """
 KEPT = f"""
 SELECT id, {TUPLE}, state FROM identity.relation_tuples
@@ -146,10 +144,10 @@ class PgTupleStore:
             rows = await lent.fetch(SUBJECTS, *split(resource), relation)
         return [row["subject"] for row in rows]
 
-    async def holds(self, rows: list[Tuple]) -> bool:
-        """Whether any of these tuples is there and not being removed, delivered or not."""
-        async with connection(self.pool, "holds_tuples") as lent:
-            return bool(await lent.fetchval(HOLDS, *columns_of(rows)))
+    async def held(self, rows: list[Tuple]) -> set[Tuple]:
+        """Return which of these tuples are there and not being removed, delivered or not."""
+        async with connection(self.pool, "held_tuples") as lent:
+            return {row_tuple(row) for row in await lent.fetch(HELD, *columns_of(rows))}
 
     async def retry_refused(self) -> None:
         """Try what SpiceDB refused once more: a new schema may have a place for it."""

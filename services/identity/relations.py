@@ -81,8 +81,8 @@ class TupleStore(Protocol):
     async def subjects(self, resource: str, relation: str) -> list[str]:
         """Return the subjects of a relation, those whose grant has not arrived yet among them."""
 
-    async def holds(self, rows: list[Tuple]) -> bool:
-        """Whether any of these tuples is there and not being removed, delivered or not."""
+    async def held(self, rows: list[Tuple]) -> set[Tuple]:
+        """Return which of these tuples are there and not being removed, delivered or not."""
 
     async def retry_refused(self) -> None:
         """Try what SpiceDB refused once more: a new schema may have a place for it."""
@@ -178,15 +178,20 @@ class Relations:
         self, questions: list[tuple[str, str, str]], context: Mapping[str, Any] | None = None
     ) -> list[Decision]:
         """Answer `(subject, permission, resource)` questions in one round trip; raises UnknownPermission."""
-        return await self._decided(questions, [self.context(context)] * len(questions))
+        return _known(await self._decided(questions, [self.context(context)] * len(questions)))
+
+    async def decide_each(self, questions: list[tuple[str, str, str]]) -> list[Decision | None]:
+        """Answer questions of several callers in one round trip; None where a grant is on its way."""
+        return await self._decided(questions, [self.context()] * len(questions))
 
     async def decide_from(self, questions: list[tuple[str, str, str]], addresses: list[str]) -> list[Decision]:
         """Answer questions of several callers in one round trip, each from its own address."""
-        return await self._decided(questions, [self.context({"client_ip": one} if one else {}) for one in addresses])
+        contexts = [self.context({"client_ip": one} if one else {}) for one in addresses]
+        return _known(await self._decided(questions, contexts))
 
     async def _decided(
         self, questions: list[tuple[str, str, str]], contexts: list[Mapping[str, Any]]
-    ) -> list[Decision]:
+    ) -> list[Decision | None]:
         asked = []
         for (subject, permission, resource), known in zip(questions, contexts, strict=True):
             require_askable(permission, resource.partition(":")[0])
@@ -197,17 +202,19 @@ class Relations:
             ]
         answers = await self.checker.check(asked)
         denied = [question for question, granted in zip(questions, answers[::2], strict=True) if not granted]
-        if (rows := _granting(denied)) and await self.tuples.holds(rows):
-            # It was granted, and SpiceDB has not heard of it yet.
-            raise AuthzUnavailable("a grant is on its way")
+        granting = _granting(denied)
+        # Granted, and SpiceDB has not heard of it yet: nobody can say.
+        held = await self.tuples.held(list(granting.values())) if granting else set()
         # Narrowed last, so that what a scoped token may not still says whether there is a binding at all.
         allowed = [
             granted and not beyond(*question[:2]) for question, granted in zip(questions, answers[::2], strict=True)
         ]
         why = {True: "insufficient_relation", None: "caveat_violation", False: "out_of_scope"}
         return [
-            Decision("granted" if granted else why[bound], conditional=answer is None)
-            for granted, answer, bound in zip(allowed, answers[::2], answers[1::2], strict=True)
+            None
+            if granting.get(question) in held
+            else Decision("granted" if granted else why[bound], conditional=answer is None)
+            for question, granted, answer, bound in zip(questions, allowed, answers[::2], answers[1::2], strict=True)
         ]
 
     async def unconditional(self, questions: list[tuple[str, str, str]]) -> bool:
@@ -317,10 +324,17 @@ class Relations:
         await self.checker.check([])
 
 
-def _granting(questions: list[tuple[str, str, str]]) -> list[Tuple]:
-    """Return the tuples that would grant nodes what they ask for."""
-    found = [
-        (subject, GRANTING.get((resource.partition(":")[0], permission)), resource)
+def _known(decisions: list[Decision | None]) -> list[Decision]:
+    known = [decision for decision in decisions if decision is not None]
+    if len(known) < len(decisions):
+        raise AuthzUnavailable("a grant is on its way")
+    return known
+
+
+def _granting(questions: list[tuple[str, str, str]]) -> dict[tuple[str, str, str], Tuple]:
+    """Return the tuples that would grant nodes what they ask for, by question."""
+    return {
+        (subject, permission, resource): Tuple(resource, relation, subject)
         for subject, permission, resource in questions
-    ]
-    return [Tuple(resource, relation, subject) for subject, relation, resource in found if relation]
+        if (relation := GRANTING.get((resource.partition(":")[0], permission)))
+    }

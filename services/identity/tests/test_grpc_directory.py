@@ -11,7 +11,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 
 from libs.clock import FixedClock
-from libs.errors import NotFound, PlexError
+from libs.errors import AuthzUnavailable, NotFound, PlexError
 from libs.ids import uuid7
 from libs.principal import Principal
 from libs.rpc import context
@@ -47,14 +47,17 @@ NO_CONTEXT: Any = None
 UNUSED: Any = None
 
 
-class Delivered:
-    """Tuples of which none is on its way."""
+class Tuples:
+    """Tuples of which some are on their way."""
 
-    async def holds(self, _: list[Tuple]) -> bool:
-        return False
+    def __init__(self, *on_their_way: Tuple) -> None:
+        self._on_their_way = set(on_their_way)
+
+    async def held(self, rows: list[Tuple]) -> set[Tuple]:
+        return self._on_their_way.intersection(rows)
 
 
-DELIVERED: Any = Delivered()
+DELIVERED: Any = Tuples()
 
 
 @pytest.fixture
@@ -196,6 +199,22 @@ async def test_permissions_have_hyphens_on_the_wire_and_every_question_its_verdi
     assert [result.verdict for result in bulk.results] == wanted
     assert not any(result.conditional for result in bulk.results)
     assert [(await rules.Check(check, NO_CONTEXT)).verdict for check in checks] == wanted
+
+
+async def test_a_grant_on_its_way_is_no_denial_and_nobody_elses_matter() -> None:
+    node, other = f"node:{uuid7()}", f"node:{uuid7()}"
+    checker: Any = FakeChecker((node, "node_agent", node))
+    tuples: Any = Tuples(Tuple(other, "agent", other))
+    rules = RelationsApi(Relations(checker, tuples, Tuple("", "", "")), Feed(), FixedClock(NOW))
+    mine, theirs = (
+        relations_pb2.CheckRequest(subject=one, permission="node-agent", resource=one) for one in (node, other)
+    )
+    bulk = await rules.BulkCheck(relations_pb2.BulkCheckRequest(checks=[mine, theirs]), NO_CONTEXT)
+    assert [one.verdict for one in bulk.results] == [
+        relations_pb2.VERDICT_GRANTED, relations_pb2.VERDICT_UNSPECIFIED,
+    ]  # fmt: skip
+    with pytest.raises(AuthzUnavailable):
+        await rules.Check(theirs, NO_CONTEXT)
 
 
 async def test_the_feed_tells_what_was_revoked_and_beats() -> None:

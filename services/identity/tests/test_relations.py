@@ -191,7 +191,7 @@ async def test_what_spicedb_refuses_is_kept_aside_and_holds_nobody_up(
     assert await code_of(pools, bad) == "INVALID_ARGUMENT"
     assert refused_so_far() == before + 1
     # It is no grant on its way, nor does a refill stumble over it; a schema with a place for it would be given a try.
-    assert not await relations.tuples.holds([Tuple(f"secret:{bad}", "reader", f"user:{bad}")])
+    assert not await relations.tuples.held([Tuple(f"secret:{bad}", "reader", f"user:{bad}")])
     await relations.refill()
     await relations.tuples.retry_refused()
     assert await code_of(pools, bad) == ""

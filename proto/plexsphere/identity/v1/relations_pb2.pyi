@@ -27,7 +27,7 @@ class _Verdict:
 class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
-    """Never sent."""
+    """Nobody can say: a grant is on its way. Never a denial."""
     VERDICT_GRANTED: _Verdict.ValueType  # 1
     """Allowed."""
     VERDICT_OUT_OF_SCOPE: _Verdict.ValueType  # 2
@@ -41,7 +41,7 @@ class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper):
     """What the decision came to."""
 
 VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
-"""Never sent."""
+"""Nobody can say: a grant is on its way. Never a denial."""
 VERDICT_GRANTED: Verdict.ValueType  # 1
 """Allowed."""
 VERDICT_OUT_OF_SCOPE: Verdict.ValueType  # 2
