@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants bench-access bench-identity bench-mesh soak-mesh ci-deps lock clean
+.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants bench-access bench-identity bench-mesh bench-secrets soak-mesh ci-deps lock clean
 
 help: ## Print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ bench-identity: setup ## Bars of identity against its own backends and the bare 
 
 bench-mesh: setup ## Bars of the signed event bus against its own backends, about 15 minutes
 	$(BIN)/python -m bench.mesh
+
+bench-secrets: setup ## Granted reads through the edge against the calls that they are made of, about 3 minutes
+	$(BIN)/python -m bench.secrets
 
 SOAK_S ?= 300
 soak-mesh: setup ## Publish and listen for SOAK_S seconds while processes are killed at random
