@@ -87,18 +87,19 @@ class Deployment:
     async def without_traces(self, *names: str) -> None:
         """Run services as deployments do, without a file of spans, which the embedded stack writes for its tests."""
         for name in names:
-            self._configure(name, r'trace_file = ".*"', 'trace_file = ""')
+            self.configure(name, r'trace_file = ".*"', 'trace_file = ""')
             await self.restart(name)
 
     async def with_traces(self, name: str) -> Path:
         """Run a service with a file of spans, and return where it is."""
         path = self.state / f"log/{name}.bench.jsonl"
         path.unlink(missing_ok=True)
-        self._configure(name, r'trace_file = ".*"', f'trace_file = "{path}"')
+        self.configure(name, r'trace_file = ".*"', f'trace_file = "{path}"')
         await self.restart(name)
         return path
 
-    def _configure(self, name: str, pattern: str, replacement: str) -> None:
+    def configure(self, name: str, pattern: str, replacement: str) -> None:
+        """Replace something in the settings of a service, which reads them when it starts."""
         path = self.state / f"config/{name}.toml"
         path.write_text(re.sub(pattern, lambda _: replacement, path.read_text()))
 

@@ -30,7 +30,7 @@ from tests.e2e.outside import Node
 
 AT_ONCE, ALONE = 32, 1
 # As many as their limits allow to read all the time.
-NODES = 96
+NODES = 32
 SECONDS = 3.0
 FLOOR, AIM, MOST = 0.5, 0.8, 2.0
 NAME, VALUE = "db-password", b"correct horse battery staple"
@@ -211,7 +211,7 @@ async def main() -> int:
     async with deployed() as deployment, deployment.operator() as operator:
         shelf = await Shelf.fill(deployment, operator)
         for limit, highest in HIGHEST_LIMITS.items():
-            deployment._configure("secrets", rf"(?m)^{limit} = \d+", f"{limit} = {highest}")
+            deployment.configure("secrets", rf"(?m)^{limit} = \d+", f"{limit} = {highest}")
         await deployment.without_traces(*SERVICES)
         await measure(shelf, report)
     return report.finish()
