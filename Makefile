@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants bench-access bench-identity bench-mesh bench-secrets soak-mesh ci-deps lock clean
+.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants bench-access bench-identity bench-mesh bench-secrets soak-mesh soak-secrets ci-deps lock clean
 
 help: ## Print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -77,9 +77,11 @@ bench-mesh: setup ## Bars of the signed event bus against its own backends, abou
 bench-secrets: setup ## Granted reads through the edge against the calls that they are made of, about 3 minutes
 	$(BIN)/python -m bench.secrets
 
-SOAK_S ?= 300
-soak-mesh: setup ## Publish and listen for SOAK_S seconds while processes are killed at random
-	$(BIN)/python -m bench.soak_mesh $(SOAK_S)
+soak-mesh: setup ## Publish and listen for SOAK_S seconds (300) while processes are killed at random
+	$(BIN)/python -m bench.soak_mesh $(or $(SOAK_S),300)
+
+soak-secrets: setup ## Read secrets for SOAK_S seconds (600) while one process after the other is killed
+	$(BIN)/python -m bench.soak_secrets $(or $(SOAK_S),600)
 
 ci-deps: ## Debian packages that tests of a proxy need: nginx, where it is not there yet (needs root)
 	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || \
