@@ -141,11 +141,10 @@ class Soak:
     async def judge(self, report: Report) -> None:
         """Hold what was seen against the chain."""
         rows, names = await self._chain()
-        unrecorded = [
-            one for one in self.releases if rows.get(one.correlation_id) != ["granted", names[one.reader.name]]
-        ]
+        wanted = [(one.correlation_id, ["granted", names[one.reader.name]]) for one in self.releases]
+        unrecorded = [identifier for identifier, row in wanted if rows.get(identifier) != row]
         verified = await self.operator.edge.call("POST", f"/v1/domains/{self.domain_id}/audit/verify", {})
-        found = {
+        found: dict[str, list[str]] = {
             "released bytes without an audit row": unrecorded,
             "wrong-node bytes": self.wrong,
             "answers without a contract code": self.uncoded,

@@ -13,8 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from tools.mutant import STORY, THREATS, Mutant
+from tools.mutant import THREATS, Mutant
 from tools.mutants_access import ACCESS
+from tools.mutants_secrets import SECRETS
 from tools.mutants_sessions import SESSIONS
 from tools.mutants_sign_in import SIGN_IN
 from tools.mutants_tokens import TOKENS
@@ -185,42 +186,6 @@ MUTANTS = (
         THREATS + "mesh/test_streams.py::test_another_nodes_path_is_refused_and_recorded_once",
     ),
     Mutant(
-        "F-2 audit before bytes",
-        "services/secrets/service.py",
-        "        await self.audit.record(decided(caller, found, wanted, reason))\n",
-        "",
-        THREATS + "test_secrets.py::test_a_granted_and_a_denied_read_are_one_row_each",
-    ),
-    Mutant(
-        "F-2 no audit, no bytes",
-        "services/secrets/service.py",
-        "        await self.audit.record(decided(caller, found, wanted, reason))\n",
-        "        import contextlib\n        with contextlib.suppress(Exception):\n"
-        "            await self.audit.record(decided(caller, found, wanted, reason))\n",
-        STORY,
-    ),
-    Mutant(
-        "F-2 rate limit",
-        "services/secrets/service.py",
-        "            await self.limits.spend(node_id, domain_id)\n",
-        "            pass\n",
-        STORY,
-    ),
-    Mutant(
-        "F-6 relation of the reader",
-        "services/secrets/service.py",
-        '        reason = await self.relations.check(f"node:{node_id}", "read", found.resource)\n',
-        "        reason = GRANTED\n",
-        THREATS + "test_secrets.py::test_a_revoked_grant_is_refused_at_once_every_time",
-    ),
-    Mutant(
-        "F-6 revoke answers after SpiceDB",
-        "services/identity/relations.py",
-        "        await self.tuples.finish(self.checker, rows)\n",
-        "        _ = rows\n",
-        THREATS + "test_secrets.py::test_a_revoked_grant_is_refused_at_once_every_time",
-    ),
-    Mutant(
         "guard: caller list",
         "libs/rpc/guard.py",
         "        if not peer or peer not in self._callers.get(service, ()):\n",
@@ -278,6 +243,7 @@ MUTANTS = (
     ),
     *SIGN_IN,
     *ACCESS,
+    *SECRETS,
     *SESSIONS,
     *TOKENS,
     Mutant(
