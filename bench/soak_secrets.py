@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import json
 import random
-import re
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -188,10 +187,9 @@ def _told(found: list[str]) -> str:
 
 async def prepare(deployment: Deployment, operator: Operator) -> Soak:
     """Register nodes over HTTPS, and give each a secret that it alone reads."""
-    config = deployment.world.config("secrets")
     for name, value in LIMITS.items():
-        config = re.sub(rf"^{name} = \d+$", f"{name} = {value}", config, flags=re.MULTILINE)
-    await deployment.world.restart("secrets", config)
+        deployment.configure("secrets", rf"(?m)^{name} = \d+$", f"{name} = {value}")
+    await deployment.restart("secrets")
     domain_id = await operator.domain(1)
     project_id, readers = await operator.project(domain_id), []
     for number in range(NODES):
