@@ -166,9 +166,16 @@ class Stage:
 
 
 async def get(edge: Edge, path: str, bearer: str) -> Answer:
+    """Send a path as it stands, with a bearer."""
+    return await send(edge.as_bearer(bearer), "GET", path)
+
+
+async def send(
+    edge: Edge, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> Answer:
     """Send a path as it stands: a client library would tidy it up."""
-    url, headers = URL(edge.url + path, encoded=True), {"Authorization": f"Bearer {bearer}"}
-    async with edge.http.get(url, headers=headers, allow_redirects=False) as answer:
+    url, sent = URL(edge.url + path, encoded=True), edge.caller | (headers or {})
+    async with edge.http.request(method, url, data=body, headers=sent, allow_redirects=False) as answer:
         received = {name.decode(): value.decode() for name, value in answer.raw_headers}
         return Answer(answer.status, received, await answer.read())
 

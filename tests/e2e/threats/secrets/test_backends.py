@@ -35,48 +35,28 @@ async def cells_held(world: World, _: str) -> AsyncIterator[None]:
         yield
 
 
-WITHOUT_DATABASE = {f"503 {code}_unavailable" for code in ("limiter", "datastore", "audit", "authz")} | {
-    "503 unavailable"
-}
-# Who is taken away and how, and what may be said then.
-AWAY: dict[str, tuple[str, Away, set[str]]] = {
-    "limiter store held": ("", cells_held, {"503 limiter_unavailable"}),
-    "database stopped": (
-        "postgres",
-        frozen,
-        {
-            "503 limiter_unavailable",
-            "503 datastore_unavailable",
-            "503 audit_unavailable",
-            "503 authz_unavailable",
-            "503 unavailable",
-        },
-    ),
-    "database killed": (
-        "postgres",
-        gone,
-        {
-            "503 limiter_unavailable",
-            "503 datastore_unavailable",
-            "503 audit_unavailable",
-            "503 authz_unavailable",
-            "503 unavailable",
-        },
-    ),
-    "OpenBao sealed": ("openbao", sealed, {"503 openbao_unavailable"}),
-    "OpenBao killed": ("openbao", gone, {"503 openbao_unavailable"}),
-    "OpenBao stopped": ("openbao", frozen, {"503 openbao_unavailable"}),
-    "relations killed": ("spicedb", gone, {"503 authz_unavailable"}),
-    "relations stopped": ("spicedb", frozen, {"503 authz_unavailable"}),
-    "identity killed": ("identity", gone, {"503 authz_unavailable", "503 unavailable"}),
-    "secrets killed": ("secrets", gone, {"503 unavailable"}),
-    "secrets stopped": ("secrets", frozen, {"503 unavailable"}),
+ANY = ("limiter_", "datastore_", "audit_", "authz_", "")
+# Who is taken away and how, and whom the answers may miss.
+AWAY: dict[str, tuple[str, Away, tuple[str, ...]]] = {
+    "limiter store held": ("", cells_held, ("limiter_",)),
+    "database stopped": ("postgres", frozen, ANY),
+    "database killed": ("postgres", gone, ANY),
+    "OpenBao sealed": ("openbao", sealed, ("openbao_",)),
+    "OpenBao killed": ("openbao", gone, ("openbao_",)),
+    "OpenBao stopped": ("openbao", frozen, ("openbao_",)),
+    "relations killed": ("spicedb", gone, ("authz_",)),
+    "relations stopped": ("spicedb", frozen, ("authz_",)),
+    "identity killed": ("identity", gone, ("authz_", "")),
+    "secrets killed": ("secrets", gone, ("",)),
+    "secrets stopped": ("secrets", frozen, ("",)),
 }
 
 
 @pytest.mark.parametrize("case", AWAY)
 async def test_bytes_are_rows_to_the_unit(stage: Stage, case: str) -> None:
-    victim, away, said = AWAY[case]
+    victim, away, missed = AWAY[case]
+    # A database that a busy machine keeps waiting is missed before anybody else is.
+    said = {f"503 {name}unavailable" for name in (*missed, "limiter_")}
     await stage.back()
     async with stage.accounted() as answers:
         async with stage.bursting() as asking, away(stage.world, victim):

@@ -1,9 +1,11 @@
 """F-6: no trick with a name, a version or a path finds anything."""
 
+import re
+
 import pytest
 
 from tests.e2e.stories.main_job import SECRET_NAME as NAME
-from tests.e2e.threats.secrets.conftest import Stage
+from tests.e2e.threats.secrets.conftest import Stage, send
 
 pytestmark = pytest.mark.e2e
 
@@ -78,6 +80,7 @@ VERSIONS = {
     "1&version=3": BAD,
     "3&version=1": BAD,
 }
+SECRETS = "SELECT count(*) FROM secrets.secrets"
 SERVED = {"": 3, "?version=3": 3, "?version=1": 1, "?Version=1": 3, "?version%5b%5d=1": 3}
 
 
@@ -87,6 +90,17 @@ async def test_name_tricks_find_nothing(stage: Stage) -> None:
             await stage.rest()
             answers.append(await stage.read(stage.story.node_a, name))
             assert str(answers[-1]) in {"404 not_found", "404 secret_not_found"}, f"{trick}: {answers[-1]}"
+
+
+async def test_nobody_writes_a_name_that_nobody_could_read(stage: Stage) -> None:
+    before = await stage.dba.fetchval(SECRETS)
+    for trick, name in NAMES.items():
+        if not re.fullmatch("[a-z][a-z0-9_-]{0,62}", name):
+            path = f"/v1/projects/{stage.story.project_id}/secrets/{name}"
+            refused = await send(stage.scene.operator, "PUT", path, b"never stored", {"If-Match": "0"})
+            assert refused.status in {400, 404, 405}, f"{trick}: {refused} {refused.body!r}"
+            assert refused.code
+    assert await stage.dba.fetchval(SECRETS) == before
 
 
 async def test_a_name_is_the_same_one_however_it_is_encoded(stage: Stage) -> None:
