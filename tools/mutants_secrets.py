@@ -13,6 +13,7 @@ DESTROYED = (
 ATTACKS = THREATS + "secrets/"
 BULK = ATTACKS + "test_bulk.py::test_fifty_times_the_limit_releases_the_limit_to_the_unit"
 UNRECORDED = ATTACKS + "test_record.py::test_without_audit_nothing_is_released"
+TWO_REPLICAS = "services/secrets/tests/test_limits.py::test_fifty_callers_of_two_replicas_get_exactly_the_burst"
 PLACES = ATTACKS + "test_reach.py::test_nobody_reads_in_anothers_place"
 AWAY = ATTACKS + "test_backends.py::test_bytes_are_rows_to_the_unit"
 REVOKED = ATTACKS + "test_reach.py::test_a_revoked_grant_is_refused_at_once_every_time"
@@ -70,7 +71,7 @@ SECRETS = (
         "            return\n",
         AWAY,
     ),
-    Mutant("F-2 a cell is charged by one at a time", CELLS, "c.id = node FOR UPDATE", "c.id = node", BULK),
+    Mutant("F-2 a cell is charged by one at a time", CELLS, "c.id = node FOR UPDATE", "c.id = node", TWO_REPLICAS),
     Mutant("F-2 who is refused by the Domain's limit keeps its own", CELLS, OF_DOMAIN, CHARGE_NODE + OF_DOMAIN, BULK),
     Mutant("F-6 relation of the reader", SERVICE, RELATION, "        reason = GRANTED\n", PLACES),
     Mutant("F-6 a denial denies", SERVICE, DENIED, "", PLACES),

@@ -4,6 +4,7 @@ import re
 
 import pytest
 
+from tests.e2e.outside import random_secret
 from tests.e2e.stories.main_job import SECRET_NAME as NAME
 from tests.e2e.threats.secrets.conftest import Stage, send
 
@@ -97,7 +98,7 @@ async def test_nobody_writes_a_name_that_nobody_could_read(stage: Stage) -> None
     for trick, name in NAMES.items():
         if not re.fullmatch("[a-z][a-z0-9_-]{0,62}", name):
             path = f"/v1/projects/{stage.story.project_id}/secrets/{name}"
-            refused = await send(stage.scene.operator, "PUT", path, b"never stored", {"If-Match": "0"})
+            refused = await send(stage.scene.operator, "PUT", path, random_secret(), {"If-Match": "0"})
             assert refused.status in {400, 404, 405}, f"{trick}: {refused} {refused.body!r}"
             assert refused.code
     assert await stage.dba.fetchval(SECRETS) == before
@@ -114,8 +115,9 @@ async def test_a_name_is_the_same_one_however_it_is_encoded(stage: Stage) -> Non
 async def test_version_tricks_find_no_other_version(stage: Stage) -> None:
     """Version 2 was destroyed, 3 is the current one."""
     node, name = stage.story.node_a, "versions"
-    for before in range(3):
-        await stage.put(b"version %d" % (before + 1), before, name=name)
+    values = [random_secret() for _ in range(3)]
+    for before, value in enumerate(values):
+        await stage.put(value, before, name=name)
     await stage.grant(node, name=name)
     path = f"/v1/projects/{stage.story.project_id}/secrets/{name}/versions/2"
     await stage.operate("DELETE", path)
@@ -128,22 +130,22 @@ async def test_version_tricks_find_no_other_version(stage: Stage) -> None:
             await stage.rest()
             answers.append(await stage.read(node, name, query=query))
             assert answers[-1].headers["X-Plexsphere-Secret-Version"] == str(current)
-            assert node.open(answers[-1].body) == b"version %d" % current
+            assert node.open(answers[-1].body) == values[current - 1]
 
 
 async def test_a_destroyed_secret_is_as_one_that_never_was(stage: Stage) -> None:
-    node, name = stage.story.node_a, "destroyed"
-    await stage.put(b"destroyed value", 0, name=name)
+    node, name, value = stage.story.node_a, "destroyed", random_secret()
+    await stage.put(value, 0, name=name)
     await stage.grant(node, name=name)
     async with stage.accounted() as answers:
         answers.append(await stage.read(node, name))
-        assert node.open(answers[-1].body) == b"destroyed value"
+        assert node.open(answers[-1].body) == value
         await stage.operate("DELETE", f"/v1/projects/{stage.story.project_id}/secrets/{name}")
         for query in ("", "?version=1", "?version=2"):
             answers.append(await stage.read(node, name, query=query))
             assert str(answers[-1]) == "404 secret_not_found"
         # A new one of that name is another secret: nobody reads it by a grant of the old one.
-        await stage.put(b"its successor", 0, name=name)
+        await stage.put(random_secret(), 0, name=name)
         for query in ("", "?version=1"):
             answers.append(await stage.read(node, name, query=query))
             assert str(answers[-1]) == "403 permission_denied"

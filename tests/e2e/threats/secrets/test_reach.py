@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.e2e.outside import Answer, Node
+from tests.e2e.outside import Answer, Node, random_secret
 from tests.e2e.stories.main_job import SECRET_NAME
 from tests.e2e.threats.secrets.conftest import Stage, get
 
@@ -17,6 +17,8 @@ pytestmark = pytest.mark.e2e
 
 DENIED = "403 permission_denied"
 ROUNDS = 12
+# A second when a key is ended, and five when its time ends; three more on a machine that is busy with other things.
+HEARD_WITHIN_S, REMEMBERED_FOR_S = 4.0, 8.0
 
 
 def key_of(node: Node, key: bytes) -> str:
@@ -40,7 +42,9 @@ CROSS: dict[str, tuple[Callable[[Stage], Node], Callable[[Stage], str], str]] = 
     "A with C's key": (
         lambda s: s.story.node_a, lambda s: key_of(s.story.node_a, s.scene.story.node_a.key), "401 nsk_invalid",
     ),
-    "A with a key of zeros": (lambda s: s.story.node_a, lambda s: key_of(s.story.node_a, bytes(32)), "401 nsk_invalid"),
+    "A with nobody's key": (
+        lambda s: s.story.node_a, lambda s: key_of(s.story.node_a, bytes(range(32))), "401 nsk_invalid",
+    ),
     "A with half a key": (
         lambda s: s.story.node_a, lambda s: key_of(s.story.node_a, s.story.node_a.key[:16]), "401 unauthorized",
     ),
@@ -73,10 +77,11 @@ async def test_the_same_name_is_another_secret_in_another_domain_or_project(stag
         for stranger in (neighbour, foreign):
             path = f"/v1/projects/{stage.story.project_id}/secrets/{SECRET_NAME}/readers/{stranger.node_id}"
             assert (await stage.story.operator.call("PUT", path)).status == 404
-        await stage.put(b"the neighbour's", 0, project_id=project)
+        value = random_secret()
+        await stage.put(value, 0, project_id=project)
         await stage.grant(neighbour, project_id=project)
         answers.extend([await stage.read(node) for node in (neighbour, stage.story.node_a)])
-        assert neighbour.open(answers[-2].body) == b"the neighbour's"
+        assert neighbour.open(answers[-2].body) == value
         assert stage.story.node_a.open(answers[-1].body) == stage.story.value
     theirs = await stage.scene.read(foreign)
     assert foreign.open(theirs.body) == stage.scene.story.value != stage.story.value
@@ -98,20 +103,27 @@ async def test_a_revoked_grant_is_refused_at_once_every_time(stage: Stage) -> No
             answers.extend([*late, *await asyncio.gather(*under_way)])
 
 
-async def read_all(stage: Stage, node: Node, answers: list[Answer]) -> set[str]:
-    """Read several times at once, and return what was said."""
-    seen = await asyncio.gather(*(stage.read(node) for _ in range(4)))
-    answers.extend(seen)
-    return {str(answer) for answer in seen}
+async def dies(stage: Stage, node: Node, answers: list[Answer], within_s: float = HEARD_WITHIN_S) -> None:
+    """Read until the key is refused, which it is soon, and then several times at once."""
+    began = time.monotonic()
+    while not answers or str(answers[-1]) != "401 nsk_revoked":
+        assert time.monotonic() - began < within_s
+        await stage.rest()
+        answers.append(await stage.read(node))
+        assert answers[-1].status == 401 or node.open(answers[-1].body)
+    late = await asyncio.gather(*(stage.read(node) for _ in range(4)))
+    assert {str(answer) for answer in late} == {"401 nsk_revoked"}
+    answers.extend(late)
 
 
 async def test_a_revoked_key_reads_nothing(stage: Stage) -> None:
     node = await stage.newcomer()
     await stage.grant(node)
     async with stage.accounted() as answers:
-        assert await read_all(stage, node, answers) == {"200"}
+        answers.append(await stage.read(node))
+        assert node.open(answers[-1].body) == stage.story.value
         await stage.operate("POST", f"/v1/nodes/{node.node_id}/secret-key/revoke")
-        assert await read_all(stage, node, answers) == {"401 nsk_revoked"}
+        await dies(stage, node, answers)
 
 
 async def rotated(stage: Stage, node: Node) -> Node:
@@ -119,19 +131,6 @@ async def rotated(stage: Stage, node: Node) -> Node:
     answer = await stage.scene.edge.as_bearer(node.bearer).call("POST", f"/v1/nodes/{node.node_id}/secret-key/rotate")
     assert answer.status == 200, answer.body
     return replace(node, key=base64.b64decode(answer.json["nsk"]))
-
-
-async def until_refused(stage: Stage, node: Node, answers: list[Answer]) -> None:
-    """Read until the key is dead, which takes no longer than a gateway remembers a node."""
-    deadline = time.monotonic() + 8
-    while time.monotonic() < deadline:
-        await stage.rest()
-        answers.append(await stage.read(node))
-        if answers[-1].status == 401:
-            break
-        assert node.open(answers[-1].body) == stage.story.value
-        await asyncio.sleep(0.1)
-    assert str(answers[-1]) == "401 nsk_revoked"
 
 
 async def test_an_old_key_reads_for_its_grace_and_never_after_it(stage: Stage) -> None:
@@ -144,7 +143,7 @@ async def test_an_old_key_reads_for_its_grace_and_never_after_it(stage: Stage) -
         assert oldest.open(answers[-1].body) == stage.story.value
         fresh = await rotated(stage, old)
         # Of two old keys only the newer one has a grace.
-        assert await read_all(stage, oldest, answers) == {"401 nsk_revoked"}
+        await dies(stage, oldest, answers)
         for node in (old, fresh):
             answers.append(await stage.read(node))
             assert node.open(answers[-1].body) == stage.story.value
@@ -152,7 +151,7 @@ async def test_an_old_key_reads_for_its_grace_and_never_after_it(stage: Stage) -
         assert len(kids) == 3
         ends = "UPDATE identity.node_secret_keys SET valid_until = now() WHERE node_id = $1 AND valid_until > now()"
         await stage.dba.execute(ends, old.node_id)
-        await until_refused(stage, old, answers)
+        await dies(stage, old, answers, REMEMBERED_FOR_S)
         await stage.rest()
         answers.append(await stage.read(fresh))
         assert fresh.open(answers[-1].body) == stage.story.value
@@ -164,15 +163,16 @@ async def test_a_node_of_a_deleted_project_reads_nothing(stage: Stage) -> None:
     )
     project = made.json["id"]
     node = await stage.newcomer(project)
-    await stage.put(b"of a project that goes", 0, project_id=project)
+    value = random_secret()
+    await stage.put(value, 0, project_id=project)
     await stage.grant(node, project_id=project)
     async with stage.accounted() as answers:
         answers.append(await stage.read(node))
-        assert node.open(answers[-1].body) == b"of a project that goes"
+        assert node.open(answers[-1].body) == value
         refused = await stage.story.operator.call("DELETE", f"/v1/projects/{project}")
         assert str(refused) == "409 project_not_empty"
         await stage.operate("DELETE", f"/v1/resources/{node.handle}")
-        assert await read_all(stage, node, answers) == {"401 nsk_revoked"}
+        await dies(stage, node, answers)
         await stage.operate("DELETE", f"/v1/projects/{project}")
         answers.append(await stage.read(node))
         assert str(answers[-1]) == "401 nsk_revoked"
