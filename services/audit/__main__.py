@@ -1,5 +1,6 @@
 """The audit process."""
 
+import datetime
 import functools
 
 from libs.bao import open_bao
@@ -13,12 +14,15 @@ from libs.relations import Relations
 from libs.rpc.channel import connect
 from libs.rpc.server import Registration, serve
 from plexsphere.audit.v1 import audit_pb2_grpc
+from services.audit.checkpoints import Checkpoints
 from services.audit.columns import COLUMNS
 from services.audit.grpc_api import AppendApi, ReadApi
+from services.audit.rounds import Rounds
 from services.audit.service import Audit
 from services.audit.settings import AuditSettings
 from services.audit.store import PgStore
-from services.audit.vault import BaoPeppers
+from services.audit.tree_store import PgTrees
+from services.audit.vault import BaoAnchors, BaoPeppers, BaoSigner
 from services.audit.writer import GroupWriter
 
 
@@ -31,14 +35,17 @@ async def run(settings: AuditSettings) -> None:
     ):
         await check_durable(pool)
         await guard_columns(pool, "audit", COLUMNS)
-        writer = GroupWriter(pool)
+        writer, store, trees, clock = GroupWriter(pool), PgStore(pool), PgTrees(pool), SystemClock()
+        due = settings.checkpoints
+        checkpoints = Checkpoints(due.log, store, trees, BaoAnchors(bao), BaoSigner(bao), clock)
+        rounds = Rounds(checkpoints, trees, clock, datetime.timedelta(seconds=due.every_s), due.every_entries)
         audit = Audit(
             appender=writer,
-            store=PgStore(pool),
+            store=store,
             peppers=BaoPeppers(bao),
             relations=Relations(identity),
             cursors=Cursors(read_secret_file(settings.cursor_key_file)),
-            clock=SystemClock(),
+            clock=clock,
         )
         name = "plexsphere.audit.v1."
         await serve(
@@ -58,7 +65,7 @@ async def run(settings: AuditSettings) -> None:
                 ),
             ],
             readiness={"postgres": functools.partial(ping, pool), "openbao": bao.ping},
-            background=[writer.run()],
+            background=[writer.run(), rounds.run()],
         )
 
 

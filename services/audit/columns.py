@@ -27,5 +27,11 @@ COLUMNS: Declared = {
         "client_ip": ColumnClass.PERSONAL,
         "user_agent": ColumnClass.PERSONAL,
     },
+    "tree": {"chain": ColumnClass.IDENTIFIER, "hash": ColumnClass.HASH},
+    "checkpoints": {
+        "chain": ColumnClass.IDENTIFIER,
+        "root": ColumnClass.HASH,
+        "note": ColumnClass.METADATA,
+    },
     "erasures": {"chain": ColumnClass.IDENTIFIER, "pseudonym": ColumnClass.HASH},
 }

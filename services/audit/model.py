@@ -122,3 +122,40 @@ class Page:
 
     rows: list[Stored] = field(default_factory=list)
     next_cursor: str = ""
+
+
+@dataclass(frozen=True)
+class Signed:
+    """A checkpoint as it is kept: what its note says, and the note."""
+
+    size: int
+    root: bytes
+    note: str
+    created_at: datetime.datetime
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The newest note of a chain, kept where no DBA reaches; `version` counts how often it moved."""
+
+    note: str
+    version: int
+
+
+@dataclass(frozen=True)
+class Inclusion:
+    """That an entry is in the log of a checkpoint."""
+
+    seq: int
+    entry_hash: bytes
+    hashes: list[bytes]
+    checkpoint: Signed
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """That the log of a checkpoint goes on from that of an older one."""
+
+    hashes: list[bytes]
+    older: Signed
+    newer: Signed

@@ -1,12 +1,13 @@
 """What the audit rules need from outside; each docstring is the promise."""
 
 import datetime
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
 from libs.custody import Secret
 from libs.decision import Decision as Verdict
-from services.audit.model import Draft, Filter, Head, Stored
+from libs.tlog.tree import Node
+from services.audit.model import Anchor, Draft, Filter, Head, Signed, Stored
 
 
 class Appender(Protocol):
@@ -50,3 +51,51 @@ class Relations(Protocol):
 
     async def check(self, subject: str, permission: str, resource: str) -> Verdict:
         """Answer one check; raises AuthzUnavailable for anything but an answer."""
+
+
+class Trees(Protocol):
+    """Keeps the Merkle tree over a chain, and its checkpoints; nothing of either is ever changed."""
+
+    async def size(self, chain: str) -> int:
+        """Return how many leaves the tree of a chain has."""
+
+    async def hashes(self, chain: str, nodes: Iterable[Node]) -> dict[Node, bytes]:
+        """Return the stored hashes of subtrees; those that are not stored are left out."""
+
+    async def grow(self, chain: str, nodes: Sequence[tuple[Node, bytes]]) -> bool:
+        """Store the hashes that new leaves make, the first leaf first, or none when another replica was there.
+
+        Returns whether they were stored.
+        """
+
+    async def newest(self, chain: str) -> Signed | None:
+        """Return the newest checkpoint of a chain."""
+
+    async def at(self, chain: str, size: int) -> Signed | None:
+        """Return the checkpoint of a chain that has a size."""
+
+    async def keep(self, chain: str, signed: Signed) -> None:
+        """Store a checkpoint; one that is there already stays."""
+
+    async def due(self, entries: int, before: datetime.datetime) -> list[str]:
+        """Return the chains with something new whose checkpoint is missing, old, or many entries behind."""
+
+
+class Anchors(Protocol):
+    """The newest checkpoint of each chain, where who holds the database cannot change it."""
+
+    async def read(self, chain: str) -> Anchor | None:
+        """Return the anchor as it is now, never from memory."""
+
+    async def move(self, chain: str, note: str, version: int) -> bool:
+        """Replace the anchor of a version, 0 for none yet; returns whether it was still that one. Durable."""
+
+
+class Signer(Protocol):
+    """Signs checkpoints with a key that nobody can take out."""
+
+    async def keys(self) -> list[bytes]:
+        """Return the public halves, the one that signs last."""
+
+    async def sign(self, text: bytes) -> bytes:
+        """Return the Ed25519 signature (RFC 8032) of the exact bytes."""

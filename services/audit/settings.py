@@ -1,14 +1,25 @@
 """Settings of audit."""
 
 from pathlib import Path
+from typing import Annotated
 
-from libs.settings import OpenBao, Peer, Postgres, Runtime, Settings
+from pydantic import Field
+
+from libs.settings import OpenBao, Peer, Postgres, Runtime, Seconds, Settings
 
 
 class Peers(Settings):
     """Whom audit's read side asks."""
 
     identity: Peer
+
+
+class Checkpoints(Settings):
+    """The name of the logs, which no other deployment should have, and when a chain's next checkpoint is due."""
+
+    log: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9./-]{0,199}$")] = "plexsphere/audit"
+    every_s: Seconds = 60.0
+    every_entries: Annotated[int, Field(ge=1)] = 1000
 
 
 class AuditSettings(Runtime):
@@ -18,3 +29,4 @@ class AuditSettings(Runtime):
     openbao: OpenBao
     peers: Peers
     cursor_key_file: Path
+    checkpoints: Checkpoints = Checkpoints()

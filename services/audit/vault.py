@@ -1,15 +1,17 @@
-"""The peppers, in OpenBao KV: made by check-and-set at first use, kept in memory in a redacted type."""
+"""What audit keeps in OpenBao: peppers, made at first use, the anchors of checkpoints, and the key that signs them."""
 
 import asyncio
 import base64
 import os
+from dataclasses import dataclass
 
-from libs.bao import Bao, BaoRefused
+from libs.bao import BAD, MISSING, Bao, BaoRefused
 from libs.custody import Secret
-from libs.errors import OpenbaoUnavailable
+from libs.errors import OpenbaoUnavailable, SigningUnavailable
+from services.audit.model import Anchor
 
 PEPPER_BYTES = 32
-MISSING = 404
+MOUNT, KEY = "transit-audit", "acp"
 
 
 class BaoPeppers:
@@ -42,3 +44,55 @@ class BaoPeppers:
                 continue  # Another replica was first: read what it wrote.
         data, _ = await self._bao.read_kv(path)
         return Secret(base64.b64decode(data["pepper"]))
+
+
+@dataclass(frozen=True)
+class BaoAnchors:
+    """Anchors by chain, in KV; only check-and-set moves them."""
+
+    bao: Bao
+
+    async def read(self, chain: str) -> Anchor | None:
+        """Return the anchor as it is now, never from memory."""
+        try:
+            data, version = await self.bao.read_kv(f"audit/{chain}/anchor")
+        except BaoRefused as refused:
+            if refused.status == MISSING:
+                return None
+            raise OpenbaoUnavailable(str(refused)) from refused
+        return Anchor(str(data["note"]), version)
+
+    async def move(self, chain: str, note: str, version: int) -> bool:
+        """Replace the anchor of a version, 0 for none yet; returns whether it was still that one. Durable."""
+        try:
+            await self.bao.write_kv(f"audit/{chain}/anchor", {"note": note}, cas=version)
+        except BaoRefused as refused:
+            if refused.status == BAD:
+                return False
+            raise OpenbaoUnavailable(str(refused)) from refused
+        return True
+
+
+@dataclass(frozen=True)
+class BaoSigner:
+    """The checkpoint key, in transit: made when OpenBao is set up, and audit can neither make nor rotate it."""
+
+    bao: Bao
+
+    async def keys(self) -> list[bytes]:
+        """Return the public halves, the one that signs last."""
+        try:
+            data = (await self.bao.request("GET", f"{MOUNT}/keys/{KEY}"))["data"]
+        except (BaoRefused, OpenbaoUnavailable) as error:
+            raise SigningUnavailable("no answer about the checkpoint key") from error
+        if data["type"] != "ed25519" or data["exportable"] or data["allow_plaintext_backup"]:
+            raise SigningUnavailable("the checkpoint key is not as it was made")
+        versions = sorted((int(version), half["public_key"]) for version, half in data["keys"].items())
+        return [base64.b64decode(key, validate=True) for _, key in versions]
+
+    async def sign(self, text: bytes) -> bytes:
+        """Return the Ed25519 signature (RFC 8032) of the exact bytes."""
+        try:
+            return await self.bao.sign(MOUNT, KEY, text)
+        except (BaoRefused, OpenbaoUnavailable) as error:
+            raise SigningUnavailable("the checkpoint was not signed") from error

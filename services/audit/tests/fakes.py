@@ -2,15 +2,19 @@
 
 import datetime
 from collections import defaultdict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from libs.chain import GENESIS
 from libs.custody import Secret
 from libs.decision import Decision
+from libs.errors import PlexError
+from libs.tlog.tree import Node
 from services.audit.entry import link
-from services.audit.model import Draft, Filter, Head, Stored
+from services.audit.model import Anchor, Draft, Filter, Head, Signed, Stored
 
 
 @dataclass
@@ -83,3 +87,79 @@ class FakeRelations:
 
     async def check(self, subject: str, permission: str, resource: str) -> Decision:
         return Decision("granted" if (permission, resource) in self.granted else "out_of_scope")
+
+
+@dataclass
+class FakeTrees:
+    """Trees and checkpoints in memory; `chains` says how long each chain is."""
+
+    chains: FakeChains
+    nodes: dict[str, dict[Node, bytes]] = field(default_factory=lambda: defaultdict(dict))
+    kept: dict[str, dict[int, Signed]] = field(default_factory=lambda: defaultdict(dict))
+    refusal: PlexError | None = None
+
+    async def size(self, chain: str) -> int:
+        return sum(node.level == 0 for node in self.nodes[chain])
+
+    async def hashes(self, chain: str, nodes: Iterable[Node]) -> dict[Node, bytes]:
+        return {node: self.nodes[chain][node] for node in nodes if node in self.nodes[chain]}
+
+    async def grow(self, chain: str, nodes: Sequence[tuple[Node, bytes]]) -> bool:
+        if nodes[0][0] in self.nodes[chain]:
+            return False
+        self.nodes[chain] |= dict(nodes)
+        return True
+
+    async def newest(self, chain: str) -> Signed | None:
+        return max(self.kept[chain].values(), key=lambda signed: signed.size, default=None)
+
+    async def at(self, chain: str, size: int) -> Signed | None:
+        return self.kept[chain].get(size)
+
+    async def keep(self, chain: str, signed: Signed) -> None:
+        if self.refusal:
+            raise self.refusal
+        self.kept[chain].setdefault(signed.size, signed)
+
+    async def due(self, entries: int, before: datetime.datetime) -> list[str]:
+        found = []
+        for chain in sorted(self.chains.rows):
+            head, newest = (await self.chains.head(chain)).seq, await self.newest(chain)
+            size, at = (newest.size, newest.created_at) if newest else (0, before)
+            if head != size and (head < size or head >= size + entries or at <= before):
+                found.append(chain)
+        return found
+
+
+@dataclass
+class FakeAnchors:
+    """Anchors in memory."""
+
+    anchors: dict[str, Anchor] = field(default_factory=dict)
+    refusal: PlexError | None = None
+
+    async def read(self, chain: str) -> Anchor | None:
+        if self.refusal:
+            raise self.refusal
+        return self.anchors.get(chain)
+
+    async def move(self, chain: str, note: str, version: int) -> bool:
+        now = self.anchors.get(chain)
+        if (now.version if now else 0) != version:
+            return False
+        self.anchors[chain] = Anchor(note, version + 1)
+        return True
+
+
+@dataclass
+class FakeSigner:
+    """Key pairs, the last of which signs; `signs` is another one that signs in its place."""
+
+    pairs: list[Ed25519PrivateKey] = field(default_factory=lambda: [Ed25519PrivateKey.generate()])
+    signs: Ed25519PrivateKey | None = None
+
+    async def keys(self) -> list[bytes]:
+        return [pair.public_key().public_bytes_raw() for pair in self.pairs]
+
+    async def sign(self, text: bytes) -> bytes:
+        return (self.signs or self.pairs[-1]).sign(text)

@@ -8,16 +8,13 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from devstack.layout import State
 from libs.columns import guard_columns
 from libs.custody import Secret
 from libs.errors import AuditUnavailable, DatastoreUnavailable
-from libs.pg import check_durable, create_pool
-from libs.settings import load
+from libs.pg import check_durable
 from services.audit.columns import COLUMNS
 from services.audit.entry import draft
 from services.audit.model import Draft, Filter
-from services.audit.settings import AuditSettings
 from services.audit.store import PgStore
 from services.audit.tests.fakes import FakeChains
 from services.audit.tests.test_service import decision
@@ -30,17 +27,6 @@ PEPPER = Secret(b"p" * 32)
 
 def entry(chain: str, key: uuid.UUID | None = None) -> Draft:
     return draft(decision(chain=chain, idempotency_key=key or uuid.uuid4()), PEPPER)
-
-
-@pytest.fixture
-def settings(backends: State) -> AuditSettings:
-    return load(backends / "config/audit.toml", AuditSettings)
-
-
-@pytest.fixture
-async def pool(settings: AuditSettings) -> AsyncIterator[asyncpg.Pool]:
-    async with create_pool(settings.postgres, settings.tls) as opened:
-        yield opened
 
 
 @contextlib.asynccontextmanager

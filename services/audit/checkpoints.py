@@ -1,0 +1,138 @@
+"""The rules of checkpoints: grow the tree, sign its root, anchor it where no DBA reaches, and only then keep it.
+
+A crash after any step leaves a state from which the next turn goes on, and of two replicas the anchor lets one win.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import structlog
+
+from libs.chain import GENESIS, entry_hash
+from libs.clock import Clock
+from libs.errors import AuditDiverged, SigningUnavailable
+from libs.tlog.checkpoint import Checkpoint, open_checkpoint
+from libs.tlog.note import VerifierKey, seal_note
+from libs.tlog.tree import Node, Run, Span, cover, leaf_hash
+from libs.tlog.verify import NotProven
+from services.audit.model import Anchor, Signed
+from services.audit.ports import Anchors, Signer, Store, Trees
+
+# Leaves a transaction: many enough that each costs little, few enough for memory and for who waits.
+LEAVES = 5000
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """Checkpoints of all chains; `name` is the log's, which the chain's follows."""
+
+    name: str
+    store: Store
+    trees: Trees
+    anchors: Anchors
+    signer: Signer
+    clock: Clock
+
+    async def keys(self, chain: str) -> list[VerifierKey]:
+        """Return the keys that a chain's checkpoints verify with, the one that signs last."""
+        return [VerifierKey(f"{self.name}/{chain}", key) for key in await self.signer.keys()]
+
+    async def anchored(self, chain: str) -> Checkpoint | None:
+        """Return what the anchor says of a chain; of entries after it nothing is known outside of the database."""
+        anchor = await self.anchors.read(chain)
+        return self._opened(anchor, await self.keys(chain)) if anchor else None
+
+    async def turn(self, chain: str) -> None:
+        """Checkpoint a chain as it is now; raises AuditDiverged when it does not go on from what was anchored."""
+        keys, anchor = await self.keys(chain), await self.anchors.read(chain)
+        anchored = self._opened(anchor, keys) if anchor else None
+        newest = await self.trees.newest(chain)
+        if newest is not None and (anchored is None or newest.size > anchored.size):
+            # The anchor always comes first: it was taken back, or nobody signed what is stored.
+            raise AuditDiverged("the anchor is older than a stored checkpoint")
+        run = await self._grow(chain)
+        if run is None:
+            return
+        if anchor is not None and anchored is not None:
+            await self._require_same(chain, anchored, run)
+            if newest is None or newest.size < anchored.size:
+                # A crash came between: it was anchored and not kept.
+                await self._keep(chain, anchored, anchor.note)
+        if run.end > (anchored.size if anchored else 0):
+            checkpoint = Checkpoint(keys[-1].name, run.end, run.root())
+            await self._publish(chain, checkpoint, keys[-1], anchor.version if anchor else 0)
+
+    async def _grow(self, chain: str) -> Run | None:
+        """Take new entries into the tree; returns all of it, or None when another replica is at it."""
+        size, head = await self.trees.size(chain), await self.store.head(chain)
+        if head.seq < size:
+            raise AuditDiverged("the chain is shorter than its tree")
+        run = Run()
+        run.extend(Span(0, size), await stored_hashes(self.trees, chain, cover(Span(0, size))))
+        before = await self._last(chain, size)
+        while run.end < head.seq:
+            last = min(head.seq, run.end + LEAVES)
+            nodes: list[tuple[Node, bytes]] = []
+            async for row in self.store.walk(chain, run.end + 1, last):
+                own = entry_hash(before, hashlib.sha256(row.canonical).digest())
+                # What was altered before it was signed for must not be signed for.
+                if row.prev_hash != before or row.entry_hash != own:
+                    raise AuditDiverged(f"entry {run.end + 1} is not as it was written")
+                nodes += run.push(own)
+                before = own
+            if run.end < last:
+                raise AuditDiverged(f"entry {run.end + 1} is missing")
+            if not await self.trees.grow(chain, nodes):
+                return None
+        return run
+
+    async def _last(self, chain: str, size: int) -> bytes:
+        """Return the hash that the next entry links to, which is the tree's last leaf."""
+        if size == 0:
+            return GENESIS
+        leaf, row = Node(0, size - 1), await self.store.get(chain, size)
+        stored = await stored_hashes(self.trees, chain, [leaf])
+        if row is None or leaf_hash(row.entry_hash) != stored[leaf]:
+            raise AuditDiverged(f"entry {size} is not as it was written")
+        return row.entry_hash
+
+    async def _require_same(self, chain: str, anchored: Checkpoint, run: Run) -> None:
+        if run.end < anchored.size:
+            raise AuditDiverged("the chain is shorter than its anchor")
+        span, old = Span(0, anchored.size), Run()
+        old.extend(span, await stored_hashes(self.trees, chain, cover(span)))
+        if old.root() != anchored.root:
+            raise AuditDiverged("the tree is not what was anchored")
+
+    async def _publish(self, chain: str, checkpoint: Checkpoint, key: VerifierKey, version: int) -> None:
+        text = checkpoint.text()
+        try:
+            note = seal_note(text, key, await self.signer.sign(text.encode()))
+        except NotProven as error:
+            raise SigningUnavailable(str(error)) from error
+        if await self.anchors.move(chain, note, version):
+            await self._keep(chain, checkpoint, note)
+        else:
+            log.info("checkpoint.overtaken", chain=chain, size=checkpoint.size)
+
+    async def _keep(self, chain: str, checkpoint: Checkpoint, note: str) -> None:
+        await self.trees.keep(chain, Signed(checkpoint.size, checkpoint.root, note, self.clock.now()))
+        log.info("checkpoint.kept", chain=chain, size=checkpoint.size)
+
+    def _opened(self, anchor: Anchor, keys: list[VerifierKey]) -> Checkpoint:
+        try:
+            return open_checkpoint(anchor.note, keys[-1].name, keys)
+        except NotProven as error:
+            raise AuditDiverged("the anchor is not one of ours") from error
+
+
+async def stored_hashes(trees: Trees, chain: str, nodes: Iterable[Node]) -> dict[Node, bytes]:
+    """Return the stored hashes of subtrees; raises AuditDiverged when one is gone."""
+    wanted = list(nodes)
+    found = await trees.hashes(chain, wanted)
+    if len(found) < len(wanted):
+        raise AuditDiverged("the tree is not whole")
+    return found
