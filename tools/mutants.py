@@ -15,6 +15,7 @@ from pathlib import Path
 
 from tools.mutant import THREATS, Mutant
 from tools.mutants_access import ACCESS
+from tools.mutants_audit import AUDIT
 from tools.mutants_secrets import SECRETS
 from tools.mutants_sessions import SESSIONS
 from tools.mutants_sign_in import SIGN_IN
@@ -246,6 +247,7 @@ MUTANTS = (
     *SECRETS,
     *SESSIONS,
     *TOKENS,
+    *AUDIT,
     Mutant(
         "A-1 columns held against the bytes",
         "services/audit/service.py",

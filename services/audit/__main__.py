@@ -17,6 +17,7 @@ from plexsphere.audit.v1 import audit_pb2_grpc
 from services.audit.checkpoints import Checkpoints
 from services.audit.columns import COLUMNS
 from services.audit.grpc_api import AppendApi, ReadApi
+from services.audit.proofs import Proofs
 from services.audit.rounds import Rounds
 from services.audit.service import Audit
 from services.audit.settings import AuditSettings
@@ -44,6 +45,7 @@ async def run(settings: AuditSettings) -> None:
             store=store,
             peppers=BaoPeppers(bao),
             relations=Relations(identity),
+            proofs=Proofs(checkpoints),
             cursors=Cursors(read_secret_file(settings.cursor_key_file)),
             clock=clock,
         )

@@ -10,7 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.rpc.context import current_call, current_principal
 from plexsphere.audit.v1 import audit_pb2, audit_pb2_grpc
-from services.audit.model import NIL, PLATFORM, Decision, Filter, Stored, chain_of
+from services.audit.model import NIL, PLATFORM, Decision, Filter, Shown, Stored, chain_of
 from services.audit.service import Audit, Request
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
@@ -128,6 +128,50 @@ class ReadApi(audit_pb2_grpc.AuditReadServiceServicer):
         chain = chain_of(request.domain_id)
         name, erased_at = await self._audit.erase(request_of(), chain, UUID(request.identity_id))
         return audit_pb2.EraseIdentityResponse(subject_pseudonym=name, erased_at=timestamp(erased_at))
+
+    async def GetCheckpoint(
+        self, request: audit_pb2.GetCheckpointRequest, context: Context
+    ) -> audit_pb2.GetCheckpointResponse:
+        """Get the newest checkpoint."""
+        shown = await self._audit.checkpoint(request_of(), chain_of(request.domain_id))
+        return audit_pb2.GetCheckpointResponse(checkpoint=checkpoint(shown))
+
+    async def ProveInclusion(
+        self, request: audit_pb2.ProveInclusionRequest, context: Context
+    ) -> audit_pb2.ProveInclusionResponse:
+        """Prove that an entry is in a log."""
+        found = await self._audit.prove(request_of(), chain_of(request.domain_id), request.seq, request.size)
+        return audit_pb2.ProveInclusionResponse(
+            seq=found.seq,
+            entry_hash=found.entry_hash.hex(),
+            hashes=[value.hex() for value in found.hashes],
+            checkpoint=checkpoint(found.checkpoint),
+            tlog_proof=found.file,
+        )
+
+    async def ProveConsistency(
+        self, request: audit_pb2.ProveConsistencyRequest, context: Context
+    ) -> audit_pb2.ProveConsistencyResponse:
+        """Prove that a log goes on from an older one."""
+        older, newer = getattr(request, "from"), request.to
+        found = await self._audit.prove_consistency(request_of(), chain_of(request.domain_id), older, newer)
+        return audit_pb2.ProveConsistencyResponse(
+            hashes=[value.hex() for value in found.hashes],
+            older=checkpoint(found.older),
+            newer=checkpoint(found.newer),
+        )
+
+
+def checkpoint(shown: Shown) -> audit_pb2.Checkpoint:
+    """Pack a checkpoint."""
+    signed = shown.signed
+    return audit_pb2.Checkpoint(
+        size=signed.size,
+        root=signed.root.hex(),
+        signed_at=timestamp(signed.created_at),
+        note=signed.note,
+        key=shown.key,
+    )
 
 
 def entry(row: Stored) -> audit_pb2.Entry:

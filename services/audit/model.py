@@ -143,13 +143,22 @@ class Anchor:
 
 
 @dataclass(frozen=True)
+class Shown:
+    """A checkpoint that verifies, and the key that it verifies with."""
+
+    signed: Signed
+    key: str
+
+
+@dataclass(frozen=True)
 class Inclusion:
-    """That an entry is in the log of a checkpoint."""
+    """That an entry is in the log of a checkpoint; `file` says the same as a `.tlog-proof`."""
 
     seq: int
     entry_hash: bytes
     hashes: list[bytes]
-    checkpoint: Signed
+    checkpoint: Shown
+    file: str
 
 
 @dataclass(frozen=True)
@@ -157,5 +166,14 @@ class Consistency:
     """That the log of a checkpoint goes on from that of an older one."""
 
     hashes: list[bytes]
-    older: Signed
-    newer: Signed
+    older: Shown
+    newer: Shown
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """Where entries are not what was anchored: the first that is known, and hashes of the tree that differ."""
+
+    seq: int
+    expected_hash: bytes
+    observed_hash: bytes

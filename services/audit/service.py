@@ -13,9 +13,24 @@ from libs.errors import CursorBindingMismatch, Forbidden, InvalidCursor, Invalid
 from libs.ids import uuid7
 from libs.principal import Principal
 from libs.scope import named
+from libs.tlog.checkpoint import Checkpoint
+from libs.tlog.tree import Run
 from services.audit.entry import agrees, draft, pseudonym
-from services.audit.model import PLATFORM, Decision, Filter, Page, Stored, Verdict, resource_of
+from services.audit.model import (
+    PLATFORM,
+    Consistency,
+    Decision,
+    Filter,
+    Head,
+    Inclusion,
+    Page,
+    Shown,
+    Stored,
+    Verdict,
+    resource_of,
+)
 from services.audit.ports import Appender, Peppers, Relations, Store
+from services.audit.proofs import Proofs
 
 AUDIT, MANAGE = "audit", "manage"
 SUBJECT_KINDS = ("user", "service", "node")
@@ -39,6 +54,7 @@ class Audit:
     store: Store
     peppers: Peppers
     relations: Relations
+    proofs: Proofs
     cursors: Cursors
     clock: Clock
 
@@ -77,20 +93,67 @@ class Audit:
             raise NotFound
         return row
 
+    async def checkpoint(self, request: Request, chain: str) -> Shown:
+        """Return the newest signed checkpoint."""
+        await self._admit(request, chain, AUDIT, "audit.checkpoint", chain)
+        shown = await self.proofs.newest(chain)
+        await self._record(request, chain, AUDIT, "audit.checkpoint", chain, "granted")
+        return shown
+
+    async def prove(self, request: Request, chain: str, seq: int, size: int) -> Inclusion:
+        """Prove that an entry is in the log of a checkpoint."""
+        await self._admit(request, chain, AUDIT, "audit.prove", str(seq))
+        found = await self.proofs.inclusion(chain, seq, size)
+        await self._record(request, chain, AUDIT, "audit.prove", str(seq), "granted")
+        return found
+
+    async def prove_consistency(self, request: Request, chain: str, older: int, newer: int) -> Consistency:
+        """Prove that the log of a checkpoint goes on from that of an older one."""
+        await self._admit(request, chain, AUDIT, "audit.prove-consistency", chain)
+        found = await self.proofs.consistency(chain, older, newer)
+        await self._record(request, chain, AUDIT, "audit.prove-consistency", chain, "granted")
+        return found
+
     async def verify(self, request: Request, chain: str, first: int, last: int) -> Verdict:
-        """Recompute a segment from the rows themselves; an empty chain is the segment 1 to 1 and diverges nowhere."""
+        """Recompute a segment from the rows themselves, and hold it against what was anchored outside of the database.
+
+        An empty chain is the segment 1 to 1 and diverges nowhere, unless something was anchored.
+        """
         await self._admit(request, chain, AUDIT, "audit.verify", chain)
+        # The anchor first: a chain that goes on meanwhile is never shorter than it.
+        anchored = await self.proofs.checkpoints.anchored(chain)
         head = await self.store.head(chain)
         newest = max(head.seq, 1)
         first, last = first or 1, min(last or newest, newest)
         if first > last:
             raise InvalidRequest("from_seq is beyond the segment's end")
-        before = await self._hash_before(chain, first)
-        verdict = await self._walk(self.store.walk(chain, first, last), first, last, before, head.seq)
-        if not verdict.divergent_seq and last == head.seq and verdict.observed_hash != head.entry_hash.hex():
-            verdict = Verdict(first, last, last, verdict.observed_hash, head.entry_hash.hex())
+        verdict = await self._verdict(chain, anchored, first, last, head)
         await self._record(request, chain, AUDIT, "audit.verify", chain, "granted")
         return verdict
+
+    async def _verdict(self, chain: str, anchored: Checkpoint | None, first: int, last: int, head: Head) -> Verdict:
+        before = await self._hash_before(chain, first)
+        run = Run(first - 1)
+        rows = self._leaves(self.store.walk(chain, first, last), run, anchored.size if anchored else 0)
+        verdict = await self._walk(rows, first, last, before, head.seq)
+        if verdict.divergent_seq:
+            return verdict
+        if last == head.seq and verdict.observed_hash != head.entry_hash.hex():
+            return Verdict(first, last, last, verdict.observed_hash, head.entry_hash.hex())
+        if anchored is None:
+            return verdict
+        if head.seq < anchored.size:
+            return Verdict(first, last, head.seq + 1, anchored.root.hex(), GENESIS.hex())
+        if run.begin < anchored.size and (doubt := await self.proofs.doubt(chain, anchored, run)):
+            return Verdict(first, last, doubt.seq, doubt.expected_hash.hex(), doubt.observed_hash.hex())
+        return verdict
+
+    async def _leaves(self, rows: AsyncIterator[Stored], run: Run, size: int) -> AsyncIterator[Stored]:
+        """Yield rows, and take those that an anchor of this size vouches for into a run."""
+        async for row in rows:
+            if run.end < size:
+                run.push(row.entry_hash)
+            yield row
 
     async def _hash_before(self, chain: str, first: int) -> bytes:
         if first == 1:

@@ -1,4 +1,4 @@
-"""The audit chains, a Domain's and the platform's: list, get, verify, erase."""
+"""The audit chains, a Domain's and the platform's: list, get, verify, erase, checkpoints and proofs."""
 
 import base64
 from typing import Any
@@ -32,6 +32,12 @@ class Audit:
             "VerifyPlatformAuditChain": Route(self.verify, "audit"),
             "EraseIdentityFromAudit": Route(self.erase, "audit"),
             "EraseIdentityFromPlatformAudit": Route(self.erase, "audit"),
+            "GetAuditCheckpoint": Route(self.checkpoint, "audit"),
+            "GetPlatformAuditCheckpoint": Route(self.checkpoint, "audit"),
+            "GetAuditProof": Route(self.prove, "audit"),
+            "GetPlatformAuditProof": Route(self.prove, "audit"),
+            "GetAuditConsistency": Route(self.prove_consistency, "audit"),
+            "GetPlatformAuditConsistency": Route(self.prove_consistency, "audit"),
         }
 
     async def list_entries(self, asked: Asked) -> web.Response:
@@ -82,6 +88,43 @@ class Audit:
         )
         answer = await self._stub.EraseIdentity(request, metadata=asked.metadata)
         return reply({"subject_pseudonym": answer.subject_pseudonym, "erased_at": when(answer.erased_at)})
+
+    async def checkpoint(self, asked: Asked) -> web.Response:
+        """Get the newest signed checkpoint."""
+        request = pb.GetCheckpointRequest(domain_id=asked.path.get("domain_id", ""))
+        answer = await self._stub.GetCheckpoint(request, metadata=asked.metadata)
+        return reply(checkpoint(answer.checkpoint))
+
+    async def prove(self, asked: Asked) -> web.Response:
+        """Prove that an entry is in the log of a checkpoint."""
+        query = asked.query
+        request = pb.ProveInclusionRequest(
+            domain_id=asked.path.get("domain_id", ""), seq=query["seq"], size=query["size"]
+        )
+        answer = await self._stub.ProveInclusion(request, metadata=asked.metadata)
+        return reply(
+            {
+                "seq": answer.seq,
+                "entry_hash": answer.entry_hash,
+                "hashes": list(answer.hashes),
+                "checkpoint": checkpoint(answer.checkpoint),
+                "tlog_proof": answer.tlog_proof,
+            }
+        )
+
+    async def prove_consistency(self, asked: Asked) -> web.Response:
+        """Prove that the log of a checkpoint goes on from that of an older one."""
+        sizes = {"from": asked.query["from"], "to": asked.query["to"]}
+        request = pb.ProveConsistencyRequest(domain_id=asked.path.get("domain_id", ""), **sizes)
+        answer = await self._stub.ProveConsistency(request, metadata=asked.metadata)
+        older, newer = checkpoint(answer.older), checkpoint(answer.newer)
+        return reply({"hashes": list(answer.hashes), "older": older, "newer": newer})
+
+
+def checkpoint(shown: pb.Checkpoint) -> JSON:
+    """Write a checkpoint."""
+    signed_at = when(shown.signed_at)
+    return {"size": shown.size, "root": shown.root, "signed_at": signed_at, "note": shown.note, "key": shown.key}
 
 
 def entry(row: pb.Entry) -> JSON:

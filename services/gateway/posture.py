@@ -27,7 +27,6 @@ class Row:
 def ledger(ports: Ports) -> tuple[Row, ...]:
     """Return all rows."""
     bus = tuple(f"port {name.replace('_', ' ')}" for name in ports.missing)
-    checkpoints = ("signed checkpoints anchored outside of the database",)
     return (
         Row("F-1", "forged or replayed mesh events", bus),
         Row("F-2", "secrets exfiltrated without a trace or in bulk"),
@@ -36,9 +35,9 @@ def ledger(ports: Ports) -> tuple[Row, ...]:
         Row("F-5", "the same, replayed over the wire"),
         Row("F-6", "another node's secret"),
         Row("S-1", "the database is read"),
-        Row("A-1", "a hostile DBA rewrites a row or the chain", checkpoints),
+        Row("A-1", "a hostile DBA rewrites a row or the chain"),
         Row("A-2", "a crash dump is read", ("a crash replayed with a value in flight",)),
-        Row("A-3", "a backup is substituted at restore", checkpoints),
+        Row("A-3", "a backup is substituted at restore", ("the check against the anchor before an append",)),
         Row("A-4", "the archive mirror is altered", ("the archive mirror",)),
         Row("A-5", "retention is bypassed by migration or deletion"),
     )

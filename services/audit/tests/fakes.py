@@ -14,7 +14,7 @@ from libs.decision import Decision
 from libs.errors import PlexError
 from libs.tlog.tree import Node
 from services.audit.entry import link
-from services.audit.model import Anchor, Draft, Filter, Head, Signed, Stored
+from services.audit.model import Anchor, Draft, Filter, Head, Row, Signed, Stored
 
 
 @dataclass
@@ -28,17 +28,20 @@ class FakeChains:
     async def append(self, entry: Draft) -> int:
         decision = entry.decision
         if decision.idempotency_key not in self.keys:
-            row = link([entry], await self.head(decision.chain))[0]
-            self.rows[decision.chain].append(
-                Stored(
-                    decision.chain, row.seq, row.prev_hash, row.entry_hash, row.canonical, decision.occurred_at,
-                    entry.pseudonym, decision.relation, decision.object_type, decision.object_id, decision.reason,
-                    decision.correlation_id, decision.context, entry.salt, decision.subject_id, decision.subject_kind,
-                    decision.client_ip, decision.user_agent,
-                )
-            )  # fmt: skip
-            self.keys[decision.idempotency_key] = row.seq
+            self.add(link([entry], await self.head(decision.chain))[0])
         return self.keys[decision.idempotency_key]
+
+    def add(self, row: Row) -> None:
+        entry, decision = row.draft, row.draft.decision
+        self.rows[decision.chain].append(
+            Stored(
+                decision.chain, row.seq, row.prev_hash, row.entry_hash, row.canonical, decision.occurred_at,
+                entry.pseudonym, decision.relation, decision.object_type, decision.object_id, decision.reason,
+                decision.correlation_id, decision.context, entry.salt, decision.subject_id, decision.subject_kind,
+                decision.client_ip, decision.user_agent,
+            )
+        )  # fmt: skip
+        self.keys[decision.idempotency_key] = row.seq
 
     async def head(self, chain: str) -> Head:
         rows = self.rows[chain]

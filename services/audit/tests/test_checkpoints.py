@@ -196,15 +196,14 @@ async def test_who_is_overtaken_at_the_tree_signs_nothing(scene: Scene) -> None:
 
 
 def rewritten(scene: Scene, first: int, last: int) -> list[Stored]:
-    """Return the chain with another entry at `first`, and every hash after it made to fit."""
+    """Return the chain with other entries from `first` on, and every hash after it made to fit."""
     rows = scene.chains.rows[CHAIN][: first - 1]
     head = Head(rows[-1].seq, rows[-1].entry_hash) if rows else Head(0, bytes(32))
-    drafts = [draft(decision(1000 + seq), PEPPER) for seq in range(first, last + 1)]
-    for made, row in zip(link(drafts, head), scene.chains.rows[CHAIN][first - 1 : last], strict=True):
-        rows.append(
-            replace(row, prev_hash=made.prev_hash, entry_hash=made.entry_hash, canonical=made.canonical, seq=made.seq)
-        )
-    return rows
+    decisions = [replace(decision(1000 + seq), object_id=f"framed-{seq}") for seq in range(first, last + 1)]
+    made = FakeChains({CHAIN: rows})
+    for one in link([draft(each, PEPPER) for each in decisions], head):
+        made.add(one)
+    return made.rows[CHAIN]
 
 
 def rewrite(scene: Scene) -> None:

@@ -12,9 +12,11 @@ from libs.cursor import Cursors
 from libs.custody import Secret
 from libs.errors import Forbidden, InvalidCursor, InvalidRequest, NotFound
 from libs.principal import Principal
+from services.audit.checkpoints import Checkpoints
 from services.audit.model import PLATFORM, Decision, Filter
+from services.audit.proofs import Proofs
 from services.audit.service import Audit, Request
-from services.audit.tests.fakes import FakeChains, FakePeppers, FakeRelations
+from services.audit.tests.fakes import FakeAnchors, FakeChains, FakePeppers, FakeRelations, FakeSigner, FakeTrees
 
 pytestmark = pytest.mark.unit
 
@@ -41,7 +43,9 @@ def chains() -> FakeChains:
 def audit(chains: FakeChains) -> Audit:
     relations = FakeRelations({("audit", f"domain:{CHAIN}"), ("manage", f"domain:{CHAIN}")})
     cursors = Cursors(Secret(b"k" * 32))
-    return Audit(chains, chains, FakePeppers(), relations, cursors, FixedClock(NOW))
+    clock = FixedClock(NOW)
+    checkpoints = Checkpoints("log", chains, FakeTrees(chains), FakeAnchors(), FakeSigner(), clock)
+    return Audit(chains, chains, FakePeppers(), relations, Proofs(checkpoints), cursors, clock)
 
 
 async def fill(audit: Audit, count: int) -> None:

@@ -65,7 +65,7 @@ pytestmark = pytest.mark.unit
         ("POST", "/v1/auth/tokens", OPERATOR, (400, "invalid_body")),
         ("POST", "/v1/auth/sign-out/global", {"Cookie": "plexsphere_session=psk_dev_x"}, (403, "permission_denied")),
         ("POST", f"/v1/projects/{OTHER}/sessions", OPERATOR, (400, "invalid_body")),
-        ("GET", f"/v1/domains/{OTHER}/audit/checkpoint", OPERATOR, (501, "not_provisioned")),
+        ("GET", f"/v1/domains/{OTHER}/audit/proof?seq=1", OPERATOR, (400, "invalid_query_parameter")),
         ("POST", "/v1/auth/service/token", {"Authorization": "garbage"}, (400, "invalid_body")),
         ("POST", "/v1/auth/device/approve", OPERATOR, (400, "invalid_body")),
     ],

@@ -176,6 +176,21 @@ class AuditReadServiceStub:
                 request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.EraseIdentityRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.EraseIdentityResponse.FromString,
                 _registered_method=True)
+        self.GetCheckpoint = channel.unary_unary(
+                '/plexsphere.audit.v1.AuditReadService/GetCheckpoint',
+                request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.GetCheckpointRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.GetCheckpointResponse.FromString,
+                _registered_method=True)
+        self.ProveInclusion = channel.unary_unary(
+                '/plexsphere.audit.v1.AuditReadService/ProveInclusion',
+                request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveInclusionRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveInclusionResponse.FromString,
+                _registered_method=True)
+        self.ProveConsistency = channel.unary_unary(
+                '/plexsphere.audit.v1.AuditReadService/ProveConsistency',
+                request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveConsistencyRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveConsistencyResponse.FromString,
+                _registered_method=True)
 
 
 class AuditReadServiceServicer:
@@ -210,6 +225,27 @@ class AuditReadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCheckpoint(self, request, context):
+        """Gets the newest signed checkpoint of a chain.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProveInclusion(self, request, context):
+        """Proves that an entry is in the log of a checkpoint (RFC 6962 2.1.1).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ProveConsistency(self, request, context):
+        """Proves that the log of a checkpoint goes on from that of an older one (RFC 6962 2.1.2).
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AuditReadServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -232,6 +268,21 @@ def add_AuditReadServiceServicer_to_server(servicer, server):
                     servicer.EraseIdentity,
                     request_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.EraseIdentityRequest.FromString,
                     response_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.EraseIdentityResponse.SerializeToString,
+            ),
+            'GetCheckpoint': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCheckpoint,
+                    request_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.GetCheckpointRequest.FromString,
+                    response_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.GetCheckpointResponse.SerializeToString,
+            ),
+            'ProveInclusion': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProveInclusion,
+                    request_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveInclusionRequest.FromString,
+                    response_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveInclusionResponse.SerializeToString,
+            ),
+            'ProveConsistency': grpc.unary_unary_rpc_method_handler(
+                    servicer.ProveConsistency,
+                    request_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveConsistencyRequest.FromString,
+                    response_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveConsistencyResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -343,6 +394,87 @@ class AuditReadService:
             '/plexsphere.audit.v1.AuditReadService/EraseIdentity',
             plexsphere_dot_audit_dot_v1_dot_audit__pb2.EraseIdentityRequest.SerializeToString,
             plexsphere_dot_audit_dot_v1_dot_audit__pb2.EraseIdentityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCheckpoint(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.audit.v1.AuditReadService/GetCheckpoint',
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.GetCheckpointRequest.SerializeToString,
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.GetCheckpointResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProveInclusion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.audit.v1.AuditReadService/ProveInclusion',
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveInclusionRequest.SerializeToString,
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveInclusionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ProveConsistency(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.audit.v1.AuditReadService/ProveConsistency',
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveConsistencyRequest.SerializeToString,
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.ProveConsistencyResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -90,6 +90,12 @@ class AuditReadServiceStub:
     """Recomputes a segment of a chain; divergence is an answer, not an error."""
     EraseIdentity: _grpc.UnaryUnaryMultiCallable[_audit_pb2.EraseIdentityRequest, _audit_pb2.EraseIdentityResponse]
     """Removes the personal data of one identity; the chain stays verifiable."""
+    GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]
+    """Gets the newest signed checkpoint of a chain."""
+    ProveInclusion: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ProveInclusionRequest, _audit_pb2.ProveInclusionResponse]
+    """Proves that an entry is in the log of a checkpoint (RFC 6962 2.1.1)."""
+    ProveConsistency: _grpc.UnaryUnaryMultiCallable[_audit_pb2.ProveConsistencyRequest, _audit_pb2.ProveConsistencyResponse]
+    """Proves that the log of a checkpoint goes on from that of an older one (RFC 6962 2.1.2)."""
 
 @_typing.type_check_only
 class AuditReadServiceAsyncStub(AuditReadServiceStub):
@@ -104,6 +110,12 @@ class AuditReadServiceAsyncStub(AuditReadServiceStub):
     """Recomputes a segment of a chain; divergence is an answer, not an error."""
     EraseIdentity: _aio.UnaryUnaryMultiCallable[_audit_pb2.EraseIdentityRequest, _audit_pb2.EraseIdentityResponse]  # type: ignore[assignment]
     """Removes the personal data of one identity; the chain stays verifiable."""
+    GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]  # type: ignore[assignment]
+    """Gets the newest signed checkpoint of a chain."""
+    ProveInclusion: _aio.UnaryUnaryMultiCallable[_audit_pb2.ProveInclusionRequest, _audit_pb2.ProveInclusionResponse]  # type: ignore[assignment]
+    """Proves that an entry is in the log of a checkpoint (RFC 6962 2.1.1)."""
+    ProveConsistency: _aio.UnaryUnaryMultiCallable[_audit_pb2.ProveConsistencyRequest, _audit_pb2.ProveConsistencyResponse]  # type: ignore[assignment]
+    """Proves that the log of a checkpoint goes on from that of an older one (RFC 6962 2.1.2)."""
 
 class AuditReadServiceServicer(metaclass=_abc_1.ABCMeta):
     """Reads chains for auditors. Every read is itself appended before its bytes leave."""
@@ -139,5 +151,29 @@ class AuditReadServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.EraseIdentityResponse, _abc.Awaitable[_audit_pb2.EraseIdentityResponse]]:
         """Removes the personal data of one identity; the chain stays verifiable."""
+
+    @_abc_1.abstractmethod
+    def GetCheckpoint(
+        self,
+        request: _audit_pb2.GetCheckpointRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.GetCheckpointResponse, _abc.Awaitable[_audit_pb2.GetCheckpointResponse]]:
+        """Gets the newest signed checkpoint of a chain."""
+
+    @_abc_1.abstractmethod
+    def ProveInclusion(
+        self,
+        request: _audit_pb2.ProveInclusionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ProveInclusionResponse, _abc.Awaitable[_audit_pb2.ProveInclusionResponse]]:
+        """Proves that an entry is in the log of a checkpoint (RFC 6962 2.1.1)."""
+
+    @_abc_1.abstractmethod
+    def ProveConsistency(
+        self,
+        request: _audit_pb2.ProveConsistencyRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.ProveConsistencyResponse, _abc.Awaitable[_audit_pb2.ProveConsistencyResponse]]:
+        """Proves that the log of a checkpoint goes on from that of an older one (RFC 6962 2.1.2)."""
 
 def add_AuditReadServiceServicer_to_server(servicer: AuditReadServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
