@@ -7,7 +7,7 @@ DBA could change decides who may assert.
 
 import base64
 import datetime
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
 from joserfc.jws import JWSRegistry
 
+from libs.access_policy import SecretLimits
 from libs.clock import Clock
 from libs.errors import Unauthenticated
 from libs.ids import uuid7
@@ -31,6 +32,7 @@ ALGORITHM = "Ed25519"
 LIFETIME_S = 60
 SKEW_S = 5
 LONGEST = 8192
+LIMITS = "secret_limits"
 
 
 class Registry(JWSRegistry):
@@ -60,6 +62,8 @@ class Principal:
     nsk_kid: str = ""
     nsk_digest: str = ""
     session_id: str = ""
+    # Of a node: what its Domain's access policy says.
+    secret_limits: SecretLimits = field(default_factory=SecretLimits)
     # What the credential is for at most (libs/scope.py); None is all that its owner may.
     scope: tuple[str, ...] | None = None
     jti: str = ""
@@ -99,6 +103,7 @@ class AssertionSigner:
             claims["auth_time"] = principal.auth_time
         if principal.scope is not None:
             claims["scope"] = " ".join(principal.scope)
+        claims[LIMITS] = {name: most for name, most in asdict(principal.secret_limits).items() if most is not None}
         header, key = self._own()
         return jwt.encode(header, claims, key, algorithms=[ALGORITHM]), expires
 
@@ -185,12 +190,13 @@ class AssertionVerifier:
             raise Unauthenticated("the principal assertion is for somebody else")
         if claims.get("azp") != peer:
             raise Unauthenticated("the principal assertion was made for another presenter")
-        fields = {field: claims.get(name, "") for name, field in CLAIMS.items()}
+        limits = claims.get(LIMITS, {})
         return Principal(
-            **fields,
+            **{field: claims.get(name, "") for name, field in CLAIMS.items()},
             amr=tuple(claims.get("amr", ())),
             auth_time=claims.get("auth_time"),
             scope=tuple(str(claims["scope"]).split()) if "scope" in claims else None,
+            secret_limits=SecretLimits(**{each.name: limits.get(each.name) for each in fields(SecretLimits)}),
             issued_at=issued,
             expires_at=expires,
         )

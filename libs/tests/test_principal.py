@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 from joserfc import jws
 
+from libs.access_policy import SecretLimits
 from libs.clock import SystemClock
 from libs.errors import Unauthenticated
 from libs.principal import REGISTRY, AssertionSigner, AssertionVerifier, Principal
@@ -17,6 +18,7 @@ pytestmark = pytest.mark.unit
 NODE = Principal(
     subject=SUBJECT, kind="node", credential="node_key", domain_id=SUBJECT, node_id=SUBJECT, project_id=SUBJECT,
     nsk_kid="nsk_" + "0" * 32, nsk_digest="ab" * 32, acr="gold", amr=("pwd", "otp"), auth_time=1_700_000_000,
+    secret_limits=SecretLimits(node_burst=3, domain_rate_per_minute=40),
 )  # fmt: skip
 
 

@@ -94,11 +94,12 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Kept:
-    """An assertion, whom it is about, and until when it may be used again (monotonic seconds)."""
+    """An assertion, whom it is about, of which Domain, and until when it may be used again (monotonic seconds)."""
 
     assertion: str = field(repr=False)
     digest: str
     subjects: frozenset[str]
+    domain_id: str
     until: float
     standing: Standing | None = None
 
@@ -146,7 +147,8 @@ class AssertionCache:
         """Keep an assertion, unless something was revoked since `generation`: it may have been this credential."""
         if not self.open or generation != self.generation:
             return
-        kept = Kept(assertion, key.digest, subjects_of(assertion), self.clock() + KEPT_S, standing)
+        claims, until = claims_of(assertion), self.clock() + KEPT_S
+        kept = Kept(assertion, key.digest, subjects_of(claims), str(claims.get("domain_id", "")), until, standing)
         if standing is not None:
             for node_id in kept.subjects:
                 self._standings[node_id] = kept
@@ -179,9 +181,8 @@ def claims_of(assertion: str) -> dict[str, Any]:
     return claims
 
 
-def subjects_of(assertion: str) -> frozenset[str]:
+def subjects_of(claims: dict[str, Any]) -> frozenset[str]:
     """Return whom an assertion is about."""
-    claims = claims_of(assertion)
     return frozenset(str(claims[name]) for name in ("sub", "node_id") if claims.get(name))
 
 

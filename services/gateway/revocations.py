@@ -59,6 +59,9 @@ def apply(message: pb.WatchRevocationsResponse, cache: AssertionCache, hub: Hub 
             hub.end_node(UUID(message.node_id), "revoked")
     elif kind == "identity_id":
         cache.forget(lambda kept: message.identity_id in kept.subjects)
+    elif kind == "domain_id":
+        # A node's assertion says how often it may read secrets.
+        cache.forget(lambda kept: kept.domain_id == message.domain_id)
     elif kind == "relation":
         # Relations are asked anew for each decision, except that a node's standing is kept with its assertion.
         subject, _, identifier = message.relation.subject.partition(":")

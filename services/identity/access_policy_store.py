@@ -11,6 +11,8 @@ from libs.access_policy import AccessPolicy, Override, SecretLimits, Strength
 from libs.errors import NotFound, Stale
 from libs.pg import connection, transaction
 from services.identity.model import InForce, SessionTerms
+from services.identity.relation_store import notify
+from services.identity.relations import Revocation
 
 POLICY = """required_acr, required_amr, max_auth_age_s, kinds, default_ttl_s, max_ttl_s, max_active_per_identity,
 max_active_per_node, issue_rate_per_minute, node_rate_per_minute, node_burst, domain_rate_per_minute, domain_burst"""
@@ -56,6 +58,11 @@ SELECT asked FROM following WHERE successor_id IS NULL
 """
 
 
+def secret_limits_of(row: asyncpg.Record) -> SecretLimits:
+    """Return a row's limits of secret reads."""
+    return SecretLimits(**{each.name: row[each.name] for each in fields(SecretLimits)})
+
+
 def policy_of(row: asyncpg.Record) -> AccessPolicy:
     """Return a row as a policy."""
     kinds = {
@@ -66,7 +73,7 @@ def policy_of(row: asyncpg.Record) -> AccessPolicy:
     return AccessPolicy(
         strength, kinds, row["default_ttl_s"], row["max_ttl_s"], row["max_active_per_identity"],
         row["max_active_per_node"], row["issue_rate_per_minute"],
-        SecretLimits(**{each.name: row[each.name] for each in fields(SecretLimits)}),
+        secret_limits_of(row),
     )  # fmt: skip
 
 
@@ -113,6 +120,9 @@ class PgAccessPolicyStore:
                     json.dumps(kinds), policy.default_ttl_s, policy.max_ttl_s, policy.max_active_per_identity,
                     policy.max_active_per_node, policy.issue_rate_per_minute, at, *astuple(policy.secret_limits),
                 )  # fmt: skip
+                if policy.secret_limits != before.secret_limits:
+                    # They are in what nodes' assertions say, which gateways remember.
+                    await notify(lent, Revocation("domain", str(domain_id)))
         except asyncpg.ForeignKeyViolationError:
             raise NotFound from None
 

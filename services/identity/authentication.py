@@ -123,4 +123,5 @@ class Authentication:
             project_id=str(known.project_id),
             nsk_kid=known.kid,
             nsk_digest=fingerprint.hex(),
+            secret_limits=known.secret_limits,
         )

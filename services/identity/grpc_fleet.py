@@ -101,6 +101,8 @@ class RelationsApi(relations_pb2_grpc.RelationsServiceServicer):
                 answer.credential_digest = revocation.value
             case Revocation(kind="identity"):
                 answer.identity_id = revocation.value
+            case Revocation(kind="domain"):
+                answer.domain_id = revocation.value
         return answer
 
 

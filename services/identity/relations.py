@@ -99,7 +99,7 @@ class TupleStore(Protocol):
 
 @dataclass(frozen=True)
 class Revocation:
-    """What must no longer be believed: a relation, a node, a credential's digest or an identity; empty for a beat."""
+    """What must no longer be believed: relations, nodes, credentials, identities, Domains' limits; empty for a beat."""
 
     kind: str = ""
     value: str = ""

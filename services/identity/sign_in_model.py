@@ -7,6 +7,8 @@ import os
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from libs.access_policy import SecretLimits
+
 SCOPES = ("openid", "email", "profile")
 LEEWAY_S, MOST_LEEWAY_S = 30, 60
 # Asymmetric ones only. EdDSA and Ed25519 are two names of one (RFC 9864).
@@ -185,3 +187,4 @@ class NodeKey:
     kid: str
     fingerprint: bytes
     live: bool
+    secret_limits: SecretLimits = field(default_factory=SecretLimits)

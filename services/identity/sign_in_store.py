@@ -7,6 +7,7 @@ import asyncpg
 
 from libs.errors import SignInRefused, Unauthenticated
 from libs.pg import connection, transaction
+from services.identity.access_policy_store import secret_limits_of
 from services.identity.binding_store import PgBindingStore
 from services.identity.model import Tuple
 from services.identity.relation_store import add_tuples, notify
@@ -313,12 +314,21 @@ class PgSignInStore(PgBindingStore):
         """Return the keys of a node, those that count and the newest of those that did."""
         sql = """
         SELECT k.node_id, n.project_id, k.domain_id, k.kid, k.fingerprint,
-            k.revoked_at IS NULL AND coalesce(k.valid_until > $2, true) AS live
+            k.revoked_at IS NULL AND coalesce(k.valid_until > $2, true) AS live,
+            p.node_rate_per_minute, p.node_burst, p.domain_rate_per_minute, p.domain_burst
         FROM identity.node_secret_keys k LEFT JOIN identity.nodes n ON n.id = k.node_id
+        LEFT JOIN identity.access_policies p ON p.domain_id = k.domain_id
         WHERE k.node_id = $1 ORDER BY live DESC, k.created_at DESC LIMIT $3
         """
         async with connection(self.pool, "node_keys") as lent:
-            return [NodeKey(**row) for row in await lent.fetch(sql, node_id, at, MOST_NODE_KEYS)]
+            rows = await lent.fetch(sql, node_id, at, MOST_NODE_KEYS)
+        return [
+            NodeKey(
+                row["node_id"], row["project_id"], row["domain_id"], row["kid"], row["fingerprint"], row["live"],
+                secret_limits_of(row),
+            )
+            for row in rows
+        ]  # fmt: skip
 
     async def provider_of(self, person_id: UUID) -> UUID | None:
         """Return the binding at which a person signs in."""

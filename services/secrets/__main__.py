@@ -61,7 +61,9 @@ async def run(settings: SecretsSettings) -> None:
         clock, cursors = SystemClock(), Cursors(read_secret_file(settings.cursor_key_file))
         chain = AuditClient(audit, clock)
         # Reads have a row each: their limits bound them.
-        reads = Secrets(PgLimiter(pool, settings.limits), store, relations, chain, vault, Tally())
+        reads = Secrets(
+            PgLimiter(pool, settings.limits, settings.limits_at_most), store, relations, chain, vault, Tally()
+        )
         admin = SecretsAdmin(IdentityFleet(identity), store, relations, Counted(chain, clock), vault, cursors)
         package = "plexsphere.secrets.v1"
         await serve(

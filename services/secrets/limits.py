@@ -1,20 +1,32 @@
 """Rate limits in PostgreSQL: exact across replicas, both cells in one round trip, by the database's clock."""
 
+import asyncio
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
 
+from libs.access_policy import SecretLimits
 from libs.errors import DatastoreUnavailable, LimiterUnavailable, PerDomainRateLimited, PerNodeRateLimited
 from libs.pg import connection
 from libs.telemetry import REFUSALS
+from libs.together import Each
 from services.secrets.settings import Limits
 
 SPEND = "SELECT refused, retry_after FROM secrets.spend($1, $2, $3, $4, $5, $6)"
 REFUSALS_OF = {"node": PerNodeRateLimited, "domain": PerDomainRateLimited}
 MINUTE = timedelta(minutes=1)
+# One row is charged for all of a Domain: more connections would only wait for it, and be missing elsewhere.
+ABREAST = 4
+
+
+def in_force(said: SecretLimits, default: Limits, most: Limits) -> Limits:
+    """Return the limits of a Domain: what its policy says, else the default, and never above the platform's."""
+    highest = most.model_dump()
+    wanted = default.model_dump() | {name: value for name, value in asdict(said).items() if value is not None}
+    return Limits(**{name: min(value, highest[name]) for name, value in wanted.items()})
 
 
 @dataclass(frozen=True)
@@ -22,13 +34,17 @@ class PgLimiter:
     """Cells of a generic cell rate algorithm (ITU-T I.371) in an unlogged table."""
 
     pool: asyncpg.Pool
-    limits: Limits
+    default: Limits
+    most: Limits
+    _turns: Each[UUID, asyncio.Semaphore] = field(
+        default_factory=lambda: Each(lambda _: asyncio.Semaphore(ABREAST)), repr=False
+    )
 
-    async def spend(self, node_id: UUID, domain_id: UUID) -> None:
+    async def spend(self, node_id: UUID, domain_id: UUID, said: SecretLimits) -> None:
         """Charge one read to the node and to its Domain, or neither."""
-        limits = self.limits
+        limits = in_force(said, self.default, self.most)
         try:
-            async with connection(self.pool, "spend") as lent:
+            async with self._turns[domain_id], connection(self.pool, "spend") as lent:
                 row = await lent.fetchrow(
                     SPEND,
                     node_id,

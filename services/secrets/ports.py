@@ -5,6 +5,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 from uuid import UUID
 
+from libs.access_policy import SecretLimits
 from libs.custody import Secret
 from libs.decision import Record
 from services.secrets.model import Place, SecretRow
@@ -13,11 +14,11 @@ from services.secrets.model import Place, SecretRow
 class Limiter(Protocol):
     """Limits that hold across every replica, to the unit."""
 
-    async def spend(self, node_id: UUID, domain_id: UUID) -> None:
-        """Charge one read to the node and to its Domain, or neither.
+    async def spend(self, node_id: UUID, domain_id: UUID, said: SecretLimits) -> None:
+        """Charge one read to the node and to its Domain, or neither, by what the Domain's policy says.
 
-        Raises PerNodeRateLimited or PerDomainRateLimited with the whole seconds after which one more gets through, and
-        LimiterUnavailable when nobody can say.
+        Raises PerNodeRateLimited or PerDomainRateLimited with the whole seconds after which one more gets through both
+        when nobody else is faster, and LimiterUnavailable when nobody can say.
         """
 
 

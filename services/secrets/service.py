@@ -43,7 +43,7 @@ class Secrets:
         project_id, domain_id = UUID(caller.project_id), UUID(caller.domain_id)
         # Limits come first: probing for names must cost as much as reading.
         try:
-            await self.limits.spend(node_id, domain_id)
+            await self.limits.spend(node_id, domain_id, caller.secret_limits)
         except TooMany as refused:
             self.tally.add(domain_id, refused.code)
             raise

@@ -133,7 +133,7 @@ def test_a_revocation_while_asking_keeps_the_answer_out() -> None:
 
 
 def test_no_credential_is_in_a_repr() -> None:
-    assert "secret" not in repr(Kept("secret", "d", frozenset(), 0.0))
+    assert "secret" not in repr(Kept("secret", "d", frozenset(), "", 0.0))
     assert isinstance(AssertionCache()._kept, OrderedDict)
 
 

@@ -168,12 +168,14 @@ class FakeFeed:
         (pb.WatchRevocationsResponse(node_id="n"), False),
         (pb.WatchRevocationsResponse(identity_id="u"), False),
         (pb.WatchRevocationsResponse(identity_id="v"), True),
+        (pb.WatchRevocationsResponse(domain_id="w"), False),
+        (pb.WatchRevocationsResponse(domain_id="x"), True),
     ],
 )
 async def test_the_feed_purges_and_its_end_forgets_all(message: pb.WatchRevocationsResponse, kept: bool) -> None:  # noqa: FBT001 — a column of the table
     cache, key = AssertionCache(), Key(sign_in_pb2.CREDENTIAL_KIND_OPERATOR_BEARER, "d", "audit")
     cache.heard()
-    cache.put(key, assertion(sub="u", node_id="n"), cache.generation)
+    cache.put(key, assertion(sub="u", node_id="n", domain_id="w"), cache.generation)
     feed = FakeFeed(message)
     following = asyncio.create_task(follow_revocations(cast("Any", feed), cache, None))
     await feed.sent.wait()

@@ -12,9 +12,12 @@ from libs.access_policy import AccessPolicy, Override, SecretLimits, Strength
 from libs.errors import NotFound, Stale
 from libs.ids import uuid7
 from services.identity.access_policy_store import PgAccessPolicyStore
+from services.identity.relations import Feed, Revocation
+from services.identity.revocation_feed import follow
 from services.identity.sign_in_model import Session, digest, random_text
 from services.identity.sign_in_store import PgSignInStore
 from services.identity.tests.replicas import Replica
+from services.identity.tests.test_relations import first, soon
 from services.identity.tests.test_sign_in_store import LOGIN, MINUTE, NOW, Doors, real
 
 __all__ = ["real"]
@@ -74,6 +77,33 @@ async def test_terms_are_of_now(replicas: tuple[Replica, Replica], pools: Pools,
     (terms,) = await store.session_terms([(resource.id, session.person.id)])
     assert terms is not None
     assert terms.binding_acr == ("urn:mfa", "urn:phr")
+
+
+async def test_changed_limits_are_with_the_nodes_key_at_once_and_told_to_every_feed(
+    replicas: tuple[Replica, Replica], pools: Pools
+) -> None:
+    store, keys, feed = PgAccessPolicyStore(pools[0]), PgSignInStore(pools[1]), Feed()
+    domain = await replicas[0].domain()
+    _, enrolled = await replicas[0].node(await replicas[0].project(domain))
+
+    async def limits() -> SecretLimits:
+        (key,) = await keys.node_keys(enrolled.node.node_id, NOW)
+        return key.secret_limits
+
+    assert await limits() == SecretLimits()
+    following = asyncio.create_task(follow(pools[1], feed))
+    heard = await soon(lambda: first(feed))
+    longer = replace(POLICY, max_ttl_s=180)
+    for before, after in [(AccessPolicy(), POLICY), (POLICY, longer), (longer, AccessPolicy())]:
+        await store.put_access_policy(domain.id, before, after, NOW)
+        assert await limits() == after.secret_limits
+    async with asyncio.timeout(5):
+        told: list[Revocation] = []
+        while len(told) < 2:
+            told += [one] if (one := await anext(heard)) == Revocation("domain", str(domain.id)) else []
+        # What changes no limit tells nobody.
+        assert await anext(heard) == Revocation()
+    following.cancel()
 
 
 async def ended(pools: Pools, *sessions: UUID) -> list[UUID]:

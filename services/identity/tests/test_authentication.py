@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
+from libs.access_policy import SecretLimits
 from libs.custody import Secret
 from libs.errors import AuthzUnavailable, NodeUnauthorized, NskInvalid, NskRevoked, PlexError, Unauthenticated
 from libs.ids import uuid7
@@ -138,7 +139,8 @@ async def test_a_node_bearer_says_which_node_and_which_key(scene: Scene) -> None
     digest = hashes.Hash(hashes.SHA256())
     digest.update(KEY)
     fingerprint = digest.finalize()
-    known = NodeKey(node_id, project_id, domain_id, "nsk_1", fingerprint, live=True)
+    limits = SecretLimits(node_burst=3)
+    known = NodeKey(node_id, project_id, domain_id, "nsk_1", fingerprint, live=True, secret_limits=limits)
     scene.world.store.node_key_rows = [known]
     bearer = format_bearer("dev", node_id, Secret(KEY))
     who = await scene.who("node_bearer", bearer)
@@ -146,6 +148,7 @@ async def test_a_node_bearer_says_which_node_and_which_key(scene: Scene) -> None
         "node", str(node_id), str(project_id), str(domain_id),
     )  # fmt: skip
     assert (who.nsk_kid, who.nsk_digest, who.acr, who.auth_time) == ("nsk_1", fingerprint.hex(), "", None)
+    assert who.secret_limits == limits
     refused: dict[type[PlexError], tuple[list[NodeKey], str]] = {
         NskInvalid: ([known], format_bearer("dev", uuid7(), Secret(KEY))),
         NskRevoked: ([NodeKey(node_id, project_id, domain_id, "nsk_1", fingerprint, live=False)], bearer),

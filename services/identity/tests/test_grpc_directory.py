@@ -230,6 +230,7 @@ async def test_the_feed_tells_what_was_revoked_and_beats() -> None:
         (Revocation("node", "n"), "node_id", "n"),
         (Revocation("credential", "c"), "credential_digest", "c"),
         (Revocation("identity", "i"), "identity_id", "i"),
+        (Revocation("domain", "d"), "domain_id", "d"),
     ]:
         feed.publish(revocation)
         answer = await anext(stream)

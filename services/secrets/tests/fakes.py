@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+from libs.access_policy import SecretLimits
 from libs.custody import Secret
 from libs.decision import GRANTED, Record
 from libs.errors import InvalidCursor, PlexError, PreconditionFailed, SecretVersionNotFound
@@ -27,13 +28,13 @@ class FakeLimiter:
 
     trace: list[str]
     refusal: PlexError | None = None
-    charged: list[tuple[UUID, UUID]] = field(default_factory=list)
+    charged: list[tuple[UUID, UUID, SecretLimits]] = field(default_factory=list)
 
-    async def spend(self, node_id: UUID, domain_id: UUID) -> None:
+    async def spend(self, node_id: UUID, domain_id: UUID, said: SecretLimits) -> None:
         self.trace.append("limits")
         if self.refusal:
             raise self.refusal
-        self.charged.append((node_id, domain_id))
+        self.charged.append((node_id, domain_id, said))
 
 
 @dataclass
@@ -255,6 +256,7 @@ class World:
             node_id=str(self.node),
             project_id=str(self.project),
             nsk_kid=KID,
+            secret_limits=SecretLimits(node_burst=3),
             nsk_digest=hashlib.sha256(KEY).hexdigest(),
         )
         self.operator = Principal(str(uuid7()), "user", "session", domain_id=str(self.domain))

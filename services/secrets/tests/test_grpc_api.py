@@ -40,7 +40,7 @@ async def test_a_node_reads(world: World) -> None:
         answer = await SecretsApi(world.reads).FetchNodeSecret(request, NO_CONTEXT)
     assert (answer.version, answer.kid) == (1, KID)
     assert unseal(Secret(KEY), answer.body) == b"one"
-    assert world.limits.charged == [(world.node, world.domain)]
+    assert world.limits.charged == [(world.node, world.domain, world.caller.secret_limits)]
 
 
 async def test_an_operator_writes_lists_grants_revokes_and_destroys(world: World, admin: SecretsAdminApi) -> None:

@@ -26,7 +26,7 @@ from buf.validate import validate_pb2 as buf_dot_validate_dot_validate__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&plexsphere/identity/v1/relations.proto\x12\x16plexsphere.identity.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x01\n\x0c\x43heckRequest\x12;\n\x07subject\x18\x01 \x01(\tB*\xbaH\'r%2#^(user|service|node):[0-9a-f-]{36}$\x12.\n\npermission\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[a-z][a-z-]{1,62}$\x12Y\n\x08resource\x18\x03 \x01(\tBG\xbaHDrB2@^(platform|domain|project|resource|node|secret):[a-z0-9-]{1,64}$\"V\n\rCheckResponse\x12\x30\n\x07verdict\x18\x01 \x01(\x0e\x32\x1f.plexsphere.identity.v1.Verdict\x12\x13\n\x0b\x63onditional\x18\x02 \x01(\x08\"U\n\x10\x42ulkCheckRequest\x12\x41\n\x06\x63hecks\x18\x01 \x03(\x0b\x32$.plexsphere.identity.v1.CheckRequestB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"K\n\x11\x42ulkCheckResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.plexsphere.identity.v1.CheckResponse\"\xa9\x01\n\x14WriteRelationRequest\x12\x36\n\x07subject\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^(node|project):[0-9a-f-]{36}$\x12(\n\x08relation\x18\x02 \x01(\tB\x16\xbaH\x13r\x11R\x06readerR\x07project\x12/\n\x08resource\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^secret:[0-9a-f-]{36}$\"\x17\n\x15WriteRelationResponse\"\xaf\x01\n\x15\x44\x65leteRelationRequest\x12\x39\n\x07subject\x18\x01 \x01(\tB(\xbaH%r#2!^((node|project):[0-9a-f-]{36})?$\x12*\n\x08relation\x18\x02 \x01(\tB\x18\xbaH\x15r\x13R\x00R\x06readerR\x07project\x12/\n\x08resource\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^secret:[0-9a-f-]{36}$\")\n\x16\x44\x65leteRelationResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x05\"p\n\x13ListSubjectsRequest\x12/\n\x08resource\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^secret:[0-9a-f-]{36}$\x12(\n\x08relation\x18\x02 \x01(\tB\x16\xbaH\x13r\x11R\x06readerR\x07project\"(\n\x14ListSubjectsResponse\x12\x10\n\x08subjects\x18\x01 \x03(\t\"\x19\n\x17WatchRevocationsRequest\"\xd1\x01\n\x18WatchRevocationsResponse\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x08relation\x18\x02 \x01(\x0b\x32\'.plexsphere.identity.v1.RevokedRelationH\x00\x12\x11\n\x07node_id\x18\x03 \x01(\tH\x00\x12\x1b\n\x11\x63redential_digest\x18\x04 \x01(\tH\x00\x12\x15\n\x0bidentity_id\x18\x05 \x01(\tH\x00\x42\t\n\x07revoked\"F\n\x0fRevokedRelation\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08relation\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\".\n\x11LocateNodeRequest\x12\x19\n\x07node_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"]\n\x12LocateNodeResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x11\n\tdomain_id\x18\x03 \x01(\t\x12\x0f\n\x07nsk_kid\x18\x04 \x01(\t\"4\n\x14LocateProjectRequest\x12\x1c\n\nproject_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\">\n\x15LocateProjectResponse\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tdomain_id\x18\x02 \x01(\t\";\n\x13GetStandingsRequest\x12$\n\x08node_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\xfa\x01\"\x05r\x03\xb0\x01\x01\"w\n\x08Standing\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tdomain_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\x08\x12\x0f\n\x07nsk_kid\x18\x05 \x01(\t\x12\x13\n\x0bold_nsk_kid\x18\x06 \x01(\t\"K\n\x14GetStandingsResponse\x12\x33\n\tstandings\x18\x01 \x03(\x0b\x32 .plexsphere.identity.v1.Standing*\x92\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_GRANTED\x10\x01\x12\x18\n\x14VERDICT_OUT_OF_SCOPE\x10\x02\x12!\n\x1dVERDICT_INSUFFICIENT_RELATION\x10\x03\x12\x1c\n\x18VERDICT_CAVEAT_VIOLATION\x10\x04\x32\xc3\x02\n\x10RelationsService\x12T\n\x05\x43heck\x12$.plexsphere.identity.v1.CheckRequest\x1a%.plexsphere.identity.v1.CheckResponse\x12`\n\tBulkCheck\x12(.plexsphere.identity.v1.BulkCheckRequest\x1a).plexsphere.identity.v1.BulkCheckResponse\x12w\n\x10WatchRevocations\x12/.plexsphere.identity.v1.WatchRevocationsRequest\x1a\x30.plexsphere.identity.v1.WatchRevocationsResponse0\x01\x32\xe1\x02\n\x15RelationsAdminService\x12l\n\rWriteRelation\x12,.plexsphere.identity.v1.WriteRelationRequest\x1a-.plexsphere.identity.v1.WriteRelationResponse\x12o\n\x0e\x44\x65leteRelation\x12-.plexsphere.identity.v1.DeleteRelationRequest\x1a..plexsphere.identity.v1.DeleteRelationResponse\x12i\n\x0cListSubjects\x12+.plexsphere.identity.v1.ListSubjectsRequest\x1a,.plexsphere.identity.v1.ListSubjectsResponse2\xcc\x02\n\x0c\x46leetService\x12\x63\n\nLocateNode\x12).plexsphere.identity.v1.LocateNodeRequest\x1a*.plexsphere.identity.v1.LocateNodeResponse\x12l\n\rLocateProject\x12,.plexsphere.identity.v1.LocateProjectRequest\x1a-.plexsphere.identity.v1.LocateProjectResponse\x12i\n\x0cGetStandings\x12+.plexsphere.identity.v1.GetStandingsRequest\x1a,.plexsphere.identity.v1.GetStandingsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n&plexsphere/identity/v1/relations.proto\x12\x16plexsphere.identity.v1\x1a\x1b\x62uf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd6\x01\n\x0c\x43heckRequest\x12;\n\x07subject\x18\x01 \x01(\tB*\xbaH\'r%2#^(user|service|node):[0-9a-f-]{36}$\x12.\n\npermission\x18\x02 \x01(\tB\x1a\xbaH\x17r\x15\x32\x13^[a-z][a-z-]{1,62}$\x12Y\n\x08resource\x18\x03 \x01(\tBG\xbaHDrB2@^(platform|domain|project|resource|node|secret):[a-z0-9-]{1,64}$\"V\n\rCheckResponse\x12\x30\n\x07verdict\x18\x01 \x01(\x0e\x32\x1f.plexsphere.identity.v1.Verdict\x12\x13\n\x0b\x63onditional\x18\x02 \x01(\x08\"U\n\x10\x42ulkCheckRequest\x12\x41\n\x06\x63hecks\x18\x01 \x03(\x0b\x32$.plexsphere.identity.v1.CheckRequestB\x0b\xbaH\x08\x92\x01\x05\x08\x01\x10\xf4\x03\"K\n\x11\x42ulkCheckResponse\x12\x36\n\x07results\x18\x01 \x03(\x0b\x32%.plexsphere.identity.v1.CheckResponse\"\xa9\x01\n\x14WriteRelationRequest\x12\x36\n\x07subject\x18\x01 \x01(\tB%\xbaH\"r 2\x1e^(node|project):[0-9a-f-]{36}$\x12(\n\x08relation\x18\x02 \x01(\tB\x16\xbaH\x13r\x11R\x06readerR\x07project\x12/\n\x08resource\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^secret:[0-9a-f-]{36}$\"\x17\n\x15WriteRelationResponse\"\xaf\x01\n\x15\x44\x65leteRelationRequest\x12\x39\n\x07subject\x18\x01 \x01(\tB(\xbaH%r#2!^((node|project):[0-9a-f-]{36})?$\x12*\n\x08relation\x18\x02 \x01(\tB\x18\xbaH\x15r\x13R\x00R\x06readerR\x07project\x12/\n\x08resource\x18\x03 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^secret:[0-9a-f-]{36}$\")\n\x16\x44\x65leteRelationResponse\x12\x0f\n\x07removed\x18\x01 \x01(\x05\"p\n\x13ListSubjectsRequest\x12/\n\x08resource\x18\x01 \x01(\tB\x1d\xbaH\x1ar\x18\x32\x16^secret:[0-9a-f-]{36}$\x12(\n\x08relation\x18\x02 \x01(\tB\x16\xbaH\x13r\x11R\x06readerR\x07project\"(\n\x14ListSubjectsResponse\x12\x10\n\x08subjects\x18\x01 \x03(\t\"\x19\n\x17WatchRevocationsRequest\"\xe6\x01\n\x18WatchRevocationsResponse\x12&\n\x02\x61t\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12;\n\x08relation\x18\x02 \x01(\x0b\x32\'.plexsphere.identity.v1.RevokedRelationH\x00\x12\x11\n\x07node_id\x18\x03 \x01(\tH\x00\x12\x1b\n\x11\x63redential_digest\x18\x04 \x01(\tH\x00\x12\x15\n\x0bidentity_id\x18\x05 \x01(\tH\x00\x12\x13\n\tdomain_id\x18\x06 \x01(\tH\x00\x42\t\n\x07revoked\"F\n\x0fRevokedRelation\x12\x0f\n\x07subject\x18\x01 \x01(\t\x12\x10\n\x08relation\x18\x02 \x01(\t\x12\x10\n\x08resource\x18\x03 \x01(\t\".\n\x11LocateNodeRequest\x12\x19\n\x07node_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\"]\n\x12LocateNodeResponse\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x12\n\nproject_id\x18\x02 \x01(\t\x12\x11\n\tdomain_id\x18\x03 \x01(\t\x12\x0f\n\x07nsk_kid\x18\x04 \x01(\t\"4\n\x14LocateProjectRequest\x12\x1c\n\nproject_id\x18\x01 \x01(\tB\x08\xbaH\x05r\x03\xb0\x01\x01\">\n\x15LocateProjectResponse\x12\x12\n\nproject_id\x18\x01 \x01(\t\x12\x11\n\tdomain_id\x18\x02 \x01(\t\";\n\x13GetStandingsRequest\x12$\n\x08node_ids\x18\x01 \x03(\tB\x12\xbaH\x0f\x92\x01\x0c\x08\x01\x10\xfa\x01\"\x05r\x03\xb0\x01\x01\"w\n\x08Standing\x12\x0f\n\x07node_id\x18\x01 \x01(\t\x12\x11\n\tdomain_id\x18\x02 \x01(\t\x12\x12\n\nproject_id\x18\x03 \x01(\t\x12\r\n\x05\x61gent\x18\x04 \x01(\x08\x12\x0f\n\x07nsk_kid\x18\x05 \x01(\t\x12\x13\n\x0bold_nsk_kid\x18\x06 \x01(\t\"K\n\x14GetStandingsResponse\x12\x33\n\tstandings\x18\x01 \x03(\x0b\x32 .plexsphere.identity.v1.Standing*\x92\x01\n\x07Verdict\x12\x17\n\x13VERDICT_UNSPECIFIED\x10\x00\x12\x13\n\x0fVERDICT_GRANTED\x10\x01\x12\x18\n\x14VERDICT_OUT_OF_SCOPE\x10\x02\x12!\n\x1dVERDICT_INSUFFICIENT_RELATION\x10\x03\x12\x1c\n\x18VERDICT_CAVEAT_VIOLATION\x10\x04\x32\xc3\x02\n\x10RelationsService\x12T\n\x05\x43heck\x12$.plexsphere.identity.v1.CheckRequest\x1a%.plexsphere.identity.v1.CheckResponse\x12`\n\tBulkCheck\x12(.plexsphere.identity.v1.BulkCheckRequest\x1a).plexsphere.identity.v1.BulkCheckResponse\x12w\n\x10WatchRevocations\x12/.plexsphere.identity.v1.WatchRevocationsRequest\x1a\x30.plexsphere.identity.v1.WatchRevocationsResponse0\x01\x32\xe1\x02\n\x15RelationsAdminService\x12l\n\rWriteRelation\x12,.plexsphere.identity.v1.WriteRelationRequest\x1a-.plexsphere.identity.v1.WriteRelationResponse\x12o\n\x0e\x44\x65leteRelation\x12-.plexsphere.identity.v1.DeleteRelationRequest\x1a..plexsphere.identity.v1.DeleteRelationResponse\x12i\n\x0cListSubjects\x12+.plexsphere.identity.v1.ListSubjectsRequest\x1a,.plexsphere.identity.v1.ListSubjectsResponse2\xcc\x02\n\x0c\x46leetService\x12\x63\n\nLocateNode\x12).plexsphere.identity.v1.LocateNodeRequest\x1a*.plexsphere.identity.v1.LocateNodeResponse\x12l\n\rLocateProject\x12,.plexsphere.identity.v1.LocateProjectRequest\x1a-.plexsphere.identity.v1.LocateProjectResponse\x12i\n\x0cGetStandings\x12+.plexsphere.identity.v1.GetStandingsRequest\x1a,.plexsphere.identity.v1.GetStandingsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -63,8 +63,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LOCATEPROJECTREQUEST'].fields_by_name['project_id']._serialized_options = b'\272H\005r\003\260\001\001'
   _globals['_GETSTANDINGSREQUEST'].fields_by_name['node_ids']._loaded_options = None
   _globals['_GETSTANDINGSREQUEST'].fields_by_name['node_ids']._serialized_options = b'\272H\017\222\001\014\010\001\020\372\001\"\005r\003\260\001\001'
-  _globals['_VERDICT']._serialized_start=2003
-  _globals['_VERDICT']._serialized_end=2149
+  _globals['_VERDICT']._serialized_start=2024
+  _globals['_VERDICT']._serialized_end=2170
   _globals['_CHECKREQUEST']._serialized_start=129
   _globals['_CHECKREQUEST']._serialized_end=343
   _globals['_CHECKRESPONSE']._serialized_start=345
@@ -88,27 +88,27 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_WATCHREVOCATIONSREQUEST']._serialized_start=1171
   _globals['_WATCHREVOCATIONSREQUEST']._serialized_end=1196
   _globals['_WATCHREVOCATIONSRESPONSE']._serialized_start=1199
-  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=1408
-  _globals['_REVOKEDRELATION']._serialized_start=1410
-  _globals['_REVOKEDRELATION']._serialized_end=1480
-  _globals['_LOCATENODEREQUEST']._serialized_start=1482
-  _globals['_LOCATENODEREQUEST']._serialized_end=1528
-  _globals['_LOCATENODERESPONSE']._serialized_start=1530
-  _globals['_LOCATENODERESPONSE']._serialized_end=1623
-  _globals['_LOCATEPROJECTREQUEST']._serialized_start=1625
-  _globals['_LOCATEPROJECTREQUEST']._serialized_end=1677
-  _globals['_LOCATEPROJECTRESPONSE']._serialized_start=1679
-  _globals['_LOCATEPROJECTRESPONSE']._serialized_end=1741
-  _globals['_GETSTANDINGSREQUEST']._serialized_start=1743
-  _globals['_GETSTANDINGSREQUEST']._serialized_end=1802
-  _globals['_STANDING']._serialized_start=1804
-  _globals['_STANDING']._serialized_end=1923
-  _globals['_GETSTANDINGSRESPONSE']._serialized_start=1925
-  _globals['_GETSTANDINGSRESPONSE']._serialized_end=2000
-  _globals['_RELATIONSSERVICE']._serialized_start=2152
-  _globals['_RELATIONSSERVICE']._serialized_end=2475
-  _globals['_RELATIONSADMINSERVICE']._serialized_start=2478
-  _globals['_RELATIONSADMINSERVICE']._serialized_end=2831
-  _globals['_FLEETSERVICE']._serialized_start=2834
-  _globals['_FLEETSERVICE']._serialized_end=3166
+  _globals['_WATCHREVOCATIONSRESPONSE']._serialized_end=1429
+  _globals['_REVOKEDRELATION']._serialized_start=1431
+  _globals['_REVOKEDRELATION']._serialized_end=1501
+  _globals['_LOCATENODEREQUEST']._serialized_start=1503
+  _globals['_LOCATENODEREQUEST']._serialized_end=1549
+  _globals['_LOCATENODERESPONSE']._serialized_start=1551
+  _globals['_LOCATENODERESPONSE']._serialized_end=1644
+  _globals['_LOCATEPROJECTREQUEST']._serialized_start=1646
+  _globals['_LOCATEPROJECTREQUEST']._serialized_end=1698
+  _globals['_LOCATEPROJECTRESPONSE']._serialized_start=1700
+  _globals['_LOCATEPROJECTRESPONSE']._serialized_end=1762
+  _globals['_GETSTANDINGSREQUEST']._serialized_start=1764
+  _globals['_GETSTANDINGSREQUEST']._serialized_end=1823
+  _globals['_STANDING']._serialized_start=1825
+  _globals['_STANDING']._serialized_end=1944
+  _globals['_GETSTANDINGSRESPONSE']._serialized_start=1946
+  _globals['_GETSTANDINGSRESPONSE']._serialized_end=2021
+  _globals['_RELATIONSSERVICE']._serialized_start=2173
+  _globals['_RELATIONSSERVICE']._serialized_end=2496
+  _globals['_RELATIONSADMINSERVICE']._serialized_start=2499
+  _globals['_RELATIONSADMINSERVICE']._serialized_end=2852
+  _globals['_FLEETSERVICE']._serialized_start=2855
+  _globals['_FLEETSERVICE']._serialized_end=3187
 # @@protoc_insertion_point(module_scope)

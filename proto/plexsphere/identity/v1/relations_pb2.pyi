@@ -333,12 +333,15 @@ class WatchRevocationsResponse(_message.Message):
     NODE_ID_FIELD_NUMBER: _builtins.int
     CREDENTIAL_DIGEST_FIELD_NUMBER: _builtins.int
     IDENTITY_ID_FIELD_NUMBER: _builtins.int
+    DOMAIN_ID_FIELD_NUMBER: _builtins.int
     node_id: _builtins.str
     """Node that is disabled or whose key changed."""
     credential_digest: _builtins.str
     """SHA-256 of a credential that was revoked, 64 hex digits."""
     identity_id: _builtins.str
     """Identity all of whose credentials and sessions ended."""
+    domain_id: _builtins.str
+    """Domain whose limits of secret reads changed."""
     @_builtins.property
     def at(self) -> _timestamp_pb2.Timestamp:
         """When identity sent it."""
@@ -355,12 +358,13 @@ class WatchRevocationsResponse(_message.Message):
         node_id: _builtins.str = ...,
         credential_digest: _builtins.str = ...,
         identity_id: _builtins.str = ...,
+        domain_id: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "credential_digest", b"credential_digest", "identity_id", b"identity_id", "node_id", b"node_id", "relation", b"relation", "revoked", b"revoked"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "credential_digest", b"credential_digest", "domain_id", b"domain_id", "identity_id", b"identity_id", "node_id", b"node_id", "relation", b"relation", "revoked", b"revoked"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "credential_digest", b"credential_digest", "identity_id", b"identity_id", "node_id", b"node_id", "relation", b"relation", "revoked", b"revoked"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "credential_digest", b"credential_digest", "domain_id", b"domain_id", "identity_id", b"identity_id", "node_id", b"node_id", "relation", b"relation", "revoked", b"revoked"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_revoked: _TypeAlias = _typing.Literal["relation", "node_id", "credential_digest", "identity_id"]  # noqa: Y015
+    _WhichOneofReturnType_revoked: _TypeAlias = _typing.Literal["relation", "node_id", "credential_digest", "identity_id", "domain_id"]  # noqa: Y015
     _WhichOneofArgType_revoked: _TypeAlias = _typing.Literal["revoked", b"revoked"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_revoked) -> _WhichOneofReturnType_revoked | None: ...
 

@@ -71,7 +71,7 @@ class RelationsServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def WatchRevocations(self, request, context):
-        """Streams removed relations, disabled nodes and revoked credentials, with beats between them while they would arrive.
+        """Streams removed relations, disabled nodes, revoked credentials and changed limits, with beats between them while they would arrive.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

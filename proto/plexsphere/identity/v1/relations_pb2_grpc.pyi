@@ -38,7 +38,7 @@ class RelationsServiceStub:
     BulkCheck: _grpc.UnaryUnaryMultiCallable[_relations_pb2.BulkCheckRequest, _relations_pb2.BulkCheckResponse]
     """Answers up to 500 checks in one round trip."""
     WatchRevocations: _grpc.UnaryStreamMultiCallable[_relations_pb2.WatchRevocationsRequest, _relations_pb2.WatchRevocationsResponse]
-    """Streams removed relations, disabled nodes and revoked credentials, with beats between them while they would arrive."""
+    """Streams removed relations, disabled nodes, revoked credentials and changed limits, with beats between them while they would arrive."""
 
 @_typing.type_check_only
 class RelationsServiceAsyncStub(RelationsServiceStub):
@@ -50,7 +50,7 @@ class RelationsServiceAsyncStub(RelationsServiceStub):
     BulkCheck: _aio.UnaryUnaryMultiCallable[_relations_pb2.BulkCheckRequest, _relations_pb2.BulkCheckResponse]  # type: ignore[assignment]
     """Answers up to 500 checks in one round trip."""
     WatchRevocations: _aio.UnaryStreamMultiCallable[_relations_pb2.WatchRevocationsRequest, _relations_pb2.WatchRevocationsResponse]  # type: ignore[assignment]
-    """Streams removed relations, disabled nodes and revoked credentials, with beats between them while they would arrive."""
+    """Streams removed relations, disabled nodes, revoked credentials and changed limits, with beats between them while they would arrive."""
 
 class RelationsServiceServicer(metaclass=_abc_1.ABCMeta):
     """Relation checks for the other services; identity alone holds the SpiceDB key. Always fully consistent."""
@@ -77,7 +77,7 @@ class RelationsServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _relations_pb2.WatchRevocationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_relations_pb2.WatchRevocationsResponse], _abc.AsyncIterator[_relations_pb2.WatchRevocationsResponse]]:
-        """Streams removed relations, disabled nodes and revoked credentials, with beats between them while they would arrive."""
+        """Streams removed relations, disabled nodes, revoked credentials and changed limits, with beats between them while they would arrive."""
 
 def add_RelationsServiceServicer_to_server(servicer: RelationsServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
