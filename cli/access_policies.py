@@ -11,7 +11,9 @@ from cli.edge import EXIT_USAGE, edge, fail
 from cli.output import Json, emit
 from cli.sign_in import stepping_up
 
-access_policy_app = typer.Typer(no_args_is_help=True, help="What a Domain asks before privileged sessions.")
+access_policy_app = typer.Typer(
+    no_args_is_help=True, help="What a Domain asks before privileged sessions, and how often its secrets are read."
+)
 
 
 @access_policy_app.command("show")
@@ -28,7 +30,10 @@ def put(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Replace a Domain's policy, all of it; it holds from the next request for a session on.
+    """Replace a Domain's policy, all of it; it holds from the next session and the next read of a secret on.
+
+    How often secrets are read: node_rate_per_minute and node_burst for each node, domain_rate_per_minute and domain_burst
+    for all of them together; without them the platform's hold.
 
     Example: plexctl access-policy show 0190… --json > policy.json; plexctl access-policy put 0190… --file policy.json
     """

@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+from contextlib import suppress
 from dataclasses import replace
 from uuid import UUID
 
@@ -92,18 +93,21 @@ async def test_changed_limits_are_with_the_nodes_key_at_once_and_told_to_every_f
 
     assert await limits() == SecretLimits()
     following = asyncio.create_task(follow(pools[1], feed))
-    heard = await soon(lambda: first(feed))
-    longer = replace(POLICY, max_ttl_s=180)
-    for before, after in [(AccessPolicy(), POLICY), (POLICY, longer), (longer, AccessPolicy())]:
-        await store.put_access_policy(domain.id, before, after, NOW)
-        assert await limits() == after.secret_limits
-    async with asyncio.timeout(5):
-        told: list[Revocation] = []
-        while len(told) < 2:
-            told += [one] if (one := await anext(heard)) == Revocation("domain", str(domain.id)) else []
-        # What changes no limit tells nobody.
-        assert await anext(heard) == Revocation()
-    following.cancel()
+    longer, told = replace(POLICY, max_ttl_s=180), 0
+    try:
+        heard = await soon(lambda: first(feed))
+        for before, after in [(AccessPolicy(), POLICY), (POLICY, longer), (longer, AccessPolicy())]:
+            await store.put_access_policy(domain.id, before, after, NOW)
+            assert await limits() == after.secret_limits
+        async with asyncio.timeout(5):
+            while told < 2:
+                told += await anext(heard) == Revocation("domain", str(domain.id))
+            # What changes no limit tells nobody.
+            assert await anext(heard) == Revocation()
+    finally:
+        following.cancel()
+        with suppress(asyncio.CancelledError):
+            await following
 
 
 async def ended(pools: Pools, *sessions: UUID) -> list[UUID]:
