@@ -32,8 +32,8 @@ def put(
 ) -> None:
     """Replace a Domain's policy, all of it; it holds from the next session and the next read of a secret on.
 
-    How often secrets are read: node_rate_per_minute and node_burst for each node, domain_rate_per_minute and domain_burst
-    for all of them together; without them the platform's hold.
+    How often secrets are read: node_rate_per_minute and node_burst for each node, domain_rate_per_minute and
+    domain_burst for all of them together; without them the platform's hold.
 
     Example: plexctl access-policy show 0190… --json > policy.json; plexctl access-policy put 0190… --file policy.json
     """
