@@ -210,8 +210,6 @@ async def main() -> int:
     report = Report("secrets", {"settings": settings})
     async with deployed() as deployment, deployment.operator() as operator:
         shelf = await Shelf.fill(deployment, operator)
-        for limit, highest in HIGHEST_LIMITS.items():
-            deployment.configure("secrets", rf"(?m)^{limit} = \d+", f"{limit} = {highest}")
         await deployment.without_traces(*SERVICES)
         await measure(shelf, report)
     return report.finish()

@@ -3,7 +3,10 @@
 from tools.mutant import STORY, THREATS, Mutant
 
 SERVICE, LIMITS = "services/secrets/service.py", "services/secrets/limits.py"
-ADMINISTRATION, CELLS = "services/secrets/administration.py", "services/secrets/migrations/0001_create_secrets.py"
+ADMINISTRATION, CELLS = (
+    "services/secrets/administration.py",
+    "services/secrets/migrations/0006_follow_changed_limits.py",
+)
 SIGN_INS = "services/identity/sign_in_store.py"
 GATES = "services/secrets/tests/test_service.py::test_gates_refuse_in_order"
 DESTROYED = (
@@ -11,6 +14,9 @@ DESTROYED = (
     "::test_a_destroyed_secret_is_gone_with_its_grants_and_its_name_is_free_again"
 )
 ATTACKS = THREATS + "secrets/"
+OWN_LIMITS = (
+    "tests/e2e/stories/test_secret_limits.py::test_a_domains_own_limits_hold_from_the_next_read_on_at_every_gateway"
+)
 BULK = ATTACKS + "test_bulk.py::test_fifty_times_the_limit_releases_the_limit_to_the_unit"
 UNRECORDED = ATTACKS + "test_record.py::test_without_audit_nothing_is_released"
 TWO_REPLICAS = "services/secrets/tests/test_limits.py::test_fifty_callers_of_two_replicas_get_exactly_the_burst"
@@ -73,6 +79,42 @@ SECRETS = (
     ),
     Mutant("F-2 a cell is charged by one at a time", CELLS, "c.id = node FOR UPDATE", "c.id = node", TWO_REPLICAS),
     Mutant("F-2 who is refused by the Domain's limit keeps its own", CELLS, OF_DOMAIN, CHARGE_NODE + OF_DOMAIN, BULK),
+    Mutant(
+        "F-2 a node's assertion says its Domain's limits",
+        "services/identity/authentication.py",
+        "            secret_limits=known.secret_limits,\n",
+        "",
+        OWN_LIMITS,
+    ),
+    Mutant(
+        "F-2 gateways forget former limits",
+        "services/gateway/revocations.py",
+        "kept.domain_id == message.domain_id",
+        "not message.domain_id",
+        OWN_LIMITS,
+    ),
+    Mutant(
+        "F-2 no Domain gets past the platform's limits",
+        LIMITS,
+        "min(value, highest[name])",
+        "value",
+        "services/secrets/tests/test_settings.py::test_a_domain_says_its_limits_within_the_platforms",
+    ),
+    Mutant(
+        "F-2 what was read under other limits still counts",
+        CELLS,
+        "    PERFORM secrets.follow_limits(node, node_interval, node_burst);\n",
+        "",
+        "services/secrets/tests/test_limits.py::test_a_limit_that_changes_holds_from_the_next_read_on",
+    ),
+    Mutant(
+        "F-2 a Domain whose reads wait keeps connections for others",
+        LIMITS,
+        "ABREAST = 4",
+        "ABREAST = 20",
+        "services/secrets/tests/test_limits.py"
+        "::test_reads_that_wait_for_one_domains_cell_leave_connections_for_the_others",
+    ),
     Mutant("F-6 relation of the reader", SERVICE, RELATION, "        reason = GRANTED\n", PLACES),
     Mutant("F-6 a denial denies", SERVICE, DENIED, "", PLACES),
     Mutant(
