@@ -96,23 +96,27 @@ class Audit:
     async def checkpoint(self, request: Request, chain: str) -> Shown:
         """Return the newest signed checkpoint."""
         await self._admit(request, chain, AUDIT, "audit.checkpoint", chain)
-        shown = await self.proofs.newest(chain)
-        await self._record(request, chain, AUDIT, "audit.checkpoint", chain, "granted")
-        return shown
+        try:
+            return await self.proofs.newest(chain)
+        finally:
+            # Whatever came of it, and before that leaves.
+            await self._record(request, chain, AUDIT, "audit.checkpoint", chain, "granted")
 
     async def prove(self, request: Request, chain: str, seq: int, size: int) -> Inclusion:
         """Prove that an entry is in the log of a checkpoint."""
         await self._admit(request, chain, AUDIT, "audit.prove", str(seq))
-        found = await self.proofs.inclusion(chain, seq, size)
-        await self._record(request, chain, AUDIT, "audit.prove", str(seq), "granted")
-        return found
+        try:
+            return await self.proofs.inclusion(chain, seq, size)
+        finally:
+            await self._record(request, chain, AUDIT, "audit.prove", str(seq), "granted")
 
     async def prove_consistency(self, request: Request, chain: str, older: int, newer: int) -> Consistency:
         """Prove that the log of a checkpoint goes on from that of an older one."""
         await self._admit(request, chain, AUDIT, "audit.prove-consistency", chain)
-        found = await self.proofs.consistency(chain, older, newer)
-        await self._record(request, chain, AUDIT, "audit.prove-consistency", chain, "granted")
-        return found
+        try:
+            return await self.proofs.consistency(chain, older, newer)
+        finally:
+            await self._record(request, chain, AUDIT, "audit.prove-consistency", chain, "granted")
 
     async def verify(self, request: Request, chain: str, first: int, last: int) -> Verdict:
         """Recompute a segment from the rows themselves, and hold it against what was anchored outside of the database.

@@ -87,6 +87,25 @@ async def test_what_has_no_checkpoint_is_not_proved(scene: Scene) -> None:
         await asked.prove(AUDITOR, CHAIN, 7, 6)
 
 
+async def test_what_is_not_shown_is_one_row_too(scene: Scene) -> None:
+    scene.trees.kept[CHAIN][6] = replace(scene.trees.kept[CHAIN][6], root=bytes(32))
+    asked = audit(scene)
+    for attempt, refusal in (
+        (asked.prove(AUDITOR, CHAIN, 1, 5), CheckpointNotFound),
+        (asked.prove(AUDITOR, CHAIN, 10, 9), NotFound),
+        (asked.prove(AUDITOR, CHAIN, 1, 6), AuditDiverged),
+        (asked.prove_consistency(AUDITOR, CHAIN, 1, 5), CheckpointNotFound),
+        (audit(scene).checkpoint(AUDITOR, CHAIN), None),
+    ):
+        before = (await scene.chains.head(CHAIN)).seq
+        if refusal is None:
+            await attempt
+        else:
+            with pytest.raises(refusal):
+                await attempt
+        assert (await scene.chains.head(CHAIN)).seq == before + 1
+
+
 async def test_each_is_one_row_and_for_auditors_only(scene: Scene) -> None:
     operations: list[tuple[str, Callable[[Audit], object]]] = [
         ("audit.checkpoint", lambda one: one.checkpoint(OTHER, CHAIN)),
