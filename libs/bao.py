@@ -1,7 +1,8 @@
 """OpenBao over HTTP: certificate login, KV version 2, transit.
 
-aiohttp with pooled TLS, because hvac is synchronous; hvac serves administration only. What is read or written is never
-logged, and an error carries a status and a path, never a body.
+aiohttp with a bounded pool of TLS connections; docs/decisions/0039-openbao-without-hvac.md says why. What is read or
+written is never logged, and an error carries a status and a path, never a body. A read whose connection was closed
+before an answer is sent once more, a write never; an OpenBao that hangs is soon not waited for (libs/breaker.py).
 """
 
 import asyncio
@@ -18,7 +19,8 @@ from opentelemetry import trace
 from yarl import URL
 
 from libs import tls
-from libs.custody import Secret
+from libs.breaker import Breaker
+from libs.custody import Secret, take
 from libs.errors import OpenbaoUnavailable
 from libs.rpc.context import remaining_s
 from libs.settings import OpenBao, Tls
@@ -28,7 +30,10 @@ RENEW_BEFORE_S = 30.0
 # How soon a new certificate is used; looking at every request would cost more than the request's own bytes.
 LOOK_EVERY_S = 1.0
 LONG_BODY = 64 * 1024
-FORBIDDEN, MISSING, BAD, FIRST_ERROR = 403, 404, 400, 400
+MOST_CONNECTIONS = 64
+# Who had less time than this left when it asked says nothing about OpenBao by running out of it.
+PATIENCE_S = 1.0
+FORBIDDEN, MISSING, BAD, SEALED, FIRST_ERROR = 403, 404, 400, 503, 400
 
 tracer = trace.get_tracer("libs.bao")
 JSON = dict[str, Any]
@@ -54,6 +59,7 @@ class Bao:
         self._token = Secret(b"")
         self._until = 0.0
         self._login = asyncio.Lock()
+        self._breaker = Breaker(OpenbaoUnavailable)
 
     async def close(self) -> None:
         """Close the connections and forget the token."""
@@ -62,7 +68,12 @@ class Bao:
             await self._http.close()
 
     async def request(self, method: str, path: str, body: JSON | None = None) -> JSON:
-        """Send one request; raises BaoRefused for an answer and OpenbaoUnavailable for none."""
+        """Send one request and read its answer; raises BaoRefused for a refusal and OpenbaoUnavailable for none."""
+        with await self.fetch(method, path, body) as answer:
+            return _read(answer)
+
+    async def fetch(self, method: str, path: str, body: JSON | None = None) -> Secret:
+        """Send one request and return the answer as it came, to be wiped; raises as `request` does."""
         try:
             return await self._send(method, path, body, await self.token())
         except BaoRefused as refused:
@@ -142,7 +153,8 @@ class Bao:
         async with self._login:
             if time.monotonic() < self._until - RENEW_BEFORE_S:
                 return
-            answer = await self._send("POST", "auth/cert/login", {"name": self.settings.role}, None)
+            with await self._send("POST", "auth/cert/login", {"name": self.settings.role}, None) as raw:
+                answer = _read(raw)
             self._token.wipe()
             self._token = Secret(answer["auth"]["client_token"].encode())
             self._until = time.monotonic() + float(answer["auth"]["lease_duration"])
@@ -153,34 +165,55 @@ class Bao:
         self._look_at, seen = time.monotonic() + LOOK_EVERY_S, tls.changed_at(self.identity)
         if self._http is None or seen != self._seen:
             old, self._seen = self._http, seen
-            connector = aiohttp.TCPConnector(ssl=tls.client(self.identity), limit=64)
+            connector = aiohttp.TCPConnector(ssl=tls.client(self.identity), limit=MOST_CONNECTIONS)
             # OpenBao sets no cookies; looking for them would cost every request.
-            self._http = aiohttp.ClientSession(connector=connector, cookie_jar=aiohttp.DummyCookieJar())
+            jar = aiohttp.DummyCookieJar()
+            self._http = aiohttp.ClientSession(connector=connector, cookie_jar=jar, middlewares=(writes_once,))
             if old is not None:
                 await old.close()
         return self._http
 
-    async def _send(self, method: str, path: str, body: JSON | None, token: Secret | None) -> JSON:
-        url = URL(f"{self.settings.address}/v1/{path}", encoded=True)
+    async def _send(self, method: str, path: str, body: JSON | None, token: Secret | None) -> Secret:
+        url, bare = URL(f"{self.settings.address}/v1/{path}", encoded=True), path.split("?", maxsplit=1)[0]
         headers = {"X-Vault-Token": token.reveal().decode()} if token is not None else {}
-        timeout = aiohttp.ClientTimeout(total=remaining_s(self.settings.timeout_s))
-        name = "bao." + path.split("?", maxsplit=1)[0].split("/", maxsplit=1)[0]
-        with hop(tracer, name):
+        allowed = remaining_s(self.settings.timeout_s)
+        with hop(tracer, "bao." + bare.split("/", maxsplit=1)[0]), self._breaker.attempt() as attempt:
             try:
                 http = await self._session()
                 raw = None if body is None else json.dumps(body).encode()
                 # aiohttp warns of long bodies of bytes; values may be 1 MiB.
                 sent = io.BytesIO(raw) if raw is not None and len(raw) > LONG_BODY else raw
+                timeout = aiohttp.ClientTimeout(total=allowed)
                 async with http.request(method, url, data=sent, headers=headers, timeout=timeout) as answer:
-                    payload = await answer.read()
-                    if answer.status in {BAD, FORBIDDEN, MISSING}:
-                        raise BaoRefused(answer.status, path.split("?", maxsplit=1)[0])
-                    if answer.status >= FIRST_ERROR:
-                        raise OpenbaoUnavailable(f"status {answer.status}")
-                    found: JSON = json.loads(payload) if payload else {}
-                    return found
+                    payload = take(await answer.read())
+                    status = answer.status
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                if not isinstance(error, TimeoutError) or allowed >= min(PATIENCE_S, self.settings.timeout_s):
+                    attempt.failed()
                 raise OpenbaoUnavailable(type(error).__name__) from error
+            attempt.answered()
+        if status >= FIRST_ERROR:
+            payload.wipe()
+            if status in {BAD, FORBIDDEN, MISSING}:
+                raise BaoRefused(status, bare)
+            raise OpenbaoUnavailable("sealed" if status == SEALED else f"status {status}")
+        return payload
+
+
+def _read(answer: Secret) -> JSON:
+    found: JSON = json.loads(answer.reveal()) if len(answer) else {}
+    return found
+
+
+async def writes_once(request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType) -> aiohttp.ClientResponse:
+    """Keep aiohttp from sending anything but a read again when its connection was closed before an answer."""
+    try:
+        return await handler(request)
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        if request.method == "GET":
+            raise
+        # It may have been done; aiohttp repeats neither this error nor what it stands for.
+        raise aiohttp.ClientConnectionError(type(error).__name__) from error
 
 
 @contextlib.asynccontextmanager

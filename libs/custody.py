@@ -63,6 +63,15 @@ class Secret:
         raise TypeError("compare secrets with `matches`")
 
 
+def take(fresh: bytes) -> Secret:
+    """Move bytes that a library has just made, and that nobody else holds, into a Secret: they are zeros afterwards."""
+    secret = Secret(fresh)
+    # One byte is an object that the whole interpreter shares.
+    if len(fresh) > 1:
+        ctypes.memset(id(fresh) + bytes.__basicsize__ - 1, 0, len(fresh))
+    return secret
+
+
 def harden() -> None:
     """Make this process leave no core file and refuse ptrace and /proc reads by others of the same uid."""
     faulthandler.disable()

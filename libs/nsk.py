@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from uuid import UUID
 
-from libs.custody import Secret
+from libs.custody import Secret, take
 from libs.errors import NodeUnauthorized
 
 ID_BYTES = 16
@@ -35,10 +35,11 @@ def parse(text: str) -> NodeBearer:
     if not TAG.fullmatch(parts[1]) or not TEXT.fullmatch(parts[2]):
         raise NodeUnauthorized("not a node bearer")
     try:
-        raw = base64.b64decode(parts[2], altchars=b"-_", validate=True)
+        decoded = take(base64.b64decode(parts[2], altchars=b"-_", validate=True))
     except binascii.Error:
         raise NodeUnauthorized("not a node bearer") from None
-    return NodeBearer(parts[1], UUID(bytes=raw[:ID_BYTES]), Secret(raw[ID_BYTES:]))
+    with decoded, memoryview(decoded.reveal()) as raw:
+        return NodeBearer(parts[1], UUID(bytes=bytes(raw[:ID_BYTES])), Secret(raw[ID_BYTES:]))
 
 
 def parse_header(value: str) -> NodeBearer:

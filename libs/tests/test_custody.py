@@ -1,5 +1,7 @@
 """Custody of secret bytes: not shown, not copied, wiped; and a process that cannot be dumped."""
 
+import base64
+import binascii
 import copy
 import pickle
 import subprocess
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from libs.custody import Secret, read_secret_file
+from libs.custody import Secret, read_secret_file, take
 
 pytestmark = pytest.mark.unit
 
@@ -33,6 +35,15 @@ def test_it_is_wiped_in_place_when_the_block_ends() -> None:
         assert secret.matches(Secret(PLANTED))
         assert not secret.matches(b"other")
     assert held == bytes(len(PLANTED))
+
+
+@pytest.mark.parametrize("text", [b"cGxhbnRlZA==", b"eA==", b""], ids=["many", "one", "none"])
+def test_what_a_library_made_is_moved_and_not_copied(text: bytes) -> None:
+    made = binascii.a2b_base64(text)
+    with take(made) as secret:
+        assert secret.matches(base64.b64decode(text))
+    assert made == bytes(len(made)) or len(made) == 1
+    assert chr(120).encode() == b"x"
 
 
 def test_a_file_that_everybody_may_read_is_refused(tmp_path: Path) -> None:

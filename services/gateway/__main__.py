@@ -1,6 +1,7 @@
 """The gateway process: its parts, and how they fit."""
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 
 from aiohttp import web
 
@@ -83,10 +84,11 @@ def application(
         **Events(ports, hub, cache, Reconciler(peers["mesh"]), denials).routes(),
         **Mesh(peers["mesh"], peers["access"], vouch).routes(),
         **Sessions(peers["access"]).routes(),
-        **Secrets(peers["secrets"]).routes(),
+        **Secrets(peers.get("secrets")).routes(),
         **Audit(peers["audit"]).routes(),
     }
-    document = load(settings.public_url, routes.keys() | platform.OPERATIONS, platform.version())
+    provisioned = {operation for operation, route in routes.items() if route.provisioned}
+    document = load(settings.public_url, provisioned | platform.OPERATIONS, platform.version())
     routes |= Platform(document, health, ports, settings.build).routes()
     limits = {
         "PostRegister": limit(settings.limits.registration),
@@ -118,12 +120,14 @@ async def run(settings: GatewaySettings) -> None:
     async with (
         connect(wanted.identity, settings.tls) as identity,
         connect(wanted.access, settings.tls) as access,
-        connect(wanted.secrets, settings.tls) as secrets,
+        connect(wanted.secrets, settings.tls) if wanted.secrets else nullcontext() as secrets,
         connect(wanted.mesh, settings.tls) as mesh,
         connect(wanted.audit, settings.tls) as audit,
         open_bus(settings.nats, settings.tls, settings.service) as bus,
     ):
-        peers = {"identity": identity, "access": access, "secrets": secrets, "mesh": mesh, "audit": audit}
+        peers = {"identity": identity, "access": access, "mesh": mesh, "audit": audit}
+        if secrets is not None:
+            peers["secrets"] = secrets
         cache, health = AssertionCache(), Health(peers)
         ports = provided(settings, peers, cache, bus)
         refusals = RefusedEnvelopes(AuditClient(audit), ports.signature_verifier, SystemClock())

@@ -55,6 +55,8 @@ def present(operation: Operation, request: web.Request) -> Credential:
     if operation.security == ("nskBearer",) or operation.id in NODE_OPERATIONS:
         # Parsing the header is what tells a node bearer; identity says whether it is one of ours.
         node = nsk.parse_header(header)
+        # The one handler that needs the key takes it from the header again, so that no other path has one to wipe.
+        node.key.wipe()
         return Credential(pb.CREDENTIAL_KIND_NODE_BEARER, header.partition(" ")[2], node)
     if header and "operatorBearer" in operation.security:
         scheme, _, token = header.partition(" ")

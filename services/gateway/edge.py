@@ -63,10 +63,11 @@ Endpoint = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass(frozen=True)
 class Route:
-    """A handler, and the service that its assertion is for."""
+    """A handler, the service that its assertion is for, and whether this deployment provides it."""
 
     handler: Handler
     audience: str = "identity"
+    provisioned: bool = True
 
 
 async def not_provisioned(_: Asked) -> web.StreamResponse:

@@ -4,47 +4,57 @@ import re
 
 from aiohttp import web
 
-from libs import errors
+from libs import errors, nsk
 from libs.custody import Secret
 from libs.rpc.channel import Peer
 from plexsphere.secrets.v1 import secrets_pb2 as pb
 from plexsphere.secrets.v1 import secrets_pb2_grpc as stubs
 from services.gateway.answers import nothing, page, reply
 from services.gateway.document import OCTETS
-from services.gateway.edge import Asked, Route
+from services.gateway.edge import Asked, Handler, Route
 
 READ_S = 10.0
 VERSION = re.compile(r'"?([0-9]{1,9})"?')
+# Longer than the name of any secret, and short enough to be sent.
+LONGEST_ASKED = 64
+
+
+async def not_provisioned(_: Asked) -> web.StreamResponse:
+    """Refuse: this deployment has no secrets."""
+    raise errors.SecretsNotProvisioned
 
 
 class Secrets:
     """Handlers of the operations on secrets."""
 
-    def __init__(self, secrets: Peer) -> None:
-        self._reads = stubs.SecretsServiceStub(secrets)
-        self._admin = stubs.SecretsAdminServiceStub(secrets)
+    def __init__(self, secrets: Peer | None) -> None:
+        """Without the service behind them, all of them refuse."""
+        self._provisioned = secrets is not None
+        if secrets is not None:
+            self._reads = stubs.SecretsServiceStub(secrets)
+            self._admin = stubs.SecretsAdminServiceStub(secrets)
 
     def routes(self) -> dict[str, Route]:
         """Return the handlers by operation."""
-        return {
-            "GetNodeSecret": Route(self.fetch, "secrets"),
-            "ListProjectSecrets": Route(self.list_secrets, "secrets"),
-            "PutProjectSecret": Route(self.put, "secrets"),
-            "DestroyProjectSecret": Route(self.destroy, "secrets"),
-            "DestroyProjectSecretVersion": Route(self.destroy_version, "secrets"),
-            "GrantProjectSecretReader": Route(self.grant, "secrets"),
-            "RevokeProjectSecretReader": Route(self.revoke, "secrets"),
+        handlers: dict[str, Handler] = {
+            "GetNodeSecret": self.fetch,
+            "ListProjectSecrets": self.list_secrets,
+            "PutProjectSecret": self.put,
+            "DestroyProjectSecret": self.destroy,
+            "DestroyProjectSecretVersion": self.destroy_version,
+            "GrantProjectSecretReader": self.grant,
+            "RevokeProjectSecretReader": self.revoke,
         }
+        if not self._provisioned:
+            handlers = dict.fromkeys(handlers, not_provisioned)
+        return {name: Route(handler, "secrets", self._provisioned) for name, handler in handlers.items()}
 
     async def fetch(self, asked: Asked) -> web.Response:
         """Hand a node a secret as it came: encrypted under the node's own key."""
-        node = asked.credential.node if asked.credential else None
-        if node is None:
-            raise errors.NodeUnauthorized
-        with node.key as key:
+        with nsk.parse_header(asked.http.headers.get("Authorization", "")).key as key:
             request = pb.FetchNodeSecretRequest(
                 node_id=asked.path["id"],
-                name=asked.path["name"],
+                name=asked.path["name"][:LONGEST_ASKED],
                 version=asked.query.get("version", 0),
                 node_key=bytes(key.reveal()),
             )

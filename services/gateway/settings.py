@@ -17,7 +17,8 @@ class Peers(Settings):
 
     identity: Peer
     access: Peer
-    secrets: Peer
+    # Left out, every operation on secrets answers 501 `secrets_not_provisioned`.
+    secrets: Peer | None = None
     mesh: Peer
     audit: Peer
 

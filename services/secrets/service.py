@@ -13,6 +13,7 @@ from libs.errors import (
     NodeUnauthorized,
     NskInvalid,
     SecretNotFound,
+    SecretVersionNotFound,
     TooMany,
 )
 from libs.principal import Principal
@@ -59,6 +60,9 @@ class Secrets:
         await self.audit.record(decided(caller, found, wanted, reason))
         if reason != GRANTED:
             raise Forbidden(reason=reason, relation_path=[])
+        if wanted > found.current_version:
+            # OpenBao may have one already that nobody has been told of yet.
+            raise SecretVersionNotFound
         with await self.vault.read(found, wanted) as value:
             return Sealed(seal(key, value.reveal()), wanted, caller.nsk_kid)
 
@@ -99,7 +103,12 @@ def decided(caller: Principal, secret: SecretRow, version: int, reason: str) -> 
         reason=reason,
         subject_id=caller.subject,
         subject_kind=caller.kind,
-        context={"version": [str(version)], "kid": [caller.nsk_kid], "limiter": ["within_limits"]},
+        context={
+            "version": [str(version)],
+            "kid": [caller.nsk_kid],
+            "node": [caller.node_id],
+            "limiter": ["within_limits"],
+        },
     )
 
 

@@ -1,12 +1,16 @@
 """Values of secrets in OpenBao's KV version 2."""
 
 import base64
+import binascii
+import json
 from dataclasses import dataclass
 
-from libs.bao import BAD, MISSING, Bao, BaoRefused
-from libs.custody import Secret
+from libs.bao import BAD, JSON, MISSING, Bao, BaoRefused
+from libs.custody import Secret, take
 from libs.errors import OpenbaoUnavailable, PreconditionFailed, SecretVersionNotFound
 from services.secrets.model import SecretRow
+
+VALUE = b'"value":"'
 
 
 @dataclass(frozen=True)
@@ -18,14 +22,17 @@ class BaoVault:
     async def read(self, row: SecretRow, version: int) -> Secret:
         """Return exactly one version."""
         try:
-            data, served = await self.bao.read_kv(row.reference, version)
+            answer = await self.bao.fetch("GET", f"kv/data/{row.reference}?version={version}")
         except BaoRefused as refused:
             if refused.status == MISSING:
                 raise SecretVersionNotFound from None
             raise OpenbaoUnavailable(str(refused)) from refused
-        if served != version:
-            raise OpenbaoUnavailable("another version was served")
-        return Secret(base64.b64decode(data["value"], validate=True))
+        try:
+            with answer, cut(answer.reveal(), version) as text:
+                return take(binascii.a2b_base64(text.reveal(), strict_mode=True))
+        except (ValueError, LookupError, TypeError):
+            # The error would quote the answer.
+            raise OpenbaoUnavailable("not the answer to a read") from None
 
     async def write(self, row: SecretRow, value: Secret, expected_version: int) -> int:
         """Write a version when the current one is the expected."""
@@ -62,3 +69,21 @@ class BaoVault:
         except BaoRefused as refused:
             if refused.status != MISSING:
                 raise OpenbaoUnavailable(str(refused)) from refused
+
+
+def cut(raw: bytearray, version: int) -> Secret:
+    """Cut the value, in base64, out of the answer to a read; raises ValueError, LookupError or TypeError otherwise.
+
+    A JSON reader would make text of it, which cannot be wiped.
+    """
+    start = raw.index(VALUE) + len(VALUE)
+    end = raw.index(b'"', start)
+    with memoryview(raw) as view:
+        text = Secret(view[start:end])
+    raw[start:end] = b" " * len(text)
+    rest: JSON = json.loads(raw)["data"]
+    # What is blank now is what was cut out, and stood where a value stands.
+    if rest["data"]["value"].strip() or rest["metadata"]["version"] != version:
+        text.wipe()
+        raise ValueError("another value")
+    return text

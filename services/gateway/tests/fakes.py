@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -109,10 +109,11 @@ async def start(
     ports: Ports | None = None,
     hub: Hub | None = None,
     cache: AssertionCache | None = None,
+    without: Collection[str] = (),
 ) -> Client:
     """Serve the whole edge over HTTP in front of the fake services."""
     real = cast("Peer", peer)
-    peers = dict.fromkeys(("identity", "access", "secrets", "mesh", "audit"), real)
+    peers = dict.fromkeys({"identity", "access", "secrets", "mesh", "audit"}.difference(without), real)
     peer.answers.setdefault("Authenticate", authenticated)
     peer.answers.setdefault("Append", lambda _: audit_pb2.AppendResponse(seq=1))
     limit = rate or Rate(per_minute=1000, burst=1000)

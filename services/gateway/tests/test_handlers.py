@@ -2,14 +2,20 @@
 
 import gzip
 import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp.test_utils import make_mocked_request
+from yarl import URL
 
 from libs import errors
 from plexsphere.audit.v1 import audit_pb2
 from plexsphere.identity.v1 import directory_pb2, sign_in_pb2
 from plexsphere.secrets.v1 import secrets_pb2
+from services.gateway.credentials import present
+from services.gateway.document import Operation
 from services.gateway.tests.fakes import (
     BROWSER,
     COOKIES,
@@ -21,6 +27,7 @@ from services.gateway.tests.fakes import (
     Client,
     FakePeer,
     problem,
+    start,
 )
 
 pytestmark = pytest.mark.unit
@@ -69,6 +76,38 @@ async def test_a_node_reads_a_secret(edge: Client, peer: FakePeer) -> None:
     request, _ = peer.last("FetchNodeSecret")
     assert (request.node_key, request.version) == (b"k" * 32, 0)
     assert peer.last("Authenticate")[0].audience == "secrets"
+
+
+@pytest.mark.parametrize("name", ["UPPER", "..a", "a%00", "a%2fb", "db%0a", "%ED%A0%80", "db-p%d0%b0ss", "a" * 2000])
+async def test_a_name_that_cannot_be_is_for_the_service_to_refuse(edge: Client, peer: FakePeer, name: str) -> None:
+    def refuse(_: Any) -> Any:
+        raise errors.SecretNotFound
+
+    peer.answers["FetchNodeSecret"] = refuse
+    answer = await edge.get(URL(f"/v1/nodes/{NODE_ID}/secrets/{name}", encoded=True), headers=NODE)
+    assert await problem(answer) == (404, "secret_not_found")
+    assert not re.fullmatch("[a-z][a-z0-9_-]{0,62}", peer.last("FetchNodeSecret")[0].name)
+
+
+async def test_a_nodes_key_is_not_kept_where_it_is_not_needed() -> None:
+    operation = Operation("GetNodeSecret", "GET", "/", ("nskBearer",), (), None, False, frozenset())
+    credential = present(operation, make_mocked_request("GET", "/", headers=NODE))
+    assert credential.node is not None
+    assert credential.node.key.reveal() == bytes(32)
+
+
+@pytest.mark.parametrize("caller", [NODE, {}], ids=["a node", "nobody"])
+async def test_without_secrets_every_operation_on_them_says_so(
+    peer: FakePeer, tmp_path: Path, caller: dict[str, str]
+) -> None:
+    edge = await start(peer, tmp_path, without=("secrets",))
+    answer = await edge.get(f"/v1/nodes/{NODE_ID}/secrets/db", headers=caller)
+    assert await problem(answer) == ((501, "secrets_not_provisioned") if caller else (401, "unauthorized"))
+    listed = await edge.get(f"/v1/projects/{OTHER}/secrets", headers=OPERATOR)
+    assert await problem(listed) == (501, "secrets_not_provisioned")
+    document = await (await edge.get("/v1/openapi.json")).json()
+    assert "501" in document["paths"]["/v1/projects/{project_id}/secrets"]["get"]["responses"]
+    await edge.close()
 
 
 async def test_an_operator_writes_a_secret(edge: Client, peer: FakePeer) -> None:

@@ -118,6 +118,7 @@ class FakeVault:
     values: dict[UUID, list[bytes | None]] = field(default_factory=dict)
     refusal: PlexError | None = None
     before: Callable[[str], None] = lambda _: None
+    handed: list[Secret] = field(default_factory=list)
 
     async def read(self, row: SecretRow, version: int) -> Secret:
         self.trace.append("vault")
@@ -127,7 +128,8 @@ class FakeVault:
         value = versions[version - 1] if 1 <= version <= len(versions) else None
         if value is None:
             raise SecretVersionNotFound
-        return Secret(value)
+        self.handed.append(Secret(value))
+        return self.handed[-1]
 
     async def write(self, row: SecretRow, value: Secret, expected_version: int) -> int:
         self.trace.append("vault_write")

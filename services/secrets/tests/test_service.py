@@ -1,5 +1,7 @@
 """The gates of a read, one by one: which refuses what, in which order, and which rows the chain gets."""
 
+import contextlib
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -26,7 +28,7 @@ from libs.errors import (
 )
 from libs.ids import uuid7
 from libs.principal import Principal
-from libs.seal import unseal
+from libs.seal import SealError, unseal
 from services.secrets.tests.fakes import KEY, KID, World
 
 pytestmark = pytest.mark.unit
@@ -54,6 +56,9 @@ class Ask:
 
     def fail(self, port: str, error: PlexError) -> None:
         getattr(self.world, port).refusal = error
+
+    def destroy(self, version: int) -> None:
+        self.world.vault.values[self.world.row.id][version - 1] = None
 
     def change_row(self, **fields: Any) -> None:
         world = self.world
@@ -88,7 +93,8 @@ GATES: list[tuple[str, Callable[[Ask], object], type[PlexError], list[str], list
     ("revoked", lambda a: a.world.relations.granted.clear(), Forbidden, ALL[:4], ["insufficient_relation"]),
     ("audit down", lambda a: a.fail("audit", AuditUnavailable()), AuditUnavailable, ALL[:4], []),
     ("vault down", lambda a: a.fail("vault", OpenbaoUnavailable()), OpenbaoUnavailable, ALL, ["granted"]),
-    ("no such version", lambda a: a.set(version=3), SecretVersionNotFound, ALL, ["granted"]),
+    ("destroyed version", lambda a: a.destroy(2), SecretVersionNotFound, ALL, ["granted"]),
+    ("above the current one", lambda a: a.set(version=3), SecretVersionNotFound, ALL[:4], ["granted"]),
 ]
 # fmt: on
 
@@ -117,7 +123,12 @@ async def test_a_granted_read_leaves_one_row_and_opens_with_the_node_key(version
     assert world.trace == ALL
     (row,) = world.audit.rows
     assert (row.action, row.object_id, row.subject_id) == ("secret.read", str(world.row.id), str(world.node))
-    assert row.context == {"version": [str(version or 2)], "kid": [KID], "limiter": ["within_limits"]}
+    assert row.context == {
+        "version": [str(version or 2)],
+        "kid": [KID],
+        "node": [str(world.node)],
+        "limiter": ["within_limits"],
+    }
 
 
 @pytest.mark.parametrize(
@@ -146,6 +157,18 @@ async def test_a_write_that_has_not_come_to_its_end_is_not_read() -> None:
     with Secret(KEY) as key:
         sealed = await world.reads.fetch(world.caller, world.node, "db-password", 0, key)
         assert unseal(key, sealed.body) == b"two"
+        with pytest.raises(SecretVersionNotFound):
+            await world.reads.fetch(world.caller, world.node, "db-password", 3, key)
+
+
+@pytest.mark.parametrize("key", [KEY, b"no key"], ids=["read", "not sealed"])
+async def test_a_value_is_wiped_however_the_read_ends(key: bytes) -> None:
+    world = World()
+    world.caller = replace(world.caller, nsk_digest=hashlib.sha256(key).hexdigest())
+    with Secret(key) as held, contextlib.suppress(SealError):
+        await world.reads.fetch(world.caller, world.node, "db-password", 0, held)
+    (value,) = world.vault.handed
+    assert value.reveal() == bytes(len(b"two"))
 
 
 async def test_refusals_by_limits_are_one_row_a_domain_and_reason_however_many_they_were() -> None:
