@@ -77,3 +77,29 @@ def test_a_crash_with_a_secret_in_flight_says_nothing_of_it() -> None:
     assert ran.returncode == 1
     assert "ValueError" in ran.stdout
     assert PLANTED.decode() not in ran.stdout + ran.stderr
+
+
+# Without capabilities root is an ordinary user as well (capset(2), version 3); a child that is forked has none either.
+READER = """
+import ctypes, os, struct, time
+from libs.custody import harden
+assert ctypes.CDLL(None).capset(struct.pack("Ii", 0x20080522, 0), bytes(24)) == 0
+for prepare in (lambda: None, harden):
+    ready, tell = os.pipe()
+    if not (pid := os.fork()):
+        prepare()
+        os.write(tell, b"x")
+        time.sleep(60)
+    os.read(ready, 1)
+    try:
+        open(f"/proc/{pid}/mem", "rb").close()
+        print("open")
+    except PermissionError:
+        print("refused")
+    os.kill(pid, 9)
+"""
+
+
+def test_another_process_of_the_same_user_reads_the_memory_only_of_what_is_not_hardened() -> None:
+    ran = subprocess.run([sys.executable, "-c", READER], check=True, capture_output=True, text=True)
+    assert ran.stdout.split() == ["open", "refused"]
