@@ -150,7 +150,13 @@ class Bao:
         await self.request("GET", "auth/token/lookup-self")
 
     async def _log_in(self) -> None:
-        async with self._login:
+        try:
+            async with asyncio.timeout(remaining_s(self.settings.timeout_s)):
+                await self._login.acquire()
+        except TimeoutError:
+            # One after the other would each wait for an OpenBao that hangs.
+            raise OpenbaoUnavailable("somebody else has not been logged in yet") from None
+        try:
             if time.monotonic() < self._until - RENEW_BEFORE_S:
                 return
             with await self._send("POST", "auth/cert/login", {"name": self.settings.role}, None) as raw:
@@ -158,6 +164,8 @@ class Bao:
             self._token.wipe()
             self._token = Secret(answer["auth"]["client_token"].encode())
             self._until = time.monotonic() + float(answer["auth"]["lease_duration"])
+        finally:
+            self._login.release()
 
     async def _session(self) -> aiohttp.ClientSession:
         if self._http is not None and time.monotonic() < self._look_at:

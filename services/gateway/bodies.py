@@ -44,8 +44,17 @@ async def read(request: web.Request, operation: str, limit: int) -> bytearray:
     encoding = request.headers.get("Content-Encoding", "identity").lower()
     if encoding not in {"gzip", "identity"}:
         raise InvalidRequest("Content-Encoding must be gzip or absent")
-    inflater = zlib.decompressobj(GZIP_WINDOW) if encoding == "gzip" else None
     body = bytearray()
+    try:
+        await _fill(body, request, limit, too_large, zlib.decompressobj(GZIP_WINDOW) if encoding == "gzip" else None)
+    except BaseException:
+        # It may be the value of a secret, also when it is too long or its client has gone.
+        body[:] = bytes(len(body))
+        raise
+    return body
+
+
+async def _fill(body: bytearray, request: web.Request, limit: int, too_large: BodyTooLarge, inflater: Any) -> None:
     raw_size = 0
     async for chunk in request.content.iter_any():
         raw_size += len(chunk)
@@ -54,7 +63,6 @@ async def read(request: web.Request, operation: str, limit: int) -> bytearray:
             raise too_large
     if inflater is not None and (not inflater.eof or inflater.unused_data):
         raise InvalidRequest("the body is not one whole gzip stream")
-    return body
 
 
 def _inflate(inflater: Any, chunk: bytes, most: int) -> bytes:

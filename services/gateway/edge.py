@@ -121,11 +121,16 @@ class Edge:
         path = rules.path(request.match_info)
         query = rules.query(request.query.items())
         body = await self._body(rules, request)
-        if self.authenticator.generation != generation:
-            # A client may take its time over the body: what was revoked meanwhile counts.
-            generation = self.authenticator.generation
-            credential, metadata = await self._authenticate(rules.operation, request, route, address)
-        return await route.handler(Asked(request, path, query, body, credential, metadata, generation))
+        try:
+            if self.authenticator.generation != generation:
+                # A client may take its time over the body: what was revoked meanwhile counts.
+                generation = self.authenticator.generation
+                credential, metadata = await self._authenticate(rules.operation, request, route, address)
+            return await route.handler(Asked(request, path, query, body, credential, metadata, generation))
+        finally:
+            if isinstance(body, bytearray):
+                # The value of a secret, which nobody needs any more.
+                body[:] = bytes(len(body))
 
     async def _authenticate(
         self, operation: Operation, request: web.Request, route: Route | None, address: str

@@ -5,7 +5,6 @@ import re
 from aiohttp import web
 
 from libs import errors, nsk
-from libs.custody import Secret
 from libs.rpc.channel import Peer
 from plexsphere.secrets.v1 import secrets_pb2 as pb
 from plexsphere.secrets.v1 import secrets_pb2_grpc as stubs
@@ -80,17 +79,12 @@ class Secrets:
         """Write a version."""
         expected = VERSION.fullmatch(asked.http.headers.get("If-Match", ""))
         name = asked.path["name"]
-        with Secret(asked.body) as value:
-            asked.body[:] = bytes(len(asked.body))
-            if expected is None:
-                raise errors.PreconditionFailed("If-Match must hold the current version; 0 creates")
-            request = pb.PutSecretRequest(
-                project_id=asked.path["project_id"],
-                name=name,
-                value=bytes(value.reveal()),
-                expected_version=int(expected[1]),
-            )
-            answer = await self._admin.PutSecret(request, metadata=asked.metadata, timeout=READ_S)
+        if expected is None:
+            raise errors.PreconditionFailed("If-Match must hold the current version; 0 creates")
+        request = pb.PutSecretRequest(
+            project_id=asked.path["project_id"], name=name, value=bytes(asked.body), expected_version=int(expected[1])
+        )
+        answer = await self._admin.PutSecret(request, metadata=asked.metadata, timeout=READ_S)
         status = 201 if answer.version == 1 else 200
         written = {"name": name, "current_version": answer.version}
         return reply(written, status, {"ETag": f'"{answer.version}"'})

@@ -1,11 +1,14 @@
 import gzip
+import traceback
 import zlib
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from libs.errors import InvalidRequest
-from services.gateway.bodies import limit_of, parse
+from libs.errors import BodyTooLarge, InvalidRequest
+from services.gateway.bodies import limit_of, parse, read
 
 pytestmark = pytest.mark.unit
 
@@ -64,3 +67,19 @@ def test_a_bomb_is_a_bomb() -> None:
     """What the edge test sends: 10 MiB of spaces in 10 KiB."""
     assert len(gzip.compress(b" " * 10_485_760)) < 16_384
     assert zlib.MAX_WBITS == 15
+
+
+@pytest.mark.parametrize("ends", [b"y", ConnectionResetError()], ids=["too long", "its client is gone"])
+async def test_of_what_is_not_taken_nothing_is_kept(ends: bytes | Exception) -> None:
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b"planted"
+        if isinstance(ends, Exception):
+            raise ends
+        yield ends
+
+    request: Any = SimpleNamespace(content_length=None, headers={}, content=SimpleNamespace(iter_any=chunks))
+    with pytest.raises((BodyTooLarge, ConnectionResetError)) as refused:
+        await read(request, "PutProjectSecret", 7)
+    (body,) = (frame.f_locals["body"] for frame, _ in traceback.walk_tb(refused.tb) if frame.f_code is read.__code__)
+    assert body == bytes(len(body))
+    assert len(body) >= 7

@@ -1,21 +1,29 @@
 """What handlers ask the services, and how they write what these answer."""
 
+import asyncio
 import gzip
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
-from aiohttp.test_utils import make_mocked_request
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer, make_mocked_request
 from yarl import URL
 
 from libs import errors
+from libs.audit import AuditClient
+from libs.clock import SystemClock
+from libs.rpc.channel import Peer
 from plexsphere.audit.v1 import audit_pb2
 from plexsphere.identity.v1 import directory_pb2, sign_in_pb2
 from plexsphere.secrets.v1 import secrets_pb2
-from services.gateway.credentials import present
-from services.gateway.document import Operation
+from services.gateway.credentials import AssertionCache, Authenticator, present
+from services.gateway.denials import Denials
+from services.gateway.document import Operation, load, operations
+from services.gateway.edge import Asked, Edge, Route, build
+from services.gateway.limits import AddressLimit
 from services.gateway.tests.fakes import (
     BROWSER,
     COOKIES,
@@ -23,12 +31,15 @@ from services.gateway.tests.fakes import (
     NODE,
     NODE_ID,
     OPERATOR,
+    ORIGIN,
     OTHER,
     Client,
     FakePeer,
+    authenticated,
     problem,
     start,
 )
+from services.gateway.validation import compile_rules
 
 pytestmark = pytest.mark.unit
 
@@ -108,6 +119,31 @@ async def test_without_secrets_every_operation_on_them_says_so(
     document = await (await edge.get("/v1/openapi.json")).json()
     assert "501" in document["paths"]["/v1/projects/{project_id}/secrets"]["get"]["responses"]
     await edge.close()
+
+
+@pytest.mark.parametrize("how", [None, errors.Stale(), ValueError("value"), TimeoutError()], ids=repr)
+async def test_a_value_is_wiped_however_its_request_ends(peer: FakePeer, how: Exception | None) -> None:
+    seen: list[Asked] = []
+
+    async def end(asked: Asked) -> web.Response:
+        seen.append(asked)
+        if isinstance(how, TimeoutError):
+            await asyncio.sleep(60)
+        if how:
+            raise how
+        return web.Response(body=bytes(asked.body))
+
+    service, wide = cast("Peer", peer), AddressLimit(1000, 1000)
+    peer.answers["Authenticate"] = authenticated
+    authenticator = Authenticator(service, AssertionCache(), wide)
+    edge = Edge(authenticator, Denials(AuditClient(service), SystemClock()), {}, frozenset(), 0.3)
+    document = load(ORIGIN, {"PutProjectSecret"}, "test")
+    app = build(edge, [compile_rules(document, one) for one in operations(document)], {"PutProjectSecret": Route(end)})
+    async with TestClient(TestServer(app)) as client:
+        octets = OPERATOR | {"Content-Type": "application/octet-stream"}
+        answer = await client.put(f"/v1/projects/{OTHER}/secrets/db", data=b"value", headers=octets)
+        assert (await answer.read() == b"value") == (how is None)
+    assert seen[0].body == bytes(5)
 
 
 async def test_an_operator_writes_a_secret(edge: Client, peer: FakePeer) -> None:
