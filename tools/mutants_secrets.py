@@ -161,6 +161,14 @@ SECRETS = (
         "coalesce(k.valid_until > $2, true)",
         "coalesce(k.valid_until > $2, true) IS NOT NULL",
         ATTACKS + "test_reach.py::test_an_old_key_reads_for_its_grace_and_never_after_it",
+        # What is over is ended by whoever looks for it, too.
+        (
+            (
+                "services/identity/node_key_store.py",
+                "AND valid_until <= $1 RETURNING node_id",
+                "AND valid_until <= $1 AND false RETURNING node_id",
+            ),
+        ),
     ),
     Mutant(
         "F-6 grants end with their secret",
