@@ -71,6 +71,13 @@ SECRETS = (
         BULK,
     ),
     Mutant(
+        "F-2 who is drained tells what its limits refused",
+        "services/secrets/__main__.py",
+        '        await once("secrets.report_limited", reads.report_limited)\n',
+        "",
+        BULK,
+    ),
+    Mutant(
         "F-2 without the limits' cells nothing is read",
         LIMITS,
         '            raise LimiterUnavailable("the limits\' cells cannot be reached") from error\n',

@@ -36,14 +36,19 @@ REPORT_EVERY_S = 60.0
 log = structlog.get_logger()
 
 
+async def once(name: str, step: Callable[[], Awaitable[int]]) -> None:
+    """Do a step; a refusal is logged."""
+    try:
+        if count := await step():
+            log.info(name, count=count)
+    except PlexError as error:
+        log.warning(name, code=error.code)
+
+
 async def every(seconds: float, name: str, step: Callable[[], Awaitable[int]]) -> None:
-    """Do a step at once and then for ever; a refusal is logged, and the next turn tries again."""
+    """Do a step at once and then for ever; what was refused is tried again the next time."""
     while True:
-        try:
-            if count := await step():
-                log.info(name, count=count)
-        except PlexError as error:
-            log.warning(name, code=error.code)
+        await once(name, step)
         await asyncio.sleep(seconds)
 
 
@@ -89,6 +94,8 @@ async def run(settings: SecretsSettings) -> None:
                 every(REPORT_EVERY_S, "secrets.report_limited", reads.report_limited),
             ],
         )
+        # Whoever is drained has told what its limits refused.
+        await once("secrets.report_limited", reads.report_limited)
 
 
 if __name__ == "__main__":

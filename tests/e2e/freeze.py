@@ -20,10 +20,15 @@ def family(pid: int) -> Iterator[int]:
             yield from family(int(child))
 
 
+async def running(world: World) -> dict[str, int]:
+    """Return the processes of the stack that run, by name."""
+    rows = (await ask(State(world.state), do="status"))["processes"]
+    return {row["name"]: row["pid"] for row in rows if row["up"]}
+
+
 async def send(world: World, name: str, number: signal.Signals) -> None:
     """Send a signal to a process of the stack and to its children."""
-    rows = (await ask(State(world.state), do="status"))["processes"]
-    for pid in family(next(row["pid"] for row in rows if row["name"] == name)):
+    for pid in family((await running(world))[name]):
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, number)
 
