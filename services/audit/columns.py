@@ -33,5 +33,7 @@ COLUMNS: Declared = {
         "root": ColumnClass.HASH,
         "note": ColumnClass.METADATA,
     },
+    "segments": {"chain": ColumnClass.IDENTIFIER},
+    "archived": {"chain": ColumnClass.IDENTIFIER, "etag": ColumnClass.METADATA},
     "erasures": {"chain": ColumnClass.IDENTIFIER, "pseudonym": ColumnClass.HASH},
 }

@@ -177,3 +177,27 @@ class Doubt:
     seq: int
     expected_hash: bytes
     observed_hash: bytes
+
+
+@dataclass(frozen=True)
+class Note:
+    """A segment that is planned: its entries, and the size of the checkpoint that covers them."""
+
+    first: int
+    last: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What holding archive and database against each other came to.
+
+    `difference` is the first entry that is not the same in both, 0 for none; each side is ok when all of it is what the
+    checkpoint of `size` entries signs for.
+    """
+
+    entries: int
+    difference: int
+    size: int
+    database_ok: bool
+    archive_ok: bool

@@ -7,7 +7,7 @@ from typing import Protocol
 from libs.custody import Secret
 from libs.decision import Decision as Verdict
 from libs.tlog.tree import Node
-from services.audit.model import Anchor, Draft, Filter, Head, Signed, Stored
+from services.audit.model import Anchor, Draft, Filter, Head, Note, Signed, Stored
 
 
 class Appender(Protocol):
@@ -99,3 +99,38 @@ class Signer(Protocol):
 
     async def sign(self, text: bytes) -> bytes:
         """Return the Ed25519 signature (RFC 8032) of the exact bytes."""
+
+
+class Segments(Protocol):
+    """What is archived of each chain; nothing of it is ever changed."""
+
+    async def open(self, chain: str) -> Note | None:
+        """Return the oldest segment that is planned and not archived."""
+
+    async def end(self, chain: str) -> int:
+        """Return the last entry that is planned, 0 for none."""
+
+    async def plan(self, chain: str, note: Note) -> None:
+        """Plan a segment; one that begins at the same entry stays."""
+
+    async def archived(self, chain: str, first: int, etag: str, at: datetime.datetime) -> None:
+        """Note that a segment is archived; the first note stays."""
+
+    def walk(self, chain: str) -> AsyncIterator[Note]:
+        """Yield the segments that are archived, in order."""
+
+    async def due(self, entries: int, before: datetime.datetime) -> list[str]:
+        """Return the chains with checkpointed entries of which none was archived since then, or with so many."""
+
+
+class Objects(Protocol):
+    """The object store. Raises ArchiveUnavailable."""
+
+    async def create(self, name: str, content: bytes) -> str | None:
+        """Store an object durably and return its etag, or None when there is one of this name, which stays."""
+
+    async def read(self, name: str) -> tuple[str, bytes] | None:
+        """Return the etag and the content of an object; None when there is none."""
+
+    def firsts(self, chain: str) -> AsyncIterator[int]:
+        """Yield the first entry of each segment that is there, in no order."""

@@ -14,7 +14,7 @@ from libs.decision import Decision
 from libs.errors import PlexError
 from libs.tlog.tree import Node
 from services.audit.entry import link
-from services.audit.model import Anchor, Draft, Filter, Head, Row, Signed, Stored
+from services.audit.model import Anchor, Draft, Filter, Head, Note, Row, Signed, Stored
 
 
 @dataclass
@@ -166,3 +166,56 @@ class FakeSigner:
 
     async def sign(self, text: bytes) -> bytes:
         return (self.signs or self.pairs[-1]).sign(text)
+
+
+@dataclass
+class FakeSegments:
+    """Segments in memory."""
+
+    planned: dict[str, list[Note]] = field(default_factory=lambda: defaultdict(list))
+    etags: dict[tuple[str, int], str] = field(default_factory=dict)
+    refusal: PlexError | None = None
+
+    async def open(self, chain: str) -> Note | None:
+        return next((note for note in self.planned[chain] if (chain, note.first) not in self.etags), None)
+
+    async def end(self, chain: str) -> int:
+        return max((note.last for note in self.planned[chain]), default=0)
+
+    async def plan(self, chain: str, note: Note) -> None:
+        if note.first not in {one.first for one in self.planned[chain]}:
+            self.planned[chain].append(note)
+
+    async def archived(self, chain: str, first: int, etag: str, at: datetime.datetime) -> None:
+        if self.refusal:
+            raise self.refusal
+        self.etags.setdefault((chain, first), etag)
+
+    async def walk(self, chain: str) -> AsyncIterator[Note]:
+        for note in self.planned[chain]:
+            if (chain, note.first) in self.etags:
+                yield note
+
+    async def due(self, entries: int, before: datetime.datetime) -> list[str]:
+        raise NotImplementedError
+
+
+@dataclass
+class FakeObjects:
+    """Objects in memory."""
+
+    content: dict[str, bytes] = field(default_factory=dict)
+
+    async def create(self, name: str, content: bytes) -> str | None:
+        if name in self.content:
+            return None
+        self.content[name] = content
+        return f'"{len(self.content)}"'
+
+    async def read(self, name: str) -> tuple[str, bytes] | None:
+        return ('"0"', self.content[name]) if name in self.content else None
+
+    async def firsts(self, chain: str) -> AsyncIterator[int]:
+        for name in reversed(self.content):
+            if name.startswith(f"{chain}/"):
+                yield int(name.removeprefix(f"{chain}/").removesuffix(".zst"))

@@ -1,0 +1,142 @@
+"""Where the archive is: its segments in PostgreSQL, its objects in an object store or a folder."""
+
+import asyncio
+import datetime
+import os
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import asyncpg
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError
+from obstore.store import LocalStore, ObjectStore, from_url
+
+from libs.archive import LARGEST, name_of
+from libs.errors import ArchiveUnavailable
+from libs.pg import connection
+from services.audit.model import Note
+
+OPEN = """
+SELECT s.first, s.last, s.size FROM audit.segments s
+WHERE s.chain = $1 AND NOT EXISTS (SELECT FROM audit.archived a WHERE a.chain = s.chain AND a.first = s.first)
+ORDER BY s.first LIMIT 1
+"""
+END = "SELECT last FROM audit.segments WHERE chain = $1 ORDER BY first DESC LIMIT 1"
+PLAN = "INSERT INTO audit.segments (chain, first, last, size) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING"
+ARCHIVED = """
+INSERT INTO audit.archived (chain, first, etag, archived_at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING
+"""
+PAGE = """
+SELECT s.first, s.last, s.size FROM audit.segments s JOIN audit.archived a USING (chain, first)
+WHERE s.chain = $1 AND s.first > $2 ORDER BY s.first LIMIT 1000
+"""
+DUE = """
+SELECT c.chain FROM audit.chains c
+JOIN LATERAL (SELECT size FROM audit.checkpoints k WHERE k.chain = c.chain ORDER BY size DESC LIMIT 1) k ON true
+LEFT JOIN LATERAL (
+    SELECT s.last, a.archived_at FROM audit.segments s LEFT JOIN audit.archived a USING (chain, first)
+    WHERE s.chain = c.chain ORDER BY s.first DESC LIMIT 1
+) s ON true
+WHERE (k.size > coalesce(s.last, 0) OR s.archived_at IS NULL)
+  AND (s.archived_at IS NULL OR k.size >= s.last + $1 OR s.archived_at <= $2)
+ORDER BY c.chain
+"""
+
+
+@dataclass(frozen=True)
+class PgSegments:
+    """Segments in PostgreSQL."""
+
+    pool: asyncpg.Pool
+
+    async def open(self, chain: str) -> Note | None:
+        """Return the oldest segment that is planned and not archived."""
+        async with connection(self.pool, "open_segment") as lent:
+            row = await lent.fetchrow(OPEN, chain)
+        return Note(**row) if row else None
+
+    async def end(self, chain: str) -> int:
+        """Return the last entry that is planned, 0 for none."""
+        async with connection(self.pool, "end_of_segments") as lent:
+            return await lent.fetchval(END, chain) or 0
+
+    async def plan(self, chain: str, note: Note) -> None:
+        """Plan a segment; one that begins at the same entry stays."""
+        async with connection(self.pool, "plan_segment") as lent:
+            await lent.execute(PLAN, chain, note.first, note.last, note.size)
+
+    async def archived(self, chain: str, first: int, etag: str, at: datetime.datetime) -> None:
+        """Note that a segment is archived; the first note stays."""
+        async with connection(self.pool, "archived_segment") as lent:
+            await lent.execute(ARCHIVED, chain, first, etag, at)
+
+    async def walk(self, chain: str) -> AsyncIterator[Note]:
+        """Yield the segments that are archived, in order."""
+        first = 0
+        while True:
+            async with connection(self.pool, "page_segments") as lent:
+                rows = await lent.fetch(PAGE, chain, first)
+            if not rows:
+                return
+            for row in rows:
+                yield Note(**row)
+            first = rows[-1]["first"]
+
+    async def due(self, entries: int, before: datetime.datetime) -> list[str]:
+        """Return the chains with checkpointed entries of which none was archived since then, or with so many."""
+        async with connection(self.pool, "archive_due") as lent:
+            return [row["chain"] for row in await lent.fetch(DUE, entries, before)]
+
+
+class ObjectArchive:
+    """Objects by URL: `file:///…` for a folder, `s3://bucket/prefix` with the usual AWS_* variables for S3."""
+
+    def __init__(self, url: str) -> None:
+        self._folder = Path(url.removeprefix("file://")) if url.startswith("file://") else None
+        self._store: ObjectStore = LocalStore(self._folder, mkdir=True) if self._folder else from_url(url)
+
+    async def create(self, name: str, content: bytes) -> str | None:
+        """Store an object durably and return its etag, or None when there is one of this name, which stays."""
+        try:
+            answer = await obstore.put_async(self._store, name, content, mode="create")
+            if self._folder:
+                await asyncio.to_thread(_make_durable, self._folder / name)
+        except AlreadyExistsError:
+            return None
+        except (BaseError, OSError) as error:
+            raise ArchiveUnavailable(type(error).__name__) from error
+        return str(answer["e_tag"])
+
+    async def read(self, name: str) -> tuple[str, bytes] | None:
+        """Return the etag and the content of an object; None when there is none."""
+        try:
+            answer = await obstore.get_async(self._store, name)
+            if answer.meta["size"] > LARGEST:
+                return str(answer.meta["e_tag"]), b""
+            return str(answer.meta["e_tag"]), bytes(await answer.bytes_async())
+        except FileNotFoundError:
+            return None
+        except (BaseError, OSError) as error:
+            raise ArchiveUnavailable(type(error).__name__) from error
+
+    async def firsts(self, chain: str) -> AsyncIterator[int]:
+        """Yield the first entry of each segment that is there, in no order."""
+        try:
+            async for batch in obstore.list(self._store, f"{chain}/"):
+                for entry in batch:
+                    number = Path(entry["path"]).stem
+                    if number.isdecimal() and entry["path"] == name_of(chain, int(number)):
+                        yield int(number)
+        except (BaseError, OSError) as error:
+            raise ArchiveUnavailable(type(error).__name__) from error
+
+
+def _make_durable(path: Path) -> None:
+    """Bring a file and its name to the disk, which the library leaves to the system."""
+    for one in (path, path.parent, path.parent.parent):
+        handle = os.open(one, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
