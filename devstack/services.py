@@ -26,6 +26,7 @@ def render(state: State, name: str) -> None:
         'metrics_host = "0.0.0.0"\nmetrics_port = 9464': 'metrics_host = "127.0.0.1"\nmetrics_port = '
         + str(state.port(f"{name}-metrics") if name in SERVICES else 0),
         "https://edge.plexsphere.internal": state.edge_url,
+        "/var/lib/plexsphere/": f"{state.folder}/",
         "/run/plexsphere/tls/": f"{state / 'pki'}/",
         "/run/plexsphere/secrets/": f"{state / 'secrets'}/",
         'environment = "prod"': 'environment = "dev"',

@@ -1,7 +1,9 @@
 """The audit process."""
 
-import datetime
 import functools
+from datetime import timedelta
+
+import structlog
 
 from libs.bao import open_bao
 from libs.clock import SystemClock
@@ -14,17 +16,21 @@ from libs.relations import Relations
 from libs.rpc.channel import connect
 from libs.rpc.server import Registration, serve
 from plexsphere.audit.v1 import audit_pb2_grpc
+from services.audit.archive import Archive
+from services.audit.archive_store import ObjectArchive, PgSegments
 from services.audit.checkpoints import Checkpoints
 from services.audit.columns import COLUMNS
 from services.audit.grpc_api import AppendApi, ReadApi
 from services.audit.proofs import Proofs
-from services.audit.rounds import Rounds
+from services.audit.rounds import Rounds, mirrored
 from services.audit.service import Audit
 from services.audit.settings import AuditSettings
 from services.audit.store import PgStore
 from services.audit.tree_store import PgTrees
 from services.audit.vault import BaoAnchors, BaoPeppers, BaoSigner
 from services.audit.writer import GroupWriter
+
+log = structlog.get_logger()
 
 
 async def run(settings: AuditSettings) -> None:
@@ -39,7 +45,13 @@ async def run(settings: AuditSettings) -> None:
         writer, store, trees, clock = GroupWriter(pool), PgStore(pool), PgTrees(pool), SystemClock()
         due = settings.checkpoints
         checkpoints = Checkpoints(due.log, store, trees, BaoAnchors(bao), BaoSigner(bao), clock)
-        rounds = Rounds(checkpoints, trees, clock, datetime.timedelta(seconds=due.every_s), due.every_entries)
+        every = timedelta(seconds=due.every_s)
+        rounds = [Rounds("checkpoint", checkpoints.turn, trees.due, clock, every, due.every_entries)]
+        if settings.archive.url:
+            archive = Archive(store, trees, PgSegments(pool), ObjectArchive(settings.archive.url), clock)
+            rounds += mirrored(archive, checkpoints, settings.archive)
+        else:
+            log.warning("archive.off")
         audit = Audit(
             appender=writer,
             store=store,
@@ -67,7 +79,7 @@ async def run(settings: AuditSettings) -> None:
                 ),
             ],
             readiness={"postgres": functools.partial(ping, pool), "openbao": bao.ping},
-            background=[writer.run(), rounds.run()],
+            background=[writer.run(), *(one.run() for one in rounds)],
         )
 
 

@@ -4,10 +4,9 @@ A segment is planned before it is uploaded, so that after a crash the same one i
 be the same segment. Neither plan nor object is ever changed.
 """
 
-import contextlib
 import hashlib
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -88,10 +87,11 @@ class Archive:
         noted = {note.first: note async for note in self.segments.walk(chain)}
         # What the archive has beyond the notes was archived once, whatever the database says today.
         firsts = sorted(noted.keys() | {first async for first in self.objects.firsts(chain)})
-        database, archive, notes = Side(), Side(), set[str]()
+        database, archive, signed = Side(), Side(), list[Checkpoint]()
         roots, difference = dict[int, tuple[bytes, bytes]](), 0
         for first in firsts:
-            segment, note = await self._read(chain, first, archive), noted.get(first)
+            note, found = noted.get(first), await self._read(chain, first, archive, keys)
+            segment, checkpoint = found or (None, None)
             if segment and note and segment.last != note.last:
                 segment = None
             last = note.last if note else segment.last if segment else 0
@@ -100,33 +100,48 @@ class Archive:
                 archive.whole = False
                 break
             rows = [row.canonical async for row in self.store.walk(chain, first, last)]
-            entries = segment.entries if segment else tuple(rows)
             difference = difference or _first_difference(first, last, rows, segment)
             archive.whole = archive.whole and segment is not None
             database.push(rows, last)
-            archive.push(entries, last)
+            archive.push(segment.entries if segment else rows, last)
             roots[last] = (database.run.root(), archive.run.root())
-            notes |= {segment.checkpoint} if segment else set()
+            signed += [checkpoint] if checkpoint else []
         if (newest := await self.trees.newest(chain)) is not None:
-            notes.add(newest.note)
-        signed = max((one for one in _opened(notes, keys) if one.size in roots), key=lambda one: one.size, default=None)
-        if signed is None:
-            return Comparison(database.end, difference, 0, database_ok=False, archive_ok=False)
-        of_database, of_archive = (root == signed.root for root in roots[signed.size])
+            kept = _opened(newest.note, keys)
+            database.whole = database.whole and kept is not None
+            signed += [kept] if kept else []
+        covered = max((one for one in signed if one.size in roots), key=lambda one: one.size, default=None)
+        of_database, of_archive = (root == covered.root for root in roots[covered.size]) if covered else (True, True)
         return Comparison(
             database.end,
             difference,
-            signed.size,
+            covered.size if covered else 0,
             database_ok=database.whole and of_database,
             archive_ok=archive.whole and of_archive,
         )
 
-    async def _read(self, chain: str, first: int, archive: "Side") -> Segment | None:
+    async def chains(self) -> list[str]:
+        """Return the chains of which the database or the archive says that they are archived."""
+        return sorted({*await self.segments.chains(), *await self.objects.chains()})
+
+    async def require_same(self, chain: str, keys: Sequence[VerifierKey]) -> None:
+        """Compare a chain; raises AuditDiverged with what is not as it was."""
+        found = await self.compare(chain, keys)
+        if found.difference or not (found.database_ok and found.archive_ok):
+            right = {True: "as it was signed", False: "not as it was signed"}
+            where = f"entry {found.difference} differs" if found.difference else f"{found.entries} entries are alike"
+            database, archive = right[found.database_ok], right[found.archive_ok]
+            raise AuditDiverged(f"{where}; the database is {database}, the archive is {archive}")
+
+    async def _read(
+        self, chain: str, first: int, archive: "Side", keys: Sequence[VerifierKey]
+    ) -> tuple[Segment, Checkpoint] | None:
         found = await self.objects.read(name_of(chain, first))
         segment = _unpacked(found[1]) if found else None
         if segment is None or (segment.chain, segment.first, segment.prev_hash) != (chain, first, archive.before):
             return None
-        return segment
+        checkpoint = _opened(segment.checkpoint, keys)
+        return (segment, checkpoint) if checkpoint and checkpoint.size >= segment.last else None
 
 
 @dataclass
@@ -169,7 +184,8 @@ def _first_difference(first: int, last: int, rows: Sequence[bytes], segment: Seg
     return 0
 
 
-def _opened(notes: Iterable[str], keys: Sequence[VerifierKey]) -> Iterator[Checkpoint]:
-    for note in notes:
-        with contextlib.suppress(NotProven):
-            yield open_checkpoint(note, keys[-1].name, keys)
+def _opened(note: str, keys: Sequence[VerifierKey]) -> Checkpoint | None:
+    try:
+        return open_checkpoint(note, keys[-1].name, keys)
+    except NotProven:
+        return None

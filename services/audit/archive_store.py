@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+import functools
 import os
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -83,6 +84,11 @@ class PgSegments:
                 yield Note(**row)
             first = rows[-1]["first"]
 
+    async def chains(self) -> list[str]:
+        """Return the chains of which something is archived."""
+        async with connection(self.pool, "archived_chains") as lent:
+            return [row["chain"] for row in await lent.fetch("SELECT DISTINCT chain FROM audit.archived")]
+
     async def due(self, entries: int, before: datetime.datetime) -> list[str]:
         """Return the chains with checkpointed entries of which none was archived since then, or with so many."""
         async with connection(self.pool, "archive_due") as lent:
@@ -93,8 +99,13 @@ class ObjectArchive:
     """Objects by URL: `file:///…` for a folder, `s3://bucket/prefix` with the usual AWS_* variables for S3."""
 
     def __init__(self, url: str) -> None:
+        self._url = url
         self._folder = Path(url.removeprefix("file://")) if url.startswith("file://") else None
-        self._store: ObjectStore = LocalStore(self._folder, mkdir=True) if self._folder else from_url(url)
+
+    @functools.cached_property
+    def _store(self) -> ObjectStore:
+        # Not before it is used: without its mirror the chain goes on.
+        return LocalStore(self._folder, mkdir=True) if self._folder else from_url(self._url)
 
     async def create(self, name: str, content: bytes) -> str | None:
         """Store an object durably and return its etag, or None when there is one of this name, which stays."""
@@ -119,6 +130,14 @@ class ObjectArchive:
             return None
         except (BaseError, OSError) as error:
             raise ArchiveUnavailable(type(error).__name__) from error
+
+    async def chains(self) -> list[str]:
+        """Return the chains of which something is there."""
+        try:
+            found = await obstore.list_with_delimiter_async(self._store)
+        except (BaseError, OSError) as error:
+            raise ArchiveUnavailable(type(error).__name__) from error
+        return [prefix.rstrip("/") for prefix in found["common_prefixes"]]
 
     async def firsts(self, chain: str) -> AsyncIterator[int]:
         """Yield the first entry of each segment that is there, in no order."""

@@ -192,4 +192,6 @@ def entry(row: Stored) -> audit_pb2.Entry:
         user_agent=row.user_agent,
         entry_hash=row.entry_hash.hex(),
         prev_hash=row.prev_hash.hex(),
+        archive_etag=row.archive_etag,
+        archived_at=timestamp(row.archived_at) if row.archived_at else None,
     )

@@ -89,6 +89,8 @@ class Stored:
     subject_kind: str = ""
     client_ip: str = ""
     user_agent: str = ""
+    archive_etag: str = ""
+    archived_at: datetime.datetime | None = None
 
 
 @dataclass(frozen=True)

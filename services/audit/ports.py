@@ -119,6 +119,9 @@ class Segments(Protocol):
     def walk(self, chain: str) -> AsyncIterator[Note]:
         """Yield the segments that are archived, in order."""
 
+    async def chains(self) -> list[str]:
+        """Return the chains of which something is archived."""
+
     async def due(self, entries: int, before: datetime.datetime) -> list[str]:
         """Return the chains with checkpointed entries of which none was archived since then, or with so many."""
 
@@ -131,6 +134,9 @@ class Objects(Protocol):
 
     async def read(self, name: str) -> tuple[str, bytes] | None:
         """Return the etag and the content of an object; None when there is none."""
+
+    async def chains(self) -> list[str]:
+        """Return the chains of which something is there."""
 
     def firsts(self, chain: str) -> AsyncIterator[int]:
         """Yield the first entry of each segment that is there, in no order."""

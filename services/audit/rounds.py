@@ -1,7 +1,8 @@
-"""When checkpoints are taken: a chain's is due after a while or after many entries, whichever comes first."""
+"""When something is done with each chain: after a while or after many entries, whichever comes first."""
 
 import asyncio
 import datetime
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import structlog
@@ -9,8 +10,9 @@ import structlog
 from libs.clock import Clock
 from libs.errors import AuditDiverged
 from libs.telemetry import REFUSALS
+from services.audit.archive import Archive
 from services.audit.checkpoints import Checkpoints
-from services.audit.ports import Trees
+from services.audit.settings import Archive as Settings
 
 LOOK_EVERY_S = 1.0
 
@@ -19,10 +21,11 @@ log = structlog.get_logger()
 
 @dataclass
 class Rounds:
-    """Looks which chains are due, and takes their turns one after the other."""
+    """Looks which chains are due, and takes their turns one after the other; `what` is the name in logs and metrics."""
 
-    checkpoints: Checkpoints
-    trees: Trees
+    what: str
+    turn: Callable[[str], Awaitable[None]]
+    due: Callable[[int, datetime.datetime], Awaitable[list[str]]]
     clock: Clock
     every: datetime.timedelta
     entries: int
@@ -35,25 +38,46 @@ class Rounds:
             try:
                 await self.look()
             except Exception as error:  # appends go on when nothing can be signed, and so does the next look
-                log.warning("checkpoint.look_failed", exc_info=error)
+                log.warning(self._event("look_failed"), exc_info=error)
             await asyncio.sleep(LOOK_EVERY_S)
 
     async def look(self) -> None:
         """Take the turns that are due."""
         now = self.clock.now()
         self._failed = {chain: at for chain, at in self._failed.items() if at > now - self.every}
-        for chain in await self.trees.due(self.entries, now - self.every):
+        for chain in await self.due(self.entries, now - self.every):
             if chain not in self._failed:
                 await self._turn(chain)
 
+    def _event(self, name: str) -> str:
+        return f"{self.what}.{name}"
+
     async def _turn(self, chain: str) -> None:
         try:
-            await self.checkpoints.turn(chain)
+            await self.turn(chain)
         except AuditDiverged as error:
-            REFUSALS.labels("checkpoint", "diverged").inc()
-            log.error("checkpoint.diverged", chain=chain, reason=str(error))  # noqa: TRY400 — the reason is all there is
+            REFUSALS.labels(self.what, "diverged").inc()
+            log.error(self._event("diverged"), chain=chain, reason=str(error))  # noqa: TRY400 — the reason says all
         except Exception as error:  # a chain that goes wrong holds up no other
-            log.warning("checkpoint.failed", chain=chain, exc_info=error)
+            log.warning(self._event("failed"), chain=chain, exc_info=error)
         else:
             return
         self._failed[chain] = self.clock.now()
+
+
+def mirrored(archive: Archive, checkpoints: Checkpoints, settings: Settings) -> list[Rounds]:
+    """Return the rounds that upload what was checkpointed, and those that compare all of it."""
+    compared: dict[str, datetime.datetime] = {}
+
+    async def compare(chain: str) -> None:
+        await archive.require_same(chain, await checkpoints.keys(chain))
+        compared[chain] = archive.clock.now()
+
+    async def due(_: int, before: datetime.datetime) -> list[str]:
+        return [chain for chain in await archive.chains() if compared.get(chain, before) <= before]
+
+    every, compare_every = (datetime.timedelta(seconds=one) for one in (settings.every_s, settings.compare_every_s))
+    return [
+        Rounds("archive", archive.turn, archive.segments.due, archive.clock, every, settings.every_entries),
+        Rounds("archive_comparison", compare, due, archive.clock, compare_every, 0),
+    ]

@@ -22,6 +22,15 @@ class Checkpoints(Settings):
     every_entries: Annotated[int, Field(ge=1)] = 1000
 
 
+class Archive(Settings):
+    """Where segments of the chains are copied to, `file:///…` or `s3://…`, empty for nowhere; and when."""
+
+    url: Annotated[str, Field(pattern=r"^((file|s3)://.+)?$")] = ""
+    every_s: Seconds = 900.0
+    every_entries: Annotated[int, Field(ge=1)] = 1000
+    compare_every_s: Annotated[float, Field(gt=0, le=604_800)] = 86_400.0
+
+
 class AuditSettings(Runtime):
     """deploy/config/audit.toml."""
 
@@ -30,3 +39,4 @@ class AuditSettings(Runtime):
     peers: Peers
     cursor_key_file: Path
     checkpoints: Checkpoints = Checkpoints()
+    archive: Archive = Archive()

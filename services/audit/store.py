@@ -16,6 +16,13 @@ e.chain, e.seq, e.prev_hash, e.entry_hash, e.canonical, e.occurred_at, e.pseudon
 e.object_id, e.reason, e.correlation_id, e.context, p.salt, p.subject_id, p.subject_kind, p.client_ip, p.user_agent
 """
 FROM = "FROM audit.entries e LEFT JOIN audit.personal p ON p.chain = e.chain AND p.seq = e.seq"
+SHOWN = f"""
+SELECT {COLUMNS}, a.etag, a.archived_at {FROM}
+LEFT JOIN LATERAL (
+    SELECT first, last FROM audit.segments s WHERE s.chain = e.chain AND s.first <= e.seq ORDER BY s.first DESC LIMIT 1
+) s ON s.last >= e.seq
+LEFT JOIN audit.archived a ON a.chain = e.chain AND a.first = s.first
+"""
 WALK_PAGE = 500
 
 
@@ -34,7 +41,7 @@ class PgStore:
     async def page(self, chain: str, wanted: Filter, below: int, limit: int) -> list[Stored]:
         """Return matching entries with a sequence below `below`, newest first."""
         sql = f"""
-        SELECT {COLUMNS} {FROM}
+        {SHOWN}
         WHERE e.chain = $1 AND e.seq < $2
           AND ($4 = '' OR e.pseudonym = $4) AND ($5 = '' OR e.relation = $5)
           AND ($6 = '' OR e.object_type = $6) AND ($7 = '' OR e.object_id = $7)
@@ -53,12 +60,15 @@ class PgStore:
     async def get(self, chain: str, seq: int) -> Stored | None:
         """Return one entry."""
         async with connection(self.pool, "get") as lent:
-            row = await lent.fetchrow(f"SELECT {COLUMNS} {FROM} WHERE e.chain = $1 AND e.seq = $2", chain, seq)
+            row = await lent.fetchrow(f"{SHOWN} WHERE e.chain = $1 AND e.seq = $2", chain, seq)
         return stored(row) if row else None
 
     async def walk(self, chain: str, first: int, last: int) -> AsyncIterator[Stored]:
         """Yield entries in order, in constant memory, from one snapshot."""
-        sql = f"SELECT {COLUMNS} {FROM} WHERE e.chain = $1 AND e.seq BETWEEN $2 AND $3 ORDER BY e.seq"
+        sql = f"""
+        SELECT {COLUMNS}, NULL AS etag, NULL::timestamptz AS archived_at {FROM}
+        WHERE e.chain = $1 AND e.seq BETWEEN $2 AND $3 ORDER BY e.seq
+        """
         async with connection(self.pool, "walk") as lent, lent.transaction(isolation="repeatable_read", readonly=True):
             async for row in lent.cursor(sql, chain, first, last, prefetch=WALK_PAGE):
                 yield stored(row)
@@ -107,4 +117,6 @@ def stored(row: asyncpg.Record) -> Stored:
         subject_kind=row["subject_kind"] or "",
         client_ip=row["client_ip"] or "",
         user_agent=row["user_agent"] or "",
+        archive_etag=row["etag"] or "",
+        archived_at=row["archived_at"],
     )

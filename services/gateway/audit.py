@@ -8,7 +8,7 @@ from aiohttp import web
 from libs.rpc.channel import Peer
 from plexsphere.audit.v1 import audit_pb2 as pb
 from plexsphere.audit.v1 import audit_pb2_grpc as stubs
-from services.gateway.answers import JSON, given, page, reply, timestamp, when
+from services.gateway.answers import JSON, given, maybe, page, reply, timestamp, when
 from services.gateway.edge import Asked, Route
 
 VERIFY_S = 18.0
@@ -146,4 +146,5 @@ def entry(row: pb.Entry) -> JSON:
         "request_context": given(ip=row.client_ip, user_agent=row.user_agent),
         "entry_hash": row.entry_hash,
         "prev_hash": row.prev_hash,
+        **given(archive_etag=row.archive_etag, archived_at=maybe(row, "archived_at")),
     }

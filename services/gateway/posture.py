@@ -38,6 +38,6 @@ def ledger(ports: Ports) -> tuple[Row, ...]:
         Row("A-1", "a hostile DBA rewrites a row or the chain"),
         Row("A-2", "a crash dump is read", ("a crash of audit replayed with data in flight",)),
         Row("A-3", "a backup is substituted at restore", ("the check against the anchor before an append",)),
-        Row("A-4", "the archive mirror is altered", ("the archive mirror",)),
+        Row("A-4", "the archive mirror is altered"),
         Row("A-5", "retention is bypassed by migration or deletion"),
     )

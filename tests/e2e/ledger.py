@@ -4,10 +4,12 @@ import asyncio
 import base64
 import hashlib
 import json
+import re
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import asyncpg
 import rfc8785
@@ -22,15 +24,17 @@ from tests.e2e.world import World
 GENESIS = bytes(32)
 LOG = "plexsphere/audit"
 NEWEST = "SELECT max(size) FROM audit.checkpoints WHERE chain = $1"
+ARCHIVED = "SELECT max(last) FROM audit.segments JOIN audit.archived USING (chain, first) WHERE chain = $1"
 HEAD = "SELECT seq FROM audit.chains WHERE chain = $1"
 
 
 @contextmanager
 def hurried(world: World) -> Iterator[None]:
-    """Have every chain checkpointed each second for the block."""
+    """Have every chain checkpointed, archived and compared each second for the block."""
     config = world.config("audit")
-    assert "every_s = 60.0" in config
-    asyncio.run(world.restart("audit", config.replace("every_s = 60.0", "every_s = 1.0")))
+    soon, count = re.subn(r"every_s = (60|900|86400)\.0", "every_s = 1.0", config)
+    assert count == 3
+    asyncio.run(world.restart("audit", soon))
     yield
     asyncio.run(world.restart("audit", config))
 
@@ -100,11 +104,21 @@ class Ledger:
         finally:
             await bao.close()
 
-    def alarms(self) -> int:
-        """Return how often audit said that the chain is not what was anchored."""
-        wanted = (b"checkpoint.diverged", self.chain.encode())
+    async def archived(self) -> list[Path]:
+        """Wait until the archive has all that is checkpointed; returns the objects, the oldest first."""
+        size = await self.checkpointed()
+
+        async def done() -> bool:
+            return bool(await self.dba.fetchval(ARCHIVED, self.chain) == size)
+
+        await eventually(done)
+        return sorted((State(self.world.state) / "audit" / self.chain).iterdir())
+
+    def alarms(self, of: str = "checkpoint") -> list[str]:
+        """Return why audit said that the chain is not what was anchored, or as the archive has it."""
+        wanted = (f'"{of}.diverged"'.encode(), self.chain.encode())
         lines = self.world.logs()["audit.log"].splitlines()
-        return sum(all(word in line for word in wanted) for line in lines)
+        return [json.loads(line)["reason"] for line in lines if all(word in line for word in wanted)]
 
     # What a DBA does ------------------------------------------------------------------------------------------------
 

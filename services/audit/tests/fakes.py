@@ -196,8 +196,11 @@ class FakeSegments:
             if (chain, note.first) in self.etags:
                 yield note
 
+    async def chains(self) -> list[str]:
+        return [chain for chain, _ in self.etags]
+
     async def due(self, entries: int, before: datetime.datetime) -> list[str]:
-        raise NotImplementedError
+        return []
 
 
 @dataclass
@@ -214,6 +217,9 @@ class FakeObjects:
 
     async def read(self, name: str) -> tuple[str, bytes] | None:
         return ('"0"', self.content[name]) if name in self.content else None
+
+    async def chains(self) -> list[str]:
+        return [name.partition("/")[0] for name in self.content]
 
     async def firsts(self, chain: str) -> AsyncIterator[int]:
         for name in reversed(self.content):

@@ -106,6 +106,7 @@ ALTERED = {
     "the end": lambda segment: replace(segment, entries=segment.entries[:-1]),
     "the start": lambda segment: replace(segment, first=segment.first + 1),
     "the hash before": lambda segment: replace(segment, prev_hash=bytes(32)),
+    "the checkpoint": lambda segment: replace(segment, checkpoint="a note"),
     "the chain": lambda segment: replace(segment, chain="another"),
 }
 
@@ -171,7 +172,25 @@ async def test_what_nobody_signed_is_believed_of_neither(mirror: Mirror) -> None
     await mirror.grow(3)
     other = Mirror()
     found = await mirror.archive.compare(CHAIN, await other.checkpoints.keys(CHAIN))
-    assert found == Comparison(3, 0, 0, database_ok=False, archive_ok=False)
+    assert found == Comparison(3, 1, 0, database_ok=False, archive_ok=False)
+
+
+async def test_what_no_checkpoint_ends_in_yet_is_compared_and_not_doubted(mirror: Mirror) -> None:
+    assert await mirror.compared() == Comparison(0, 0, 0, database_ok=True, archive_ok=True)
+    await mirror.grow(rules.MOST + 5)
+    mirror.segments.planned[CHAIN].pop()
+    mirror.objects.content.popitem()
+    assert await mirror.compared() == Comparison(rules.MOST, 0, 0, database_ok=True, archive_ok=True)
+
+
+async def test_a_comparison_says_what_is_as_it_was_signed(mirror: Mirror) -> None:
+    await mirror.grow(3, 4)
+    keys = await mirror.checkpoints.keys(CHAIN)
+    assert await mirror.archive.chains() == [CHAIN]
+    await mirror.archive.require_same(CHAIN, keys)
+    mirror.rewrite(5, b"{}")
+    with pytest.raises(AuditDiverged, match="entry 5 differs; the database is not as it was signed"):
+        await mirror.archive.require_same(CHAIN, keys)
 
 
 def test_a_segment_is_the_same_bytes_each_time_and_nothing_else_is_one() -> None:

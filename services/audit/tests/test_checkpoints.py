@@ -64,6 +64,11 @@ class Scene:
             run.push(row.entry_hash)
         return run.root()
 
+    @property
+    def rounds(self) -> Rounds:
+        minute = datetime.timedelta(seconds=60)
+        return Rounds("checkpoint", self.checkpoints.turn, self.trees.due, self.clock, minute, 10)
+
     async def anchored(self) -> int:
         checkpoint = await self.checkpoints.anchored(CHAIN)
         return checkpoint.size if checkpoint else 0
@@ -315,7 +320,7 @@ async def test_a_head_beyond_its_entries_is_not_signed_for(scene: Scene) -> None
 
 
 async def test_a_checkpoint_is_due_after_a_while_or_after_many_entries(scene: Scene) -> None:
-    rounds = Rounds(scene.checkpoints, scene.trees, scene.clock, datetime.timedelta(seconds=60), 10)
+    rounds = scene.rounds
     await scene.append(1)
     await rounds.look()
     await scene.append(9)
@@ -343,7 +348,7 @@ def alarms() -> float:
 
 async def test_a_chain_that_diverged_holds_up_no_other_and_is_looked_at_again(scene: Scene) -> None:
     other = CHAIN[:-1] + "2"
-    rounds = Rounds(scene.checkpoints, scene.trees, scene.clock, datetime.timedelta(seconds=60), 10)
+    rounds = scene.rounds
     await scene.append(5)
     whole = list(scene.chains.rows[CHAIN])
     scene.chains.rows[CHAIN][3] = replace(whole[3], entry_hash=bytes(32))

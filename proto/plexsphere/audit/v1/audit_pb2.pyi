@@ -291,6 +291,8 @@ class Entry(_message.Message):
     USER_AGENT_FIELD_NUMBER: _builtins.int
     ENTRY_HASH_FIELD_NUMBER: _builtins.int
     PREV_HASH_FIELD_NUMBER: _builtins.int
+    ARCHIVE_ETAG_FIELD_NUMBER: _builtins.int
+    ARCHIVED_AT_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     """Position in the chain."""
     domain_id: _builtins.str
@@ -317,6 +319,8 @@ class Entry(_message.Message):
     """SHA-256 of this entry, 64 hex digits."""
     prev_hash: _builtins.str
     """SHA-256 of the entry before it, 64 hex digits."""
+    archive_etag: _builtins.str
+    """Etag of the object that the archive has it in, once it has."""
     @_builtins.property
     def occurred_at(self) -> _timestamp_pb2.Timestamp:
         """When the decision was made."""
@@ -324,6 +328,10 @@ class Entry(_message.Message):
     @_builtins.property
     def caveat_context(self) -> _containers.MessageMap[_builtins.str, Global___CaveatNames]:
         """Which controls took part, by group, as names; "action" holds the verb."""
+
+    @_builtins.property
+    def archived_at(self) -> _timestamp_pb2.Timestamp:
+        """When it was archived."""
 
     def __init__(
         self,
@@ -343,10 +351,12 @@ class Entry(_message.Message):
         user_agent: _builtins.str = ...,
         entry_hash: _builtins.str = ...,
         prev_hash: _builtins.str = ...,
+        archive_etag: _builtins.str = ...,
+        archived_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["occurred_at", b"occurred_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["archived_at", b"archived_at", "occurred_at", b"occurred_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caveat_context", b"caveat_context", "client_ip", b"client_ip", "correlation_id", b"correlation_id", "domain_id", b"domain_id", "entry_hash", b"entry_hash", "object_id", b"object_id", "object_type", b"object_type", "occurred_at", b"occurred_at", "prev_hash", b"prev_hash", "reason", b"reason", "relation", b"relation", "seq", b"seq", "subject_id", b"subject_id", "subject_pseudonym", b"subject_pseudonym", "user_agent", b"user_agent"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["archive_etag", b"archive_etag", "archived_at", b"archived_at", "caveat_context", b"caveat_context", "client_ip", b"client_ip", "correlation_id", b"correlation_id", "domain_id", b"domain_id", "entry_hash", b"entry_hash", "object_id", b"object_id", "object_type", b"object_type", "occurred_at", b"occurred_at", "prev_hash", b"prev_hash", "reason", b"reason", "relation", b"relation", "seq", b"seq", "subject_id", b"subject_id", "subject_pseudonym", b"subject_pseudonym", "user_agent", b"user_agent"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -16,7 +16,7 @@ async def nothing_is_signed(ledger: Ledger, anchor: object) -> None:
     """See the next look at the chain raise an alarm, and sign nothing for it."""
 
     async def told() -> bool:
-        return ledger.alarms() > 0
+        return bool(ledger.alarms())
 
     await eventually(told)
     assert await ledger.anchor() == anchor

@@ -1,0 +1,139 @@
+"""The promises of the archive's ports, on the fake and on the real backend alike."""
+
+import asyncio
+import datetime
+import uuid
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from libs.archive import LARGEST, name_of
+from libs.clock import SystemClock
+from libs.errors import ArchiveUnavailable
+from services.audit.archive import Archive
+from services.audit.archive_store import ObjectArchive, PgSegments
+from services.audit.checkpoints import Checkpoints
+from services.audit.model import Note
+from services.audit.ports import Objects, Segments
+from services.audit.store import PgStore
+from services.audit.tests.fakes import FakeAnchors, FakeObjects, FakeSegments, FakeSigner
+from services.audit.tests.test_ports import NAME
+from services.audit.tests.test_store import entry, running
+from services.audit.tree_store import PgTrees
+from services.audit.writer import GroupWriter
+
+pytestmark = pytest.mark.integration
+
+NOW = datetime.datetime.now(datetime.UTC)
+
+
+@pytest.fixture(params=["fake", "PostgreSQL"])
+def segments(request: pytest.FixtureRequest, pool: asyncpg.Pool) -> Segments:
+    return FakeSegments() if request.param == "fake" else PgSegments(pool)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "archive"
+
+
+@pytest.fixture
+def blocked(folder: Path) -> Path:
+    folder.write_bytes(b"in the way")
+    return folder
+
+
+@pytest.fixture(params=["fake", "folder"])
+def objects(request: pytest.FixtureRequest, folder: Path) -> Objects:
+    return FakeObjects() if request.param == "fake" else ObjectArchive(f"file://{folder}")
+
+
+@pytest.fixture
+def chain() -> str:
+    return str(uuid.uuid4())
+
+
+async def test_segments_are_planned_then_archived_and_stay_as_they_were(segments: Segments, chain: str) -> None:
+    first, second = Note(1, 3, 7), Note(4, 7, 7)
+    assert (await segments.open(chain), await segments.end(chain)) == (None, 0)
+    await segments.plan(chain, first)
+    await segments.plan(chain, Note(1, 9, 9))
+    assert (await segments.open(chain), await segments.end(chain)) == (first, 3)
+    assert [note async for note in segments.walk(chain)] == []
+    await segments.archived(chain, 1, '"a"', NOW)
+    await segments.archived(chain, 1, '"b"', NOW)
+    assert await segments.open(chain) is None
+    await segments.plan(chain, second)
+    assert (await segments.open(chain), await segments.end(chain)) == (second, 7)
+    assert [note async for note in segments.walk(chain)] == [first]
+    assert await segments.end(str(uuid.uuid4())) == 0
+    assert chain in await segments.chains()
+
+
+async def test_an_object_is_created_once(objects: Objects, chain: str) -> None:
+    name = name_of(chain, 1)
+    assert await objects.read(name) is None
+    etag = await objects.create(name, b"content")
+    assert etag
+    assert await objects.create(name, b"other") is None
+    found = await objects.read(name)
+    assert found is not None
+    assert found[1] == b"content"
+    await objects.create(name_of(chain, 1_000_000), b"more")
+    await objects.create(name_of(str(uuid.uuid4()), 7), b"another chain's")
+    assert {first async for first in objects.firsts(chain)} == {1, 1_000_000}
+    assert chain in await objects.chains()
+    assert [first async for first in objects.firsts(str(uuid.uuid4()))] == []
+
+
+async def test_what_is_not_a_segment_is_not_listed_and_what_is_too_large_not_read(folder: Path, chain: str) -> None:
+    objects = ObjectArchive(f"file://{folder}")
+    await objects.create(name_of(chain, 1), b"content")
+    for name in ("1.zst", "x.zst", "0000000000000002.txt"):
+        (folder / chain / name).write_bytes(b"x")
+    assert [first async for first in objects.firsts(chain)] == [1]
+    with (folder / name_of(chain, 3)).open("wb") as file:
+        file.truncate(LARGEST + 1)
+    assert (await objects.read(name_of(chain, 3)) or ("", b"?"))[1] == b""
+
+
+async def test_a_folder_that_cannot_be_written_is_unavailable_until_it_can(blocked: Path, chain: str) -> None:
+    objects = ObjectArchive(f"file://{blocked}")
+    with pytest.raises(ArchiveUnavailable):
+        await objects.create(name_of(chain, 1), b"content")
+    await asyncio.to_thread(blocked.unlink)
+    assert await objects.create(name_of(chain, 1), b"content")
+
+
+async def test_two_replicas_archive_a_chain_once_and_a_comparison_finds_the_altered_object(
+    pool: asyncpg.Pool, folder: Path, chain: str
+) -> None:
+    store, trees, segments, clock = PgStore(pool), PgTrees(pool), PgSegments(pool), SystemClock()
+    signer = FakeSigner()
+    checkpoints = Checkpoints(NAME, store, trees, FakeAnchors(), signer, clock)
+    url = f"file://{folder}"
+    one, other = (Archive(store, trees, segments, ObjectArchive(url), clock) for _ in range(2))
+    soon = datetime.timedelta(hours=1)
+    async with running(GroupWriter(pool)) as writer:
+        for count in (3, 4):
+            for _ in range(count):
+                await writer.append(entry(chain))
+            await checkpoints.turn(chain)
+            assert chain in await segments.due(1, NOW - soon)
+            for archive in (one, other):
+                await archive.turn(chain)
+            assert chain not in await segments.due(1, NOW - soon)
+    keys = await checkpoints.keys(chain)
+    found = await one.compare(chain, keys)
+    assert (found.entries, found.difference, found.database_ok, found.archive_ok) == (7, 0, True, True)
+    (folder / name_of(chain, 4)).write_bytes((folder / name_of(chain, 1)).read_bytes())
+    found = await other.compare(chain, keys)
+    assert (found.difference, found.database_ok, found.archive_ok) == (4, True, False)
+
+
+@pytest.mark.parametrize("table", ["segments", "archived"])
+@pytest.mark.parametrize("change", ["UPDATE audit.{} SET first = first", "DELETE FROM audit.{}", "TRUNCATE audit.{}"])
+async def test_what_was_archived_is_never_forgotten(pool: asyncpg.Pool, table: str, change: str) -> None:
+    with pytest.raises(asyncpg.InsufficientPrivilegeError):
+        await pool.execute(change.format(table))
