@@ -4,6 +4,7 @@ import asyncio
 import datetime
 import os
 import uuid
+from dataclasses import dataclass, replace
 from typing import Any
 
 import asyncpg
@@ -12,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from libs.bao import FORBIDDEN, Bao, BaoRefused
 from libs.clock import SystemClock
-from libs.errors import AuditDiverged
+from libs.errors import AuditDiverged, DatastoreUnavailable, SigningUnavailable
 from libs.tlog.checkpoint import open_checkpoint
 from libs.tlog.tree import Node, Run, Span, consistency, cover, prove
 from libs.tlog.verify import verify_consistency
@@ -193,3 +194,32 @@ async def test_replicas_under_load_leave_one_line_of_checkpoints(pool: asyncpg.P
     assert before is not None
     assert before == await replica.anchored(chain)
     assert before.size == (await store.head(chain)).seq == 6 * 47
+
+
+async def test_a_crash_after_each_step_leaves_a_state_from_which_it_goes_on(
+    pool: asyncpg.Pool, bao: Bao, chain: str
+) -> None:
+    @dataclass(frozen=True)
+    class Unsigned(BaoSigner):
+        async def sign(self, text: bytes) -> bytes:
+            raise SigningUnavailable
+
+    @dataclass(frozen=True)
+    class Unkept(PgTrees):
+        async def keep(self, chain: str, signed: Signed) -> None:
+            raise DatastoreUnavailable
+
+    whole = Checkpoints(NAME, PgStore(pool), PgTrees(pool), BaoAnchors(bao), BaoSigner(bao), SystemClock())
+    sizes, seen = [3, 6], "SELECT array_agg(size ORDER BY size) FROM audit.checkpoints WHERE chain = $1"
+    async with running(GroupWriter(pool)) as writer:
+        await asyncio.gather(*(writer.append(entry(chain)) for _ in range(3)))
+        with pytest.raises(SigningUnavailable):
+            await replace(whole, signer=Unsigned(bao)).turn(chain)
+        assert (await whole.trees.size(chain), await whole.anchored(chain)) == (3, None)
+        with pytest.raises(DatastoreUnavailable):
+            await replace(whole, trees=Unkept(pool)).turn(chain)
+        anchored = await whole.anchored(chain)
+        assert (anchored and anchored.size, await pool.fetchval(seen, chain)) == (3, None)
+        await asyncio.gather(*(writer.append(entry(chain)) for _ in range(3)))
+    await whole.turn(chain)
+    assert await pool.fetchval(seen, chain) == sizes
