@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from libs.bao import FORBIDDEN, Bao, BaoRefused
 from libs.clock import SystemClock
-from libs.errors import AuditDiverged, DatastoreUnavailable, SigningUnavailable
+from libs.errors import DatastoreUnavailable, SigningUnavailable
 from libs.tlog.checkpoint import open_checkpoint
 from libs.tlog.tree import Node, Run, Span, consistency, cover, prove
 from libs.tlog.verify import verify_consistency
@@ -179,7 +179,7 @@ async def test_replicas_under_load_leave_one_line_of_checkpoints(pool: asyncpg.P
             appends = [writer.append(entry(chain)) for _ in range(10)]
             turns = [replica.turn(chain) for _ in range(4)]
             answers = await asyncio.gather(*appends, *turns, return_exceptions=True)
-            assert not any(isinstance(answer, AuditDiverged) for answer in answers), answers
+            assert [answer for answer in answers if isinstance(answer, Exception)] == []
     await replica.turn(chain)
     rows = await pool.fetch("SELECT size, root, note FROM audit.checkpoints WHERE chain = $1 ORDER BY size", chain)
     keys, before = await replica.keys(chain), None
