@@ -66,5 +66,5 @@ async def test_checkpoints_go_on_after_each_kill(ledger: Ledger) -> None:
         answer = await ledger.ask(f"consistency?from={older.size}&to={newer.size}")
         hashes = [bytes.fromhex(value) for value in answer.json["hashes"]]
         verify_consistency(older.size, older.root, newer.size, newer.root, hashes)
-    assert ledger.alarms() == 0
+    assert ledger.alarms() == []
     assert (await ledger.verify())["ok"] is True
