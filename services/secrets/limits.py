@@ -20,6 +20,8 @@ REFUSALS_OF = {"node": PerNodeRateLimited, "domain": PerDomainRateLimited}
 MINUTE = timedelta(minutes=1)
 # One row is charged for all of a Domain: more connections would only wait for it, and be missing elsewhere.
 ABREAST = 4
+# Turns included: who stands behind reads that hang is refused as soon as they are, long before its caller gives up.
+WITHIN_S = 3.0
 
 
 def in_force(said: SecretLimits, default: Limits, most: Limits) -> Limits:
@@ -44,7 +46,7 @@ class PgLimiter:
         """Charge one read to the node and to its Domain, or neither."""
         limits = in_force(said, self.default, self.most)
         try:
-            async with self._turns[domain_id], connection(self.pool, "spend") as lent:
+            async with asyncio.timeout(WITHIN_S), self._turns[domain_id], connection(self.pool, "spend") as lent:
                 row = await lent.fetchrow(
                     SPEND,
                     node_id,
@@ -54,7 +56,7 @@ class PgLimiter:
                     MINUTE / limits.domain_rate_per_minute,
                     limits.domain_burst,
                 )
-        except DatastoreUnavailable as error:
+        except (DatastoreUnavailable, TimeoutError) as error:
             raise LimiterUnavailable("the limits' cells cannot be reached") from error
         if row is None:
             raise LimiterUnavailable("no answer")
