@@ -28,7 +28,7 @@ async def test_a_secret_read_is_one_trace_from_the_edge_to_the_backends(scene: S
     for hop in (
         "FetchNodeSecret",
         "AuditAppendService/Append",
-        "RelationsService/Check",
+        "RelationsService/BulkCheck",
         "spicedb.check",
         "bao.",
         "pg.",
