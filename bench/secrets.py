@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -33,6 +34,9 @@ AT_ONCE, ALONE = 32, 1
 NODES = 32
 SECONDS = 3.0
 FLOOR, AIM, MOST = 0.5, 0.8, 2.0
+# Revocations, and how many of them at once.
+REVOKED, LANES = 1000, 20
+OK = 200
 NAME, VALUE = "db-password", b"correct horse battery staple"
 SERVICES = ("identity", "audit", "gateway", "secrets")
 Call = Callable[[], Awaitable[object]]
@@ -43,7 +47,9 @@ class Shelf:
     """A Domain's secret and the nodes that may read it."""
 
     deployment: Deployment
+    operator: Operator
     domain: str
+    path: str
     nodes: Sequence[Node]
     secret_id: str
 
@@ -67,24 +73,45 @@ class Shelf:
             secret_id = str(await dba.fetchval("SELECT id FROM secrets.secrets WHERE domain_id = $1", domain))
         finally:
             await dba.close()
-        return cls(deployment, domain, nodes, secret_id)
+        return cls(deployment, operator, domain, path, nodes, secret_id)
 
     async def rows(self, dba: asyncpg.Connection) -> int:
         """Return how many granted reads the Domain's chain has."""
         sql = "SELECT count(*) FROM audit.entries WHERE chain = $1 AND object_id = $2 AND reason = 'granted'"
         return int(await dba.fetchval(sql + " AND relation = 'read'", self.domain, self.secret_id))
 
+    async def revoked(self, http: aiohttp.ClientSession) -> tuple[int, int]:
+        """Revoke and read at once, again and again with reads of others beside it; returns reads before and after."""
+        before, after = Counter[int](), Counter[int]()
+
+        async def lane(node: Node) -> None:
+            for _ in range(REVOKED // LANES):
+                revoked = await self.operator.edge.call("DELETE", f"{self.path}/readers/{node.node_id}")
+                assert revoked.status == 204, revoked.body
+                after[await self.read(http, node)] += 1
+                granted = await self.operator.edge.call("PUT", f"{self.path}/readers/{node.node_id}")
+                assert granted.status == 204, granted.body
+                before[await self.read(http, node)] += 1
+
+        await asyncio.gather(*(lane(node) for node in self.nodes[:LANES]))
+        assert set(before) | set(after) <= {200, 403}, (before, after)
+        return before[200], after[200]
+
+    async def read(self, http: aiohttp.ClientSession, node: Node) -> int:
+        """Read the secret as a node, and return the status."""
+        headers = {"Authorization": f"Bearer {node.bearer}"}
+        url = f"{self.deployment.world.edge_url}/v1/nodes/{node.node_id}/secrets/{NAME}"
+        async with http.get(url, headers=headers) as answer:
+            await answer.read()
+            return answer.status
+
     def reading(self, http: aiohttp.ClientSession, released: "itertools.count[int]") -> Call:
         """Return a granted read through the edge, of one node after the other."""
         turn = itertools.cycle(self.nodes)
-        url = self.deployment.world.edge_url
 
         async def read() -> None:
-            node = next(turn)
-            headers = {"Authorization": f"Bearer {node.bearer}"}
-            async with http.get(f"{url}/v1/nodes/{node.node_id}/secrets/{NAME}", headers=headers) as answer:
-                body = await answer.read()
-            assert answer.status == 200, f"{answer.status} {body!r}"
+            status = await self.read(http, next(turn))
+            assert status == OK, status
             next(released)
 
         return read
@@ -142,7 +169,9 @@ async def round_of(deployment: Deployment, call: Call, at_once: int) -> Figures:
 
 
 @asynccontextmanager
-async def calls(shelf: Shelf, released: "itertools.count[int]") -> AsyncIterator[dict[str, Call]]:
+async def calls(
+    shelf: Shelf, http: aiohttp.ClientSession, released: "itertools.count[int]"
+) -> AsyncIterator[dict[str, Call]]:
     """Open everything that is called, and yield the calls by name; the read comes first."""
     deployment, own = shelf.deployment, shelf.deployment.identity("secrets")
     files = (own.ca_file, own.key_file, own.certificate_file)
@@ -152,10 +181,8 @@ async def calls(shelf: Shelf, released: "itertools.count[int]") -> AsyncIterator
         options = [*OPTIONS, ("grpc.ssl_target_name_override", to)]
         return grpc.aio.secure_channel(f"127.0.0.1:{deployment.state.port(to)}", credentials, options=options)
 
-    trust = ssl.create_default_context(cafile=deployment.world.ca_file)
     settings = OpenBao(address=f"https://127.0.0.1:{deployment.state.port('openbao')}", role="secrets")
     async with (
-        aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust, limit=AT_ONCE)) as http,
         channel("identity") as identity,
         channel("audit") as audit,
         open_bao(settings, own) as bao,
@@ -168,11 +195,11 @@ async def calls(shelf: Shelf, released: "itertools.count[int]") -> AsyncIterator
         }
 
 
-async def measure(shelf: Shelf, report: Report) -> None:
+async def measure(shelf: Shelf, http: aiohttp.ClientSession, report: Report) -> None:
     """Measure the read and its parts in turn, at once and alone, and fill the report."""
     released = itertools.count()
     found: dict[int, dict[str, list[Figures]]] = {}
-    async with calls(shelf, released) as named:
+    async with calls(shelf, http, released) as named:
         for at_once in (AT_ONCE, ALONE):
             found[at_once] = {name: [] for name in named}
             for turn in range(ROUNDS):
@@ -211,7 +238,12 @@ async def main() -> int:
     async with deployed() as deployment, deployment.operator() as operator:
         shelf = await Shelf.fill(deployment, operator)
         await deployment.without_traces(*SERVICES)
-        await measure(shelf, report)
+        trust = ssl.create_default_context(cafile=deployment.world.ca_file)
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=trust, limit=AT_ONCE)) as http:
+            await measure(shelf, http, report)
+            before, after = await shelf.revoked(http)
+        name = f"granted reads after each of {REVOKED} revocations, and before the next one"
+        report.checks.append(Check(name, f"0 and {REVOKED}", f"{after} and {before}", (after, before) == (0, REVOKED)))
     return report.finish()
 
 
