@@ -35,7 +35,7 @@ class AuditClient:
         try:
             with hop(tracer, APPEND_ALL, trace.SpanKind.CLIENT):
                 async with asyncio.timeout(DEADLINE_S):
-                    return await self._together.at_once(self._packed(record))
+                    return await self._together.ask(self._packed(record))
         except TimeoutError:
             raise AuditUnavailable("too many wait") from None
 

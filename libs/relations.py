@@ -58,7 +58,7 @@ class Relations:
         try:
             with hop(tracer, BULK_CHECK, trace.SpanKind.CLIENT):
                 async with asyncio.timeout(DEADLINE_S):
-                    return await self._of_nodes.at_once(request)
+                    return await self._of_nodes.ask(request)
         except TimeoutError:
             raise AuthzUnavailable("too many wait") from None
 

@@ -43,31 +43,34 @@ class Together(Generic[Asked, Answer]):
         self._work = work
         self._most = most
         self._waiting: list[tuple[Asked, asyncio.Future[Answer]]] = []
+        self._busy = False
         self._worker: asyncio.Task[None] | None = None
-        self._at_once = False
-
-    async def at_once(self, asked: Asked) -> Answer:
-        """Return the answer to one, in its own trace and without a wait when nobody else is asking."""
-        if self._at_once:
-            return await self.ask(asked)
-        self._at_once = True
-        try:
-            (answer,) = await self._answers([asked])
-        finally:
-            self._at_once = False
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
 
     async def ask(self, asked: Asked) -> Answer:
-        """Return the answer to one."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Answer] = loop.create_future()
+        """Return the answer to one; who asks alone has it worked for in its own trace and within its own deadline."""
+        future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._waiting.append((asked, future))
-        if self._worker is None:
-            # Of no caller's context: the deadline and the trace of one are not those of the others.
-            self._worker = loop.create_task(self._serve(), context=contextvars.Context())
+        if self._busy:
+            return await future
+        self._busy = True
+        try:
+            # Who asks at the same moment goes along.
+            await asyncio.sleep(0)
+            if len(self._waiting) == 1:
+                self._waiting = []
+                await self._answer([(asked, future)])
+        except BaseException:
+            future.cancel()
+            raise
+        finally:
+            self._hand_on()
         return await future
+
+    def _hand_on(self) -> None:
+        self._busy = bool(self._waiting)
+        if self._busy:
+            # Of no caller's context: the deadline and the trace of one are not those of the others.
+            self._worker = asyncio.get_running_loop().create_task(self._serve(), context=contextvars.Context())
 
     async def _serve(self) -> None:
         try:
@@ -77,7 +80,7 @@ class Together(Generic[Asked, Answer]):
                 if batch := [(asked, future) for asked, future in batch if not future.done()]:
                     await self._answer(batch)
         finally:
-            self._worker = None
+            self._busy = False
 
     async def _answer(self, batch: list[tuple[Asked, asyncio.Future[Answer]]]) -> None:
         answers = await self._answers([asked for asked, _ in batch])

@@ -1,27 +1,29 @@
 """Rate limits in PostgreSQL: exact across replicas, both cells in one round trip, by the database's clock."""
 
 import asyncio
+import functools
 import math
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
+from opentelemetry import trace
 
 from libs.access_policy import SecretLimits
 from libs.errors import DatastoreUnavailable, LimiterUnavailable, PerDomainRateLimited, PerNodeRateLimited
 from libs.pg import connection
-from libs.telemetry import REFUSALS
-from libs.together import Each
+from libs.telemetry import REFUSALS, hop
+from libs.together import Each, Together
 from services.secrets.settings import Limits
 
-SPEND = "SELECT refused, retry_after FROM secrets.spend($1, $2, $3, $4, $5, $6)"
+SPEND = "SELECT refused, retry_after FROM secrets.spend_all($1, $2, $3, $4, $5, $6)"
 REFUSALS_OF = {"node": PerNodeRateLimited, "domain": PerDomainRateLimited}
 MINUTE = timedelta(minutes=1)
-# One row is charged for all of a Domain: more connections would only wait for it, and be missing elsewhere.
-ABREAST = 4
-# Turns included: who stands behind reads that hang is refused as soon as they are, long before its caller gives up.
+# The wait included: who stands behind reads that hang is refused as soon as they are, long before its caller gives up.
 WITHIN_S = 3.0
+
+tracer = trace.get_tracer("services.secrets")
 
 
 def in_force(said: SecretLimits, default: Limits, most: Limits) -> Limits:
@@ -38,28 +40,35 @@ class PgLimiter:
     pool: asyncpg.Pool
     default: Limits
     most: Limits
-    _turns: Each[UUID, asyncio.Semaphore] = field(
-        default_factory=lambda: Each(lambda _: asyncio.Semaphore(ABREAST)), repr=False
-    )
+    _turns: Each[tuple[UUID, Limits], Together[UUID, asyncpg.Record]] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """One row is charged for all of a Domain: those who meet are charged together, on one connection."""
+        object.__setattr__(self, "_turns", Each(lambda at: Together(functools.partial(self._spend, *at))))
 
     async def spend(self, node_id: UUID, domain_id: UUID, said: SecretLimits) -> None:
         """Charge one read to the node and to its Domain, or neither."""
         limits = in_force(said, self.default, self.most)
         try:
-            async with asyncio.timeout(WITHIN_S), self._turns[domain_id], connection(self.pool, "spend") as lent:
-                row = await lent.fetchrow(
+            with hop(tracer, "pg.spend"):
+                async with asyncio.timeout(WITHIN_S):
+                    row = await self._turns[domain_id, limits].ask(node_id)
+        except (DatastoreUnavailable, TimeoutError) as error:
+            raise LimiterUnavailable("the limits' cells cannot be reached") from error
+        if row["refused"]:
+            REFUSALS.labels("secret_limits", row["refused"]).inc()
+            raise REFUSALS_OF[row["refused"]](retry_after_s=math.ceil(row["retry_after"].total_seconds()))
+
+    async def _spend(self, domain_id: UUID, limits: Limits, node_ids: list[UUID]) -> list[asyncpg.Record]:
+        async with connection(self.pool, "spend_all") as lent:
+            return list(
+                await lent.fetch(
                     SPEND,
-                    node_id,
+                    node_ids,
                     MINUTE / limits.node_rate_per_minute,
                     limits.node_burst,
                     domain_id,
                     MINUTE / limits.domain_rate_per_minute,
                     limits.domain_burst,
                 )
-        except (DatastoreUnavailable, TimeoutError) as error:
-            raise LimiterUnavailable("the limits' cells cannot be reached") from error
-        if row is None:
-            raise LimiterUnavailable("no answer")
-        if row["refused"]:
-            REFUSALS.labels("secret_limits", row["refused"]).inc()
-            raise REFUSALS_OF[row["refused"]](retry_after_s=math.ceil(row["retry_after"].total_seconds()))
+            )

@@ -1,5 +1,8 @@
 """How a node gets a secret: every gate in the contract's order, and no byte without its row in the chain."""
 
+import asyncio
+import contextlib
+import functools
 import hashlib
 from dataclasses import dataclass
 from uuid import UUID
@@ -9,6 +12,7 @@ from libs.decision import CAVEAT_VIOLATION, GRANTED, INSUFFICIENT_RELATION, Reco
 from libs.errors import (
     AuditUnavailable,
     Forbidden,
+    LimiterUnavailable,
     NodeIdMismatch,
     NodeUnauthorized,
     NskInvalid,
@@ -18,6 +22,7 @@ from libs.errors import (
 )
 from libs.principal import Principal
 from libs.seal import seal
+from libs.together import Abreast, Each
 from services.secrets.model import Sealed, SecretRow, is_name
 from services.secrets.ports import Audit, Limiter, Relations, Store, Vault
 from services.secrets.tally import Tally
@@ -25,6 +30,8 @@ from services.secrets.tally import Tally
 NODE = "node"
 NODE_KEY = "node_key"
 NO_NAME = ""
+# Less than callers wait: who stands behind reads that hang hears of it.
+TURN_WITHIN_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -38,9 +45,23 @@ class Secrets:
     vault: Vault
     tally: Tally
 
+    @functools.cached_property
+    def _domains(self) -> Each[UUID, Abreast]:
+        return Each(lambda _: Abreast())
+
     async def fetch(self, caller: Principal, node_id: UUID, name: str, version: int, key: Secret) -> Sealed:
         """Return one version of a secret (0 for the current one) under the node's own key."""
         recognise(caller, node_id, key)
+        async with contextlib.AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(TURN_WITHIN_S):
+                    # Those who come while others of the Domain are on their way go abreast, and ask together.
+                    await stack.enter_async_context(self._domains[UUID(caller.domain_id)].rank())
+            except TimeoutError:
+                raise LimiterUnavailable("too many wait") from None
+            return await self._fetch(caller, node_id, name, version, key)
+
+    async def _fetch(self, caller: Principal, node_id: UUID, name: str, version: int, key: Secret) -> Sealed:
         project_id, domain_id = UUID(caller.project_id), UUID(caller.domain_id)
         # Limits come first: probing for names must cost as much as reading.
         try:

@@ -1,21 +1,28 @@
 """All SQL about secrets' metadata; each method is one transaction."""
 
 import datetime
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from uuid import UUID
 
 import asyncpg
+from opentelemetry import trace
 
 from libs.ids import uuid7
 from libs.outbox import add_event
 from libs.pg import connection, transaction
+from libs.telemetry import hop
+from libs.together import Together
 from services.secrets.model import SecretRow
 
 COLUMNS = "id, domain_id, project_id, name, current_version, pending_version, destroying_at IS NOT NULL AS destroying"
 
-FIND = f"SELECT {COLUMNS} FROM secrets.secrets WHERE project_id = $1 AND name = $2"
+FIND = f"""
+SELECT {COLUMNS}, at FROM unnest($1::uuid[], $2::text[]) WITH ORDINALITY AS wanted (of, called, at)
+JOIN secrets.secrets ON project_id = of AND name = called
+"""
 
 # A row that is there already is taken only when it is the very one that the caller has seen: the rest of a creation
 # that did not come to its end.
@@ -71,17 +78,30 @@ UNTOLD = "SELECT id FROM secrets.untold WHERE noted_at <= now() - $1::interval O
 REMOVE = "DELETE FROM secrets.secrets WHERE id = $1 AND destroying_at IS NOT NULL"
 
 
+tracer = trace.get_tracer("services.secrets")
+
+
 @dataclass(frozen=True)
 class PgStore:
     """Secrets' metadata in PostgreSQL."""
 
     pool: asyncpg.Pool
 
+    @functools.cached_property
+    def _finding(self) -> Together[tuple[UUID, str], SecretRow | None]:
+        return Together(self._find)
+
     async def find(self, project_id: UUID, name: str) -> SecretRow | None:
         """Return the row of a name, in whatever state it is."""
-        async with connection(self.pool, "find_secret") as lent:
-            row = await lent.fetchrow(FIND, project_id, name)
-        return SecretRow(**row) if row else None
+        with hop(tracer, "pg.find_secret"):
+            return await self._finding.ask((project_id, name))
+
+    async def _find(self, wanted: list[tuple[UUID, str]]) -> list[SecretRow | None]:
+        found: list[SecretRow | None] = [None] * len(wanted)
+        async with connection(self.pool, "find_secrets") as lent:
+            for row in await lent.fetch(FIND, *zip(*wanted, strict=True)):
+                found[row["at"] - 1] = SecretRow(**{name: value for name, value in row.items() if name != "at"})
+        return found
 
     async def begin_put(self, row: SecretRow, expected_version: int) -> bool:
         """Note that a version is about to be written; False when the row is another by now."""
