@@ -117,10 +117,18 @@ SECRETS = (
     Mutant(
         "F-2 a Domain whose reads wait keeps connections for others",
         LIMITS,
-        "ABREAST = 4",
-        "ABREAST = 20",
+        "row = await self._turns[domain_id, limits].ask(node_id)",
+        "row = (await self._spend(domain_id, limits, [node_id]))[0]",
         "services/secrets/tests/test_limits.py"
         "::test_reads_that_wait_for_one_domains_cell_leave_connections_for_the_others",
+    ),
+    Mutant(
+        "F-2 who charges several nodes locks them in one order",
+        "services/secrets/migrations/0007_spend_together.py",
+        "    PERFORM FROM secrets.limit_cells c WHERE c.id = ANY (nodes) ORDER BY c.id FOR UPDATE;\n",
+        "",
+        "services/secrets/tests/test_limits.py"
+        "::test_two_replicas_that_charge_the_same_nodes_together_never_wait_in_a_circle",
     ),
     Mutant("F-6 relation of the reader", SERVICE, RELATION, "        reason = GRANTED\n", PLACES),
     Mutant("F-6 a denial denies", SERVICE, DENIED, "", PLACES),

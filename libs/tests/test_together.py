@@ -1,6 +1,7 @@
 """What is asked at once is worked for together, and each gets its own answer."""
 
 import asyncio
+from contextvars import ContextVar
 
 import pytest
 
@@ -36,6 +37,42 @@ async def test_what_is_asked_while_a_batch_is_under_way_goes_into_the_next() -> 
     work.open.set()
     assert list(await asyncio.gather(first, *others)) == [4, 8, 12, 16]
     assert work.batches == [[2], [4, 6, 8]]
+
+
+CALLER: ContextVar[str] = ContextVar("caller", default="nobody")
+
+
+async def test_who_asks_alone_is_worked_for_in_its_own_context_and_several_in_nobodys() -> None:
+    seen = []
+
+    async def work(numbers: list[int]) -> list[int]:
+        await asyncio.sleep(0)
+        seen.append((CALLER.get(), len(numbers)))
+        return numbers
+
+    together = Together(work)
+    CALLER.set("me")
+    assert await together.ask(1) == 1
+    assert list(await asyncio.gather(together.ask(1), together.ask(2))) == [1, 2]
+    assert seen == [("me", 1), ("nobody", 2)]
+
+
+async def test_who_asks_alone_and_leaves_holds_up_nobody() -> None:
+    work = Doubling()
+    together = Together(work)
+    first = asyncio.create_task(together.ask(2))
+    await asyncio.sleep(0.01)
+    second = asyncio.create_task(together.ask(4))
+    await asyncio.sleep(0.01)
+    first.cancel()
+    work.open.set()
+    assert await second == 8
+    assert work.batches == [[2], [4]]
+    # Also who leaves before it has begun.
+    third, fourth = asyncio.create_task(together.ask(6)), asyncio.create_task(together.ask(8))
+    await asyncio.sleep(0)
+    third.cancel()
+    assert await fourth == 16
 
 
 async def test_a_batch_has_a_largest_size() -> None:

@@ -1,7 +1,9 @@
 """The gates of a read, one by one: which refuses what, in which order, and which rows the chain gets."""
 
+import asyncio
 import contextlib
 import hashlib
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -9,6 +11,7 @@ from uuid import UUID
 
 import pytest
 
+from libs.access_policy import SecretLimits
 from libs.custody import Secret
 from libs.errors import (
     AuditUnavailable,
@@ -29,7 +32,8 @@ from libs.errors import (
 from libs.ids import uuid7
 from libs.principal import Principal
 from libs.seal import SealError, unseal
-from services.secrets.tests.fakes import KEY, KID, World
+from services.secrets.service import TURN_WITHIN_S
+from services.secrets.tests.fakes import KEY, KID, FakeLimiter, World
 
 pytestmark = pytest.mark.unit
 
@@ -189,3 +193,46 @@ async def test_refusals_by_limits_are_one_row_a_domain_and_reason_however_many_t
         (str(world.domain), {"limiter": ["per_node_rate_limited"], "times": ["5"]}),
         (str(world.domain), {"limiter": ["per_domain_rate_limited"], "times": ["2"]}),
     ]
+
+
+class Hanging(FakeLimiter):
+    """Charges nobody of a Domain until it is let."""
+
+    def __init__(self, domain: UUID) -> None:
+        super().__init__([])
+        self.domain = domain
+        self.let = asyncio.Event()
+
+    async def spend(self, node_id: UUID, domain_id: UUID, said: SecretLimits) -> None:
+        if domain_id == self.domain:
+            await self.let.wait()
+        await super().spend(node_id, domain_id, said)
+
+
+async def test_reads_that_hang_hold_up_no_other_domains_and_who_waits_behind_them_is_told() -> None:
+    world = World()
+    limits = Hanging(world.domain)
+    reads = replace(world.reads, limits=limits)
+
+    async def read(domain: UUID) -> str:
+        caller = replace(world.caller, domain_id=str(domain))
+        with Secret(KEY) as key:
+            try:
+                await reads.fetch(caller, world.node, "db-password", 0, key)
+            except PlexError as error:
+                return error.code
+        return "ok"
+
+    started = time.monotonic()
+    hanging = [asyncio.create_task(read(world.domain)) for _ in range(5)]
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(1):
+        # Another Domain's caller has no such secret, and hears of it at once.
+        assert [await read(uuid7()) for _ in range(3)] == ["secret_not_found"] * 3
+    done, _ = await asyncio.wait(hanging, timeout=TURN_WITHIN_S + 2, return_when=asyncio.ALL_COMPLETED)
+    assert sorted(task.result() for task in done) == ["limiter_unavailable"] * 3
+    assert time.monotonic() - started < TURN_WITHIN_S + 3
+    limits.let.set()
+    assert sorted(await asyncio.gather(*hanging)) == ["limiter_unavailable"] * 3 + ["ok"] * 2
+    # And nothing is left behind.
+    assert await read(world.domain) == "ok"
