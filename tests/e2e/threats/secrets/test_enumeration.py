@@ -115,7 +115,8 @@ async def test_what_a_node_may_not_know_of_is_the_same_to_the_byte_and_to_the_qu
     assert prober.asked[NEVER].code == "secret_not_found"
     steps = await prober.steps(NEVER)
     inside = [step for step in steps if step.startswith("secrets ")]
-    assert inside == [FETCH, "secrets pg.spend", "secrets pg.find_secret"]
+    queries = ("spend", "spend_all", "find_secret", "find_secrets")
+    assert inside == [FETCH, *(f"secrets pg.{query}" for query in queries)]
     for what, name in NAMES.items():
         assert await prober.asked_for(name) == expected, what
         assert await prober.steps(name) == steps, what
