@@ -29,7 +29,7 @@ class Services:
         async def call(request: Any, **_: Any) -> Any:
             self.asked.append(request)
             granted = relations_pb2.CheckResponse(verdict=relations_pb2.VERDICT_GRANTED)
-            return granted if method.endswith("Check") else audit_pb2.AppendResponse(seq=1)
+            return granted if method.endswith("Check") else audit_pb2.AppendAllResponse(seqs=[1])
 
         return call
 
@@ -71,7 +71,7 @@ async def test_a_row_names_the_control_that_refused() -> None:
     refused = Record("", "domain.update", "manage", "domain", "d", "insufficient_relation", "0190", "user")
     with context.bind(context.Call(principal=ALICE)):
         await audit.record(refused)
-        assert list(services.asked[-1].caveat_context["token"].names) == ["scope"]
+        assert list(services.asked[-1].decisions[0].caveat_context["token"].names) == ["scope"]
         assert refused.context == {}
     await audit.record(refused)
-    assert "token" not in services.asked[-1].caveat_context
+    assert "token" not in services.asked[-1].decisions[0].caveat_context
