@@ -23,7 +23,7 @@ FROM unnest($1::uuid[]) WITH ORDINALITY AS one (id, turn)
 """
 KEYS = """
 INSERT INTO identity.node_secret_keys (kid, node_id, domain_id, wrapped, fingerprint, created_at)
-SELECT 'nsk_' || replace(id::text, '-', ''), id, $2, 'vault:v1:' || repeat('A', 80), fingerprint, now()
+SELECT 'nsk_' || replace(id::text, '-', ''), id, $2, 'vault:v1:' || repeat('B', 80), fingerprint, now()
 FROM unnest($1::uuid[], $3::bytea[]) AS one (id, fingerprint)
 """
 SECRET = "SELECT id::text FROM secrets.secrets WHERE project_id = $1 AND name = $2"
