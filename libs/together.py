@@ -59,7 +59,7 @@ class Together(Generic[Asked, Answer]):
             if len(self._waiting) == 1:
                 self._waiting = []
                 await self._answer([(asked, future)])
-        except BaseException:
+        except BaseException:  # cancelled too: nobody is left who would take the answer
             future.cancel()
             raise
         finally:

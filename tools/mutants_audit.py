@@ -2,7 +2,10 @@
 
 from tools.mutant import THREATS, Mutant
 
-SERVICE, PROOFS, CHECKPOINTS = (f"services/audit/{name}.py" for name in ("service", "proofs", "checkpoints"))
+SERVICE, PROOFS, CHECKPOINTS, ARCHIVE = (
+    f"services/audit/{name}.py" for name in ("service", "proofs", "checkpoints", "archive")
+)
+MIRROR = THREATS + "audit/test_archive.py::"
 ATTACKS = THREATS + "audit/test_rewrites.py::"
 SHORTER = "        if head.seq < anchored.size:\n"
 SAME = "            await self._require_same(chain, anchored, run)\n"
@@ -42,5 +45,33 @@ AUDIT = (
         "            verify_inclusion(leaf_hash(row.entry_hash), seq - 1, size, hashes, shown.signed.root)\n",
         "            pass\n",
         ATTACKS + "test_a_proof_of_a_rewritten_entry_is_not_given",
+    ),
+    Mutant(
+        "A-4 archive and database are compared entry by entry",
+        ARCHIVE,
+        "        if ours != theirs and seq <= last:\n",
+        "        if seq < 0:\n",
+        MIRROR + "test_an_object_that_is_not_what_was_archived_is_named",
+    ),
+    Mutant(
+        "A-4 each side is held against what was signed",
+        ARCHIVE,
+        "(root == covered.root for root in roots[covered.size]) if covered else (True, True)",
+        "(True, True)",
+        MIRROR + "test_a_database_that_is_rewritten_behind_an_intact_archive_is_named",
+    ),
+    Mutant(
+        "A-4 what the database has forgotten is compared, too",
+        ARCHIVE,
+        "noted.keys() | {first async for first in self.objects.firsts(chain)}",
+        "noted.keys()",
+        MIRROR + "test_a_database_that_is_rewritten_behind_an_intact_archive_is_named",
+    ),
+    Mutant(
+        "A-4 an object is never replaced",
+        "services/audit/archive_store.py",
+        'mode="create"',
+        'mode="overwrite"',
+        "services/audit/tests/test_archive_ports.py::test_an_object_is_created_once",
     ),
 )

@@ -130,6 +130,13 @@ SECRETS = (
         "services/secrets/tests/test_limits.py"
         "::test_two_replicas_that_charge_the_same_nodes_together_never_wait_in_a_circle",
     ),
+    Mutant(
+        "F-6 a removal is done once a check has found it",
+        "services/identity/spicedb.py",
+        "            await self._arrived(mark)\n",
+        "",
+        "services/identity/tests/test_spicedb.py::test_what_was_written_is_found_by_every_check_that_comes_after",
+    ),
     Mutant("F-6 relation of the reader", SERVICE, RELATION, "        reason = GRANTED\n", PLACES),
     Mutant("F-6 a denial denies", SERVICE, DENIED, "", PLACES),
     Mutant(

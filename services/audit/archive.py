@@ -22,8 +22,8 @@ from libs.tlog.verify import NotProven
 from services.audit.model import Comparison, Note
 from services.audit.ports import Objects, Segments, Store, Trees
 
-# Entries an object: few enough for the memory of who makes or reads it.
-MOST = 10_000
+# Entries an object: few enough that no append waits for one to be packed or compared, which is done between appends.
+MOST = 1000
 
 log = structlog.get_logger()
 

@@ -15,6 +15,8 @@ from services.audit.checkpoints import Checkpoints
 from services.audit.settings import Archive as Settings
 
 LOOK_EVERY_S = 1.0
+# What takes its turns seldom is looked for seldom: an object store is paid by request.
+SELDOM_S = 60.0
 
 log = structlog.get_logger()
 
@@ -29,6 +31,7 @@ class Rounds:
     clock: Clock
     every: datetime.timedelta
     entries: int
+    look_every_s: float = LOOK_EVERY_S
     # A chain that could not be done waits like the others, so that it neither floods the log nor OpenBao.
     _failed: dict[str, datetime.datetime] = field(default_factory=dict)
 
@@ -39,7 +42,7 @@ class Rounds:
                 await self.look()
             except Exception as error:  # appends go on when nothing can be signed, and so does the next look
                 log.warning(self._event("look_failed"), exc_info=error)
-            await asyncio.sleep(LOOK_EVERY_S)
+            await asyncio.sleep(self.look_every_s)
 
     async def look(self) -> None:
         """Take the turns that are due."""
@@ -77,7 +80,8 @@ def mirrored(archive: Archive, checkpoints: Checkpoints, settings: Settings) -> 
         return [chain for chain in await archive.chains() if compared.get(chain, before) <= before]
 
     every, compare_every = (datetime.timedelta(seconds=one) for one in (settings.every_s, settings.compare_every_s))
+    look_s, look_again_s = min(SELDOM_S, settings.every_s), min(SELDOM_S * 60, settings.compare_every_s)
     return [
-        Rounds("archive", archive.turn, archive.segments.due, archive.clock, every, settings.every_entries),
-        Rounds("archive_comparison", compare, due, archive.clock, compare_every, 0),
+        Rounds("archive", archive.turn, archive.segments.due, archive.clock, every, settings.every_entries, look_s),
+        Rounds("archive_comparison", compare, due, archive.clock, compare_every, 0, look_again_s),
     ]
