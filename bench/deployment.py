@@ -2,12 +2,10 @@
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import logging
 import os
 import re
-import secrets
 import shutil
 import subprocess
 import tempfile
@@ -28,13 +26,17 @@ from devstack.postgres import leftovers
 from devstack.process import child_setup
 from devstack.supervisor import ask
 from libs import tls
-from libs.ids import uuid7
 from libs.settings import Tls
 from tests.e2e.outside import Edge, Login, Node, Outside
+from tests.e2e.planting import insert_nodes
 from tests.e2e.world import PLEXCTL, World
 
 HEALTHY_WITHIN_S = 240.0
 TICKS = os.sysconf("SC_CLK_TCK")
+AGENTS = """
+INSERT INTO identity.relation_tuples (id, resource_type, resource_id, relation, subject_type, subject_id, state)
+SELECT uuidv7(), 'node', id, 'agent', 'node', id, 'live' FROM unnest($1::text[]) AS one (id)
+"""
 METRIC = re.compile(r"^(\w+)(\{[^}]*\})? (\S+)$", re.MULTILINE)
 
 
@@ -157,64 +159,17 @@ class Deployment:
         They have what the event path needs (node, key, relations) and nothing else; identity brings the relations to
         SpiceDB as it does after every restart of it.
         """
-        nodes = [
-            Node(f"planted-{number}", node_id=str(uuid7()), key=secrets.token_bytes(32)) for number in range(count)
-        ]
         dba = await self.world.superuser()
         try:
             async with dba.transaction():
-                await _insert_nodes(dba, uuid.UUID(domain_id), uuid.UUID(project_id), nodes)
+                nodes = await insert_nodes(dba, domain_id, project_id, count)
+                await dba.execute(AGENTS, [node.node_id for node in nodes])
         finally:
             await dba.close()
         await self.restart("spicedb")
         # Identity looks every second whether SpiceDB was emptied.
         await asyncio.sleep(3)
         return nodes
-
-
-async def _insert_nodes(
-    dba: asyncpg.Connection, domain_id: uuid.UUID, project_id: uuid.UUID, nodes: list[Node]
-) -> None:
-    ids = [uuid.UUID(node.node_id) for node in nodes]
-    taken = await dba.fetchval("SELECT count(*) FROM identity.nodes WHERE domain_id = $1", domain_id)
-    await dba.execute(
-        """
-        INSERT INTO identity.resources (id, project_id, domain_id, kind, external_ref, origin, created_at, updated_at)
-        SELECT id, $2, $3, 'server', '', 'adopted', now(), now() FROM unnest($1::uuid[]) AS one (id)
-        """,
-        ids,
-        project_id,
-        domain_id,
-    )
-    await dba.execute(
-        """
-        INSERT INTO identity.nodes (id, resource_id, project_id, domain_id, mesh_ip, public_key, created_at)
-        SELECT id, id, $2, $3, (SELECT host(mesh_cidr)::inet FROM identity.domains WHERE id = $3) + 20 + $4 + turn,
-               uuid_send(id) || uuid_send(id), now()
-        FROM unnest($1::uuid[]) WITH ORDINALITY AS one (id, turn)
-        """,
-        ids,
-        project_id,
-        domain_id,
-        taken,
-    )
-    await dba.execute(
-        """
-        INSERT INTO identity.node_secret_keys (kid, node_id, domain_id, wrapped, fingerprint, created_at)
-        SELECT 'nsk_' || replace(id::text, '-', ''), id, $2, 'vault:v1:' || repeat('A', 80), fingerprint, now()
-        FROM unnest($1::uuid[], $3::bytea[]) AS one (id, fingerprint)
-        """,
-        ids,
-        domain_id,
-        [hashlib.sha256(node.key).digest() for node in nodes],
-    )
-    await dba.execute(
-        """
-        INSERT INTO identity.relation_tuples (id, resource_type, resource_id, relation, subject_type, subject_id, state)
-        SELECT uuidv7(), 'node', id::text, 'agent', 'node', id::text, 'live' FROM unnest($1::uuid[]) AS one (id)
-        """,
-        ids,
-    )
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ A_MINUTE_S = 60.0
 MOST_REFRESHES = 5
 # Whoever comes right after a failed discovery is told the same, instead of waiting for the same.
 REST_S = 1.0
+# Less than any server leaves a connection open without a request.
+KEEPALIVE_S = 1.0
 LARGEST_ANSWER = 256 * 1024
 OK, CLIENT_ERRORS = 200, range(400, 500)
 NEEDED = ("authorization_endpoint", "token_endpoint", "jwks_uri")
@@ -222,6 +224,9 @@ class HttpProvider:
     def _session(self) -> aiohttp.ClientSession:
         if self._http is None:
             context = tls.trusting(self._ca_file) if self._ca_file else True
-            connector = aiohttp.TCPConnector(ssl=context, socket_factory=only_to(self._networks))
+            # A code or refresh token is sent once, so never on a connection that its provider may be closing as idle.
+            connector = aiohttp.TCPConnector(
+                ssl=context, socket_factory=only_to(self._networks), keepalive_timeout=KEEPALIVE_S
+            )
             self._http = aiohttp.ClientSession(connector=connector)
         return self._http

@@ -173,3 +173,12 @@ async def publish(operator: Edge, domain_id: str, scope: str, kind: str = "actio
     )
     assert answer.status == 202, f"publish: {answer} {answer.body!r}"
     return str(answer.json["id"])
+
+
+async def tell(listener: Listener, operator: Edge, domain_id: str, scope: str) -> None:
+    """Publish until it is heard: without a cursor, what comes while a stream is opened anew is not its own."""
+    async with asyncio.timeout(60):
+        while True:
+            with contextlib.suppress(TimeoutError):
+                await listener.until(await publish(operator, domain_id, scope), 3)
+                return

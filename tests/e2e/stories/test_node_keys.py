@@ -7,7 +7,7 @@ import pytest
 
 from tests.e2e.attacker import eventually
 from tests.e2e.conftest import Scene
-from tests.e2e.listener import Listener, publish
+from tests.e2e.listener import Listener, tell
 from tests.e2e.outside import Answer, Node
 from tests.e2e.stories.main_job import Story, action, entries, now
 from tests.e2e.stories.test_nodes import refused, state
@@ -41,19 +41,6 @@ async def ended(stream: Listener) -> None:
     await eventually(refused_now, 10)
 
 
-async def hears(story: Story, stream: Listener, node: Node) -> None:
-    """Publish until the stream has heard it: without a cursor, what comes while it is opened anew is not its own."""
-
-    async def heard() -> bool:
-        try:
-            await stream.until(await publish(story.operator, story.domain_id, f"node:{node.node_id}"), 3)
-        except TimeoutError:
-            return False
-        return True
-
-    await eventually(heard)
-
-
 async def test_a_key_is_renewed_with_a_grace_for_the_old_one(world: World, story: Story) -> None:
     old = story.node_a
     async with Listener(story.operator, old) as stream:
@@ -63,7 +50,7 @@ async def test_a_key_is_renewed_with_a_grace_for_the_old_one(world: World, story
         fresh = holding(old, again)
         assert await beats(story, holding(old, lost)) == "401 nsk_revoked"
         assert [await beats(story, node) for node in (old, fresh)] == ["200", "200"]
-        await hears(story, stream, old)
+        await tell(stream, story.operator, story.domain_id, f"node:{old.node_id}")
         assert set(stream.statuses) == {"200"}
     # With the new key the old one dies.
     newest = holding(fresh, await rotate(story, fresh))
@@ -73,7 +60,7 @@ async def test_a_key_is_renewed_with_a_grace_for_the_old_one(world: World, story
     dba = await world.superuser()
     try:
         async with Listener(story.operator, fresh) as stream:
-            await hears(story, stream, old)
+            await tell(stream, story.operator, story.domain_id, f"node:{old.node_id}")
             await dba.execute(
                 "UPDATE identity.node_secret_keys SET valid_until = now() WHERE node_id = $1 AND valid_until > now()",
                 fresh.node_id,

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import os
 import time
 import uuid
 from collections.abc import Callable
@@ -43,7 +44,7 @@ CROSS: dict[str, tuple[Callable[[Stage], Node], Callable[[Stage], str], str]] = 
         lambda s: s.story.node_a, lambda s: key_of(s.story.node_a, s.scene.story.node_a.key), "401 nsk_invalid",
     ),
     "A with nobody's key": (
-        lambda s: s.story.node_a, lambda s: key_of(s.story.node_a, bytes(range(32))), "401 nsk_invalid",
+        lambda s: s.story.node_a, lambda s: key_of(s.story.node_a, os.urandom(32)), "401 nsk_invalid",
     ),
     "A with half a key": (
         lambda s: s.story.node_a, lambda s: key_of(s.story.node_a, s.story.node_a.key[:16]), "401 unauthorized",
