@@ -49,6 +49,8 @@ def _note_parts(name: str, raw: bytes) -> None:
         random_part = raw.split(b"_", 2)[-1]
     elif raw.startswith(b"psb_"):
         random_part = raw.rpartition(b"_")[2]
+    if len(set(random_part)) < DISTINCT:  # made up by a test: a letter, repeated
+        return
     if len(random_part) >= 2 * SHORTEST:
         SEEN.setdefault(random_part, name)
     if re.fullmatch(rb"[A-Za-z0-9_+/-]{32,}={0,2}", random_part):
