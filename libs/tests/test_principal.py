@@ -1,5 +1,6 @@
 """Principal assertions: what identity signs is understood, and every forgery is refused before a claim is used."""
 
+import datetime
 import os
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import pytest
 from joserfc import jws
 
 from libs.access_policy import SecretLimits
-from libs.clock import SystemClock
+from libs.clock import FixedClock, SystemClock
 from libs.errors import Unauthenticated
 from libs.principal import REGISTRY, AssertionSigner, AssertionVerifier, Principal
 from libs.tests.forge import ATTACKS, SUBJECT, Forge
@@ -81,8 +82,33 @@ def test_an_assertion_is_refused(attack: str, authority: Authority, verifier: As
 
 
 def test_a_presenter_cannot_use_what_was_made_for_another(authority: Authority, verifier: AssertionVerifier) -> None:
+    token = Forge(authority).sign()
+    for _ in range(2):
+        with pytest.raises(Unauthenticated):
+            verifier.verify(token, "mesh")
+        # The second time it is known, from who may present it.
+        verifier.verify(token, "gateway")
+
+
+def test_what_came_before_is_refused_when_its_time_is_over(authority: Authority) -> None:
+    clock = FixedClock(datetime.datetime.now(datetime.UTC))
+    verifier = AssertionVerifier(authority.ca_file, "identity", clock)
+    token = Forge(authority).sign()
+    assert verifier.verify(token, "gateway") == verifier.verify(token, "gateway")
+    clock.advance(61)
     with pytest.raises(Unauthenticated):
-        verifier.verify(Forge(authority).sign(), "mesh")
+        verifier.verify(token, "gateway")
+
+
+def test_what_came_before_does_not_vouch_for_what_shares_a_part_with_it(
+    authority: Authority, verifier: AssertionVerifier
+) -> None:
+    head, claims, signature = Forge(authority).sign().split(".")
+    verifier.verify(f"{head}.{claims}.{signature}", "gateway")
+    other = Forge(authority).sign(sub=SUBJECT.replace("0", "1")).split(".")
+    for parts in ((head, other[1], signature), (head, claims, other[2]), (head, claims, "")):
+        with pytest.raises(Unauthenticated):
+            verifier.verify(".".join(parts), "gateway")
 
 
 def test_a_ca_that_was_replaced_does_not_live_on_in_the_cache(
