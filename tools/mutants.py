@@ -253,14 +253,14 @@ MUTANTS = (
         "services/audit/service.py",
         "            if row.entry_hash != own or not agrees(row):\n",
         "            if row.entry_hash != own:\n",
-        THREATS + "test_audit.py::test_a_rewritten_column_is_found_at_its_sequence",
+        THREATS + "audit/test_columns.py::test_a_rewritten_column_is_found_at_its_sequence",
     ),
     Mutant(
         "A-1 hash of the entry",
         "services/audit/service.py",
         "            if row.entry_hash != own or not agrees(row):\n",
         "            if not agrees(row):\n",
-        THREATS + "test_audit.py::test_a_rewritten_column_is_found_at_its_sequence",
+        THREATS + "audit/test_columns.py::test_a_rewritten_column_is_found_at_its_sequence",
     ),
     Mutant(
         "A-5 the table refuses change",

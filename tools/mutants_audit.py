@@ -47,6 +47,13 @@ AUDIT = (
         ATTACKS + "test_a_proof_of_a_rewritten_entry_is_not_given",
     ),
     Mutant(
+        "A-1 a personal record that nobody erased is missed",
+        "services/audit/entry.py",
+        "        return row.erased\n",
+        "        return True\n",
+        THREATS + "audit/test_columns.py::test_a_personal_record_that_nobody_erased_is_missed",
+    ),
+    Mutant(
         "A-4 archive and database are compared entry by entry",
         ARCHIVE,
         "        if ours != theirs and seq <= last:\n",

@@ -72,10 +72,12 @@ def link(drafts: Iterable[Draft], head: Head) -> list[Row]:
 
 
 def agrees(row: Stored) -> bool:
-    """Say whether the columns of a row, and its personal record while it is there, match its canonical bytes."""
+    """Say whether the columns of a row, and its personal record unless it was erased, match its canonical bytes."""
     try:
         content = json.loads(row.canonical)
-    except ValueError:
+    except (ValueError, RecursionError):
+        return False
+    if not isinstance(content, dict):
         return False
     shown = {
         "chain": row.chain,
@@ -93,6 +95,6 @@ def agrees(row: Stored) -> bool:
     if shown != content:
         return False
     if row.salt is None:
-        return True
+        return row.erased
     record = personal(row.subject_id, row.subject_kind, row.client_ip, row.user_agent)
     return commitment(row.salt, record) == str(content["commitment"])

@@ -20,13 +20,13 @@ def resource_of(chain: str) -> str:
 
 @dataclass(frozen=True)
 class Decision:
-    """One decision as its owner sent it."""
+    """One decision as its owner sent it; what is personal in it is in no repr."""
 
     chain: str
     idempotency_key: UUID
     occurred_at: datetime.datetime
     action: str
-    subject_id: str
+    subject_id: str = field(repr=False)
     subject_kind: str
     relation: str
     object_type: str
@@ -34,8 +34,8 @@ class Decision:
     reason: str
     context: dict[str, list[str]]
     correlation_id: str
-    client_ip: str = ""
-    user_agent: str = ""
+    client_ip: str = field(default="", repr=False)
+    user_agent: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Draft:
 
     decision: Decision
     pseudonym: str
-    salt: bytes
+    salt: bytes = field(repr=False)
     commitment: str
 
 
@@ -84,11 +84,12 @@ class Stored:
     reason: str
     correlation_id: str
     context: dict[str, list[str]]
-    salt: bytes | None = None
-    subject_id: str = ""
+    salt: bytes | None = field(default=None, repr=False)
+    subject_id: str = field(default="", repr=False)
     subject_kind: str = ""
-    client_ip: str = ""
-    user_agent: str = ""
+    client_ip: str = field(default="", repr=False)
+    user_agent: str = field(default="", repr=False)
+    erased: bool = False
     archive_etag: str = ""
     archived_at: datetime.datetime | None = None
 

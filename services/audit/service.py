@@ -3,7 +3,7 @@
 import datetime
 import hashlib
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from libs.chain import GENESIS, entry_hash
@@ -42,8 +42,8 @@ class Request:
 
     principal: Principal
     correlation_id: str = ""
-    client_ip: str = ""
-    user_agent: str = ""
+    client_ip: str = field(default="", repr=False)
+    user_agent: str = field(default="", repr=False)
 
 
 @dataclass(frozen=True)

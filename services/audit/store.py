@@ -11,11 +11,19 @@ from libs.chain import GENESIS
 from libs.pg import connection, transaction
 from services.audit.model import Filter, Head, Stored
 
+# Times that Python does not have come as its first or last one, which are not what was written either.
 COLUMNS = """
-e.chain, e.seq, e.prev_hash, e.entry_hash, e.canonical, e.occurred_at, e.pseudonym, e.relation, e.object_type,
-e.object_id, e.reason, e.correlation_id, e.context, p.salt, p.subject_id, p.subject_kind, p.client_ip, p.user_agent
+e.chain, e.seq, e.prev_hash, e.entry_hash, e.canonical,
+least(greatest(e.occurred_at, '0001-01-01'), '9999-12-31') AS occurred_at, e.pseudonym, e.relation, e.object_type,
+e.object_id, e.reason, e.correlation_id, e.context, p.salt, p.subject_id, p.subject_kind, p.client_ip, p.user_agent,
+p.salt IS NULL AND EXISTS (
+    SELECT FROM audit.erasures x WHERE x.chain = e.chain AND x.pseudonym = e.pseudonym
+) AS erased
 """
-FROM = "FROM audit.entries e LEFT JOIN audit.personal p ON p.chain = e.chain AND p.seq = e.seq"
+FROM = """
+FROM audit.entries e
+LEFT JOIN audit.personal p ON p.chain = e.chain AND p.seq = e.seq AND p.pseudonym = e.pseudonym
+"""
 SHOWN = f"""
 SELECT {COLUMNS}, a.etag, a.archived_at {FROM}
 LEFT JOIN LATERAL (
@@ -111,12 +119,22 @@ def stored(row: asyncpg.Record) -> Stored:
         object_id=row["object_id"],
         reason=row["reason"],
         correlation_id=row["correlation_id"],
-        context=json.loads(row["context"]),
+        context=_names(row["context"]),
         salt=row["salt"],
         subject_id=row["subject_id"] or "",
         subject_kind=row["subject_kind"] or "",
         client_ip=row["client_ip"] or "",
         user_agent=row["user_agent"] or "",
+        erased=row["erased"],
         archive_etag=row["etag"] or "",
         archived_at=row["archived_at"],
     )
+
+
+def _names(text: str) -> dict[str, list[str]]:
+    """Return a context; an empty one, which nobody writes, for what was put in its place."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -64,7 +64,7 @@ class FakeChains:
         for name in pseudonyms:
             self.erased.setdefault((chain, name), at)
         self.rows[chain] = [
-            replace(row, salt=None, subject_id="", subject_kind="", client_ip="", user_agent="")
+            replace(row, salt=None, subject_id="", subject_kind="", client_ip="", user_agent="", erased=True)
             if row.pseudonym in pseudonyms
             else row
             for row in self.rows[chain]

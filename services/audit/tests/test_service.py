@@ -13,7 +13,8 @@ from libs.custody import Secret
 from libs.errors import Forbidden, InvalidCursor, InvalidRequest, NotFound
 from libs.principal import Principal
 from services.audit.checkpoints import Checkpoints
-from services.audit.model import PLATFORM, Decision, Filter
+from services.audit.entry import draft, link
+from services.audit.model import PLATFORM, Decision, Filter, Head
 from services.audit.proofs import Proofs
 from services.audit.service import Audit, Request
 from services.audit.tests.fakes import FakeAnchors, FakeChains, FakePeppers, FakeRelations, FakeSigner, FakeTrees
@@ -122,6 +123,7 @@ MUTATIONS: dict[str, dict[str, Any]] = {
     "previous hash": {"prev_hash": bytes(range(32))},
     "subject": {"subject_id": "framed"},
     "address": {"client_ip": "10.9.9.9"},
+    "personal record": {"salt": None, "subject_id": "", "subject_kind": "", "client_ip": "", "user_agent": ""},
 }
 
 
@@ -132,6 +134,16 @@ async def test_any_altered_part_of_a_row_is_found_at_its_sequence(audit: Audit, 
     verdict = await audit.verify(AUDITOR, CHAIN, 0, 0)
     assert verdict.divergent_seq == 5
     assert len(verdict.expected_hash) == len(verdict.observed_hash) == 64
+
+
+async def test_what_is_personal_is_in_no_repr(audit: Audit, chains: FakeChains) -> None:
+    await fill(audit, 1)
+    made = draft(decision(), Secret(b"p" * 32))
+    request = Request(AUDITOR.principal, "corr", decision().client_ip, decision().user_agent)
+    shown = f"{made} {link([made], Head(0, bytes(32)))} {chains.rows[CHAIN]} {request}"
+    stored = chains.rows[CHAIN][0]
+    for value in (stored.subject_id, stored.client_ip, stored.user_agent, stored.salt, made.salt):
+        assert str(value) not in shown
 
 
 async def test_a_deleted_and_a_truncated_row_are_found(audit: Audit, chains: FakeChains) -> None:

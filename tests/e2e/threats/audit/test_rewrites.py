@@ -30,6 +30,7 @@ INSERT INTO audit.entries SELECT chain, 4, sha256('other'), entry_hash, canonica
 """
 CLUMSY = {
     "the first deleted": (1, ["DELETE FROM audit.entries WHERE chain = $1 AND seq = 1"]),
+    "one deleted": (4, ["DELETE FROM audit.entries WHERE chain = $1 AND seq = 4"]),
     "the last deleted": (11, ["DELETE FROM audit.entries WHERE chain = $1 AND seq >= 11"]),
     "two swapped": (
         4,
