@@ -36,7 +36,7 @@ def ledger(ports: Ports) -> tuple[Row, ...]:
         Row("F-6", "another node's secret"),
         Row("S-1", "the database is read"),
         Row("A-1", "a hostile DBA rewrites a row or the chain"),
-        Row("A-2", "a crash dump is read", ("a crash of audit replayed with data in flight",)),
+        Row("A-2", "a crash dump is read"),
         Row("A-3", "a backup is substituted at restore", ("the check against the anchor before an append",)),
         Row("A-4", "the archive mirror is altered"),
         Row("A-5", "retention is bypassed by migration or deletion"),

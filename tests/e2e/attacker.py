@@ -32,9 +32,9 @@ def tls_of(world: World, name: str = "operator") -> ssl.SSLContext:
     return context
 
 
-def peer(world: World, service: str, caller: str) -> Peer:
-    """Return a channel to a service with the certificate of a process."""
-    address = f"127.0.0.1:{State(world.state).port(service)}"
+def peer(world: World, service: str, caller: str, port: int = 0) -> Peer:
+    """Return a channel to a service, or to its replica on another port, with the certificate of a process."""
+    address = f"127.0.0.1:{port or State(world.state).port(service)}"
     pki = world.state / "pki"
     identity = settings.Tls(
         certificate_file=pki / f"{caller}.crt", key_file=pki / f"{caller}.key", ca_file=pki / "ca.crt"
