@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants bench-access bench-identity bench-mesh bench-secrets soak-mesh soak-secrets ci-deps lock clean
+.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants bench-access bench-audit bench-identity bench-mesh bench-secrets soak-audit soak-mesh soak-secrets ci-deps lock clean
 
 help: ## Print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -68,6 +68,9 @@ mutants: setup ## Remove one control at a time in a scratch copy and see its att
 bench-access: setup ## Sessions issued against the relation check alone, about 2 minutes
 	$(BIN)/python -m bench.access
 
+bench-audit: setup ## Bars of the record against raw inserts, a bare echo and bare hashes, about 5 minutes
+	$(BIN)/python -m bench.audit
+
 bench-identity: setup ## Bars of identity against its own backends and the bare library, about 5 minutes
 	$(BIN)/python -m bench.identity
 
@@ -76,6 +79,9 @@ bench-mesh: setup ## Bars of the signed event bus against its own backends, abou
 
 bench-secrets: setup ## Granted reads through the edge against the calls that they are made of, about 3 minutes
 	$(BIN)/python -m bench.secrets
+
+soak-audit: setup ## Append for SOAK_S seconds (300) through two replicas that are killed at random, and PostgreSQL with them
+	$(BIN)/python -m bench.soak_audit $(or $(SOAK_S),300)
 
 soak-mesh: setup ## Publish and listen for SOAK_S seconds (300) while processes are killed at random
 	$(BIN)/python -m bench.soak_mesh $(or $(SOAK_S),300)

@@ -4,7 +4,6 @@ At the end every acknowledged publish must have reached every subscribed node, i
 de-duplicated by id, none forged. An attacker who holds the broker writes forgeries and replays all the while.
 """
 
-import argparse
 import asyncio
 import base64
 import contextlib
@@ -13,7 +12,6 @@ import random
 import ssl
 import time
 from collections import Counter
-from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +22,7 @@ from nats.errors import Error as NatsError
 from bench.agent import FINAL, Agent, Received, canonical
 from bench.deployment import Deployment, Operator, deployed
 from bench.measure import Check, Report, console, percentile
+from bench.soak import Faults, begin, none
 from libs.ids import uuid7
 from tests.e2e.outside import Answer
 
@@ -62,24 +61,22 @@ class Soak:
 
     deployment: Deployment
     operator: Operator
+    faults: Faults
     domain_id: str
     agents: list[Agent]
     scopes: list[str]
     acknowledged: list[Publication] = field(default_factory=list)
     unacknowledged: Counter[str] = field(default_factory=Counter)
-    kills: Counter[str] = field(default_factory=Counter)
-    ended_alone: Counter[str] = field(default_factory=Counter)
     attacks: Counter[str] = field(default_factory=Counter)
     forged_ids: set[str] = field(default_factory=set)
-    faults: list[str] = field(default_factory=list)
-    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    unforeseen: list[str] = field(default_factory=list)
 
     # What happens -----------------------------------------------------------------------------------------------------
 
     async def publish(self, scope: str) -> None:
         """Publish to one scope, one after the other, so that its order is known."""
         number = 0
-        while not self.stop.is_set():
+        while not self.faults.stop.is_set():
             number += 1
             await self._publish_once(scope, number)
             await asyncio.sleep(random.uniform(0, 2 * PAUSE_S))
@@ -103,36 +100,12 @@ class Soak:
     async def _refused(self, answer: Answer) -> None:
         # 500 says that something was not foreseen, which a killed process must not be.
         if answer.status not in UNAVAILABLE:
-            self.faults.append(f"a publish was answered {answer} {answer.body[:200]!r}")
+            self.unforeseen.append(f"a publish was answered {answer} {answer.body[:200]!r}")
         await asyncio.sleep(0.2)
-
-    async def kill(self) -> None:
-        """SIGKILL one or two of the four now and then, and start them again."""
-        turn: list[str] = []
-        while not self.stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stop.wait(), random.uniform(*QUIET_S))
-                return
-            # Each in its turn, in an order of its own every time round, so that none is forgotten.
-            turn = turn if len(turn) > 1 else [*turn, *random.sample(VICTIMS, len(VICTIMS))]
-            victims = {turn.pop(0) for _ in range(2 if random.random() < TWO_AT_ONCE else 1)}
-            for victim in victims:
-                await self.deployment.kill(victim)
-                self.kills[victim] += 1
-            await asyncio.sleep(random.uniform(*DOWN_S))
-            await self._start(victims)
-
-    async def _start(self, expected: Collection[str]) -> None:
-        """Start what is down, backends first; what was not killed by us ended by itself."""
-        down = await self.deployment.down()
-        for name in sorted(down, key=lambda one: VICTIMS[::-1].index(one) if one in VICTIMS else len(VICTIMS)):
-            if name not in expected:
-                self.ended_alone[name] += 1
-            await self.deployment.start(name)
 
     async def attack(self) -> None:
         """Write forgeries and replays straight into the stream, as whoever holds the broker can."""
-        while not self.stop.is_set():
+        while not self.faults.stop.is_set():
             await asyncio.sleep(FORGE_EVERY_S)
             with contextlib.suppress(NatsError, OSError, TimeoutError, ssl.SSLError):
                 await self._attack_once()
@@ -177,33 +150,21 @@ class Soak:
             async with asyncio.timeout(30):
                 for agent in self.agents:
                     await agent.listening.wait()
-            async with asyncio.TaskGroup() as group:
-                busy: list[Coroutine[Any, Any, None]] = [self.kill(), self.attack(), self._tell(seconds)]
-                busy += [self.publish(scope) for scope in self.scopes]
-                for one in busy:
-                    group.create_task(one)
-                await asyncio.sleep(seconds)
-                self.stop.set()
+            busy = [self.attack(), *(self.publish(scope) for scope in self.scopes)]
+            await self.faults.during(seconds, busy, self._seen)
             await self._drain()
         finally:
             for task in listening:
                 task.cancel()
             await asyncio.gather(*listening, return_exceptions=True)
 
-    async def _tell(self, seconds: float) -> None:
-        begun = time.monotonic()
-        while not self.stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.stop.wait(), 30)
-            console.print(
-                f"  {time.monotonic() - begun:4.0f} of {seconds:.0f} s: {len(self.acknowledged)} acknowledged, "
-                f"{sum(self.unacknowledged.values())} not, {sum(self.kills.values())} kills, "
-                f"{sum(len(agent.received) for agent in self.agents)} received"
-            )
+    def _seen(self) -> str:
+        received = sum(len(agent.received) for agent in self.agents)
+        refused = sum(self.unacknowledged.values())
+        return f"{len(self.acknowledged)} acknowledged, {refused} not, {received} received"
 
     async def _drain(self) -> None:
         """Publish one last event to each scope and wait until every node has those that are for it."""
-        await self._start([])
         deadline = time.monotonic() + DRAIN_S
         for scope in self.scopes:
             while not await self._publish_once(scope, LAST) and time.monotonic() < deadline:  # noqa: ASYNC110 — bounded
@@ -233,18 +194,13 @@ class Soak:
             wrong += [f"{agent.node.handle}: {text}" for text in agent.forged]
         deliveries = sum(1 for agent in self.agents for one in self.acknowledged if one.scope in agent.scopes)
         report.checks += [
-            _none(f"acknowledged publishes that a node never got ({deliveries} wanted)", missing),
-            _none("deliveries out of order within a scope", disorder),
-            _none("forged, altered or foreign envelopes delivered", wrong),
-            _none("answers to publishes that are neither 202 nor 502, 503 or 504", self.faults),
-            _none("answers to nodes that stop an agent for good", self._final()),
+            none(f"acknowledged publishes that a node never got ({deliveries} wanted)", missing),
+            none("deliveries out of order within a scope", disorder),
+            none("forged, altered or foreign envelopes delivered", wrong),
+            none("answers to publishes that are neither 202 nor 502, 503 or 504", self.unforeseen),
+            none("answers to nodes that stop an agent for good", self._final()),
             Check("every node has the last event of each scope", "yes", *self._all_last()),
-            Check(
-                "the soak did something",
-                "publishes, every victim killed, attacks",
-                f"{len(self.acknowledged)} acknowledged, {dict(self.kills)}, {dict(self.attacks)}",
-                bool(self.acknowledged) and self.kills.keys() == set(VICTIMS) and bool(self.attacks),
-            ),
+            self.faults.check({"acknowledged": len(self.acknowledged), "attacks": dict(self.attacks)}),
         ]
         self._tell_more(report, excused)
 
@@ -301,7 +257,7 @@ class Soak:
             f"reconciliations that nodes were sent, by reason: {dict(reconciles)}",
             f"answers to nodes: {dict(sum((agent.answers for agent in self.agents), Counter()))}",
             f"streams lost: {dict(sum((agent.lost for agent in self.agents), Counter()))}",
-            f"processes that ended by themselves and were started again: {dict(self.ended_alone)}",
+            f"processes that ended by themselves and were started again: {dict(self.faults.ended_alone)}",
             *(f"{count} x in the logs: {error}" for error, count in self.deployment.errors().most_common(8)),
         ]
 
@@ -322,10 +278,6 @@ def is_reconcile(event: Received) -> bool:
 def told_to_reconcile(agent: Agent, one: Publication) -> bool:
     """Whether a node was told to reconcile about when it should have had an event."""
     return any(is_reconcile(event) and -1.0 <= event.at - one.at <= EXCUSED_WITHIN_S for event in agent.received)
-
-
-def _none(name: str, found: list[str]) -> Check:
-    return Check(name, "0", f"{len(found)}" + (f": {'; '.join(found[:3])}" if found else ""), not found)
 
 
 async def prepare(deployment: Deployment, operator: Operator) -> Soak:
@@ -350,22 +302,17 @@ async def prepare(deployment: Deployment, operator: Operator) -> Soak:
                     Ed25519PublicKey.from_public_bytes(base64.b64decode(told["signing_public_key"])),
                 )
             )
-    return Soak(deployment, operator, domain_id, agents, scopes)
+    faults = Faults(deployment, VICTIMS, QUIET_S, DOWN_S, TWO_AT_ONCE)
+    return Soak(deployment, operator, faults, domain_id, agents, scopes)
 
 
 async def main() -> int:
     """Start a stack, soak it, print; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("seconds", nargs="?", type=float, default=300.0, help="how long; 300 by default")
-    parser.add_argument("--seed", type=int, default=None, help="repeats the order of kills")
-    arguments = parser.parse_args()
-    seed = arguments.seed if arguments.seed is not None else random.randrange(2**32)
-    random.seed(seed)
-    report = Report("soak-mesh", {"settings": f"{arguments.seconds:.0f} s, seed {seed}"})
+    seconds, report = begin("soak-mesh", __doc__, 300.0)
     async with deployed() as deployment, deployment.operator() as operator:
         soak = await prepare(deployment, operator)
-        console.print(f"{len(soak.agents)} nodes listen, {len(soak.scopes)} scopes are published to (seed {seed})")
-        await soak.run(arguments.seconds)
+        console.print(f"{len(soak.agents)} nodes listen, {len(soak.scopes)} scopes are published to")
+        await soak.run(seconds)
         soak.judge(report)
     return report.finish()
 
