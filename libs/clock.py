@@ -38,7 +38,8 @@ class FixedClock:
 
 def rfc3339(at: datetime.datetime) -> str:
     """Write a time as RFC 3339 in UTC with `Z`, fraction digits only where there are any."""
-    text = at.astimezone(datetime.UTC).replace(tzinfo=None).isoformat()
+    in_utc = at if at.tzinfo is datetime.UTC else at.astimezone(datetime.UTC)
+    text = in_utc.replace(tzinfo=None).isoformat()
     return (text.rstrip("0") if "." in text else text) + "Z"
 
 

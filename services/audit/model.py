@@ -40,12 +40,14 @@ class Decision:
 
 @dataclass(frozen=True)
 class Draft:
-    """A decision with all that does not depend on its place in the chain."""
+    """A decision with all that does not depend on its place in the chain, its canonical bytes but for the sequence."""
 
     decision: Decision
     pseudonym: str
     salt: bytes = field(repr=False)
-    commitment: str
+    context: str
+    before_seq: bytes
+    after_seq: bytes
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ caller of the batch: they fail closed, and retry with the same key.
 """
 
 import asyncio
-import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -145,7 +144,7 @@ def columns(rows: list[Row]) -> list[object]:
         [decision.object_id for decision in decisions],
         [decision.reason for decision in decisions],
         [decision.correlation_id for decision in decisions],
-        [json.dumps(decision.context) for decision in decisions],
+        [row.draft.context for row in rows],
         [decision.idempotency_key for decision in decisions],
         [row.draft.salt for row in rows],
         [decision.subject_id for decision in decisions],
