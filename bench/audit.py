@@ -11,7 +11,7 @@ from bench import appending, calls, verifying
 from bench.chains import plant
 from bench.deployment import Deployment, deployed
 from bench.measure import ROUNDS, Bar, Report, console
-from bench.proving import Work
+from bench.proving import Counting, Work
 from libs.bao import Bao, open_bao
 from libs.clock import SystemClock
 from libs.cursor import Cursors
@@ -24,7 +24,6 @@ from services.audit.proofs import Proofs
 from services.audit.service import Audit
 from services.audit.settings import AuditSettings
 from services.audit.store import PgStore
-from services.audit.tree_store import PgTrees
 from services.audit.vault import BaoAnchors, BaoPeppers, BaoSigner
 from services.audit.writer import GroupWriter
 
@@ -42,7 +41,7 @@ class Store:
     def checkpoints(self) -> Checkpoints:
         """The rules of checkpoints, under a log's name of the benchmark's own."""
         bao, store = self.bao, PgStore(self.pool)
-        return Checkpoints("bench/audit", store, PgTrees(self.pool), BaoAnchors(bao), BaoSigner(bao), SystemClock())
+        return Checkpoints("bench/audit", store, Counting(self.pool), BaoAnchors(bao), BaoSigner(bao), SystemClock())
 
     def writer(self) -> GroupWriter:
         """Make a writer."""

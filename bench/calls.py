@@ -16,7 +16,7 @@ import grpc
 
 from bench.chains import decision
 from bench.deployment import Deployment
-from bench.echo import SERVICE
+from bench.echo import METHOD, SERVICE
 from bench.measure import ROUNDS, Bar, Figures, Report, column, console, percentile
 from bench.replica import free_port
 from devstack.layout import ROOT
@@ -112,7 +112,7 @@ async def calls(deployment: Deployment) -> AsyncIterator[dict[str, Send]]:
     ):
         stub: audit_pb2_grpc.AuditAppendServiceAsyncStub = audit_pb2_grpc.AuditAppendServiceStub(audit)
         client, one = AuditClient(peer), audit_pb2.AppendRequest
-        echo = bare.unary_unary(f"/{SERVICE}/One", one.SerializeToString, one.FromString)
+        echo = bare.unary_unary(f"/{SERVICE}/{METHOD}", one.SerializeToString, one.FromString)
         await echo(message(chain), wait_for_ready=True)
         yield {
             "Append": lambda: stub.Append(message(chain)),

@@ -9,8 +9,7 @@ import grpc
 
 from plexsphere.audit.v1 import audit_pb2
 
-SERVICE = "bench.Echo"
-MESSAGES = {"One": audit_pb2.AppendRequest, "All": audit_pb2.AppendAllRequest}
+SERVICE, METHOD = "bench.Echo", "Echo"
 
 
 async def echo(request: Any, _: Any) -> Any:
@@ -22,11 +21,9 @@ async def serve(port: int, folder: Path) -> None:
     """Serve until the process is killed, with audit's certificate."""
     key, certificate, authority = (folder.joinpath(name).read_bytes() for name in ("audit.key", "audit.crt", "ca.crt"))
     server = grpc.aio.server()
-    handlers = {
-        name: grpc.unary_unary_rpc_method_handler(echo, message.FromString, message.SerializeToString)
-        for name, message in MESSAGES.items()
-    }
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, handlers)])
+    message = audit_pb2.AppendRequest
+    handler = grpc.unary_unary_rpc_method_handler(echo, message.FromString, message.SerializeToString)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler})])
     credentials = grpc.ssl_server_credentials([(key, certificate)], authority, require_client_auth=True)
     server.add_secure_port(f"127.0.0.1:{port}", credentials)
     await server.start()
