@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants bench-access bench-audit bench-identity bench-mesh bench-secrets soak-audit soak-mesh soak-secrets ci-deps lock clean
+.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants chart-test bench-access bench-audit bench-identity bench-mesh bench-secrets soak-audit soak-mesh soak-secrets ci-deps lock clean
 
 help: ## Print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,8 +59,12 @@ proto: setup ## Generate the protobuf stubs and lint the contracts
 proto-check: setup ## Say whether the committed stubs are current
 	$(BIN)/python tools/protogen.py --check
 
-docs: setup ## Generate docs/errors.md
+docs: setup ## Generate docs/errors.md, and the README and the schema of the chart
 	$(BIN)/python -m libs.errors > docs/errors.md
+	$(BIN)/python tools/chart.py
+
+chart-test: setup ## Render the chart with every values file and hold its objects against what they must be
+	$(BIN)/python -m pytest -q tests/chart
 
 mutants: setup ## Remove one control at a time in a scratch copy and see its attack succeed
 	$(BIN)/python -m tools.mutants

@@ -1,4 +1,4 @@
-"""OpenBao over HTTP: certificate login, KV version 2, transit.
+"""OpenBao over HTTP: login by certificate or pod, KV version 2, transit.
 
 aiohttp with a bounded pool of TLS connections; docs/decisions/0039-openbao-without-hvac.md says why. What is read or
 written is never logged, and an error carries a status and a path, never a body. A read whose connection was closed
@@ -48,7 +48,7 @@ class BaoRefused(Exception):
 
 
 class Bao:
-    """One service's access to OpenBao, by its own certificate role and policy."""
+    """One service's access to OpenBao, by its own role and policy."""
 
     def __init__(self, settings: OpenBao, identity: Tls) -> None:
         self.settings = settings
@@ -159,13 +159,24 @@ class Bao:
         try:
             if time.monotonic() < self._until - RENEW_BEFORE_S:
                 return
-            with await self._send("POST", "auth/cert/login", {"name": self.settings.role}, None) as raw:
+            with await self._send("POST", *self._shown(), None) as raw:
                 answer = _read(raw)
             self._token.wipe()
             self._token = Secret(answer["auth"]["client_token"].encode())
             self._until = time.monotonic() + float(answer["auth"]["lease_duration"])
         finally:
             self._login.release()
+
+    def _shown(self) -> tuple[str, JSON]:
+        """Return where to log in, and with what."""
+        if (pod := self.settings.kubernetes) is None:
+            return "auth/cert/login", {"name": self.settings.role}
+        try:
+            # Read at each login: the kubelet replaces it long before it expires.
+            token = pod.token_file.read_text().strip()
+        except OSError as error:
+            raise OpenbaoUnavailable(type(error).__name__) from error
+        return f"auth/{pod.mount}/login", {"role": self.settings.role, "jwt": token}
 
     async def _session(self) -> aiohttp.ClientSession:
         if self._http is not None and time.monotonic() < self._look_at:

@@ -63,12 +63,20 @@ class Postgres(Settings):
     timeout_s: Seconds = 5.0
 
 
+class KubernetesLogin(Settings):
+    """The pod's service account token, and where OpenBao takes it: a mount of `kubernetes` or `jwt`."""
+
+    token_file: Path
+    mount: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")] = "kubernetes"
+
+
 class OpenBao(Settings):
-    """The service's own certificate role on OpenBao."""
+    """The service's own role on OpenBao: by its certificate, or by its pod where `kubernetes` is set."""
 
     address: str
     role: str
     timeout_s: Seconds = 5.0
+    kubernetes: KubernetesLogin | None = None
 
 
 class Nats(Settings):
