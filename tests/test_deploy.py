@@ -1,6 +1,5 @@
 """What ships: the compose file names the six processes, hardened; the chart has tests of its own (tests/chart)."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -23,10 +22,3 @@ def test_compose_runs_the_six_processes_hardened_and_publishes_the_edge_alone() 
         assert service["build"]["args"] == {"SERVICE": name}
         for volume in service["volumes"]:
             assert volume.endswith(":ro")
-
-
-def test_the_image_is_built_from_the_lock_and_runs_as_nobody_in_particular() -> None:
-    dockerfile = (ROOT / "deploy/image/Dockerfile").read_text()
-    assert "--require-hashes -r requirements.lock" in dockerfile
-    assert re.search(r"^USER 10001:10001$", dockerfile, re.MULTILINE)
-    assert "ARG BASE_IMAGE" in dockerfile
