@@ -21,6 +21,7 @@ from services.audit.archive_store import ObjectArchive, PgSegments
 from services.audit.checkpoints import Checkpoints
 from services.audit.columns import COLUMNS
 from services.audit.grpc_api import AppendApi, ReadApi
+from services.audit.guard import Guard
 from services.audit.proofs import Proofs
 from services.audit.rounds import Rounds, mirrored
 from services.audit.service import Audit
@@ -42,9 +43,11 @@ async def run(settings: AuditSettings) -> None:
     ):
         await check_durable(pool)
         await guard_columns(pool, "audit", COLUMNS)
-        writer, store, trees, clock = GroupWriter(pool), PgStore(pool), PgTrees(pool), SystemClock()
+        store, trees, clock = PgStore(pool), PgTrees(pool), SystemClock()
         due = settings.checkpoints
         checkpoints = Checkpoints(due.log, store, trees, BaoAnchors(bao), BaoSigner(bao), clock)
+        guard = Guard(checkpoints.require_continues)
+        writer = GroupWriter(pool, guard)
         every = timedelta(seconds=due.every_s)
         rounds = [Rounds("checkpoint", checkpoints.turn, trees.due, clock, every, due.every_entries)]
         if settings.archive.url:

@@ -3,6 +3,7 @@
 A crash after any step leaves a state from which the next turn goes on, and of two replicas the anchor lets one win.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import structlog
 
 from libs.chain import GENESIS, entry_hash
 from libs.clock import Clock
-from libs.errors import AuditDiverged, SigningUnavailable
+from libs.errors import AuditDiverged, AuditUnavailable, SigningUnavailable
 from libs.tlog.checkpoint import Checkpoint, open_checkpoint
 from libs.tlog.note import VerifierKey, seal_note
 from libs.tlog.tree import Node, Run, Span, cover, leaf_hash
@@ -21,6 +22,7 @@ from services.audit.ports import Anchors, Signer, Store, Trees
 
 # Leaves a transaction: many enough that each costs little, few enough for memory and for who waits.
 LEAVES = 5000
+AGAIN_S = tuple(0.02 * 2**turn for turn in range(6))
 
 log = structlog.get_logger()
 
@@ -64,6 +66,19 @@ class Checkpoints:
         if run.end > (anchored.size if anchored else 0):
             checkpoint = Checkpoint(keys[-1].name, run.end, run.root())
             await self._publish(chain, checkpoint, keys[-1], anchor.version if anchor else 0)
+
+    async def require_continues(self, chain: str) -> None:
+        """Raise AuditDiverged unless a chain goes on from what was anchored."""
+        anchored = await self.anchored(chain)
+        if anchored is None:
+            return
+        for wait_s in AGAIN_S:
+            if (run := await self._grow(chain)) is not None:
+                await self._require_same(chain, anchored, run)
+                return
+            # Another replica grows the tree, which is soon over.
+            await asyncio.sleep(wait_s)
+        raise AuditUnavailable("the tree of the chain is grown by others all the time")
 
     async def _grow(self, chain: str) -> Run | None:
         """Take new entries into the tree; returns all of it, or None when another replica is at it."""

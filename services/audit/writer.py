@@ -13,13 +13,15 @@ import asyncpg
 import structlog
 
 from libs.chain import GENESIS
-from libs.errors import AuditUnavailable, PlexError
+from libs.errors import AuditDiverged, AuditUnavailable, PlexError
 from libs.pg import transaction
 from services.audit.entry import link
+from services.audit.guard import Guard, Server
 from services.audit.model import Draft, Head, Row
 
 LARGEST_BATCH = 512
 LONGEST_QUEUE = 4096
+TRIES = 3
 
 log = structlog.get_logger()
 
@@ -28,7 +30,10 @@ TAKE_HEADS = """
 INSERT INTO audit.chains (chain, seq, entry_hash) SELECT c, 0, $2 FROM unnest($1::text[]) c ORDER BY c
 ON CONFLICT (chain) DO NOTHING
 """
-LOCK_HEADS = "SELECT chain, seq, entry_hash FROM audit.chains WHERE chain = ANY ($1::text[]) ORDER BY chain FOR UPDATE"
+LOCK_HEADS = """
+SELECT chain, seq, entry_hash, pg_postmaster_start_time() AS started FROM audit.chains
+WHERE chain = ANY ($1::text[]) ORDER BY chain FOR UPDATE OF chains
+"""
 KNOWN_KEYS = "SELECT key, seq FROM audit.idempotency WHERE key = ANY ($1::uuid[])"
 WRITE = """
 WITH entry AS (
@@ -67,11 +72,16 @@ class Waiting:
             self.answer.set_exception(error)
 
 
+class Doubted(Exception):
+    """A chain has to be checked before it is appended to."""
+
+
 class GroupWriter:
     """Appends for all callers of this process."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, guard: Guard) -> None:
         self._pool = pool
+        self._guard = guard
         self._queue: asyncio.Queue[Waiting] = asyncio.Queue(LONGEST_QUEUE)
 
     async def append(self, entry: Draft) -> int:
@@ -90,12 +100,32 @@ class GroupWriter:
             while len(batch) < LARGEST_BATCH and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             try:
-                await self._write(batch)
+                await self._guarded(batch)
             except Exception as error:  # a batch that goes wrong fails its callers, and not the writer
                 log.warning("audit.batch_failed", size=len(batch), exc_info=error)
                 reason = error if isinstance(error, PlexError) else AuditUnavailable(type(error).__name__)
                 for waiting in batch:
                     waiting.fail(reason)
+
+    async def _guarded(self, batch: list[Waiting]) -> None:
+        """Write what goes to chains that go on from their anchors, and refuse the rest, chain by chain."""
+        by_chain: dict[str, list[Waiting]] = defaultdict(list)
+        for waiting in batch:
+            by_chain[waiting.entry.decision.chain].append(waiting)
+        for _ in range(TRIES):
+            for chain in list(by_chain):
+                try:
+                    await self._guard.require(chain)
+                except PlexError as error:
+                    for waiting in by_chain.pop(chain):
+                        waiting.fail(error)
+            try:
+                await self._write([waiting for callers in by_chain.values() for waiting in callers])
+            except Doubted:
+                # The server or a head is another one than was checked.
+                continue
+            return
+        raise AuditUnavailable("the database does not stay the same")
 
     async def _write(self, batch: list[Waiting]) -> None:
         by_key: dict[UUID, list[Waiting]] = defaultdict(list)
@@ -115,6 +145,7 @@ class GroupWriter:
             if rows:
                 await connection.execute(WRITE, *columns(rows))
             written |= {row.draft.decision.idempotency_key: row.seq for row in rows}
+        self._guard.wrote((row.draft.decision.chain, Head(row.seq, row.entry_hash)) for row in rows)
         for key, callers in by_key.items():
             for waiting in callers:
                 waiting.settle(written[key])
@@ -124,7 +155,19 @@ class GroupWriter:
         if len(found) < len(chains):
             await connection.execute(TAKE_HEADS, chains, GENESIS)
             found = await connection.fetch(LOCK_HEADS, chains)
-        return {row["chain"]: Head(row["seq"], row["entry_hash"]) for row in found}
+        heads = {row["chain"]: Head(row["seq"], row["entry_hash"]) for row in found}
+        server = Server(found[0]["started"] if found else None)
+        doubted = [chain for chain, head in heads.items() if not self._trusted(chain, server, head)]
+        if doubted:
+            raise Doubted
+        return heads
+
+    def _trusted(self, chain: str, server: Server, head: Head) -> bool:
+        try:
+            return self._guard.holds(chain, server, head)
+        except AuditDiverged:
+            # Its callers are told when it is asked about again.
+            return False
 
 
 def columns(rows: list[Row]) -> list[object]:

@@ -17,7 +17,7 @@ from services.audit.checkpoints import Checkpoints
 from services.audit.model import Note
 from services.audit.ports import Objects, Segments
 from services.audit.store import PgStore
-from services.audit.tests.fakes import FakeAnchors, FakeObjects, FakeSegments, FakeSigner
+from services.audit.tests.fakes import FakeAnchors, FakeObjects, FakeSegments, FakeSigner, trusting
 from services.audit.tests.test_ports import NAME
 from services.audit.tests.test_store import entry, running
 from services.audit.tree_store import PgTrees
@@ -115,7 +115,7 @@ async def test_two_replicas_archive_a_chain_once_and_a_comparison_finds_the_alte
     url = f"file://{folder}"
     one, other = (Archive(store, trees, segments, ObjectArchive(url), clock) for _ in range(2))
     soon = datetime.timedelta(hours=1)
-    async with running(GroupWriter(pool)) as writer:
+    async with running(GroupWriter(pool, trusting())) as writer:
         for count in (3, 4):
             for _ in range(count):
                 await writer.append(entry(chain))

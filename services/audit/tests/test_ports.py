@@ -21,7 +21,7 @@ from services.audit.checkpoints import Checkpoints
 from services.audit.model import Anchor, Signed
 from services.audit.ports import Anchors, Signer, Trees
 from services.audit.store import PgStore
-from services.audit.tests.fakes import FakeAnchors, FakeChains, FakeSigner, FakeTrees
+from services.audit.tests.fakes import FakeAnchors, FakeChains, FakeSigner, FakeTrees, trusting
 from services.audit.tests.test_store import entry, running
 from services.audit.tree_store import PgTrees
 from services.audit.vault import BaoAnchors, BaoSigner
@@ -100,7 +100,7 @@ async def test_a_checkpoint_is_due_when_it_is_missing_old_far_behind_or_beyond_t
     fake, real = FakeTrees(chains), PgTrees(pool)
     names = {case: str(uuid.uuid4()) for case in ("missing", "old", "behind", "fresh", "same", "beyond")}
     kept = {"old": (2, 61), "behind": (1, 0), "fresh": (2, 0), "same": (3, 600), "beyond": (4, 0)}
-    async with running(GroupWriter(pool)) as writer:
+    async with running(GroupWriter(pool, trusting())) as writer:
         for name in names.values():
             for _ in range(3):
                 made = entry(name)
@@ -173,7 +173,7 @@ async def test_audit_itself_cannot_take_back_an_anchor_or_take_out_the_key(
 async def test_replicas_under_load_leave_one_line_of_checkpoints(pool: asyncpg.Pool, bao: Bao, chain: str) -> None:
     store, trees = PgStore(pool), PgTrees(pool)
     replica = Checkpoints(NAME, store, trees, BaoAnchors(bao), BaoSigner(bao), SystemClock())
-    async with running(GroupWriter(pool)) as writer:
+    async with running(GroupWriter(pool, trusting())) as writer:
         for _ in range(6):
             await asyncio.gather(*(writer.append(entry(chain)) for _ in range(37)))
             appends = [writer.append(entry(chain)) for _ in range(10)]
@@ -211,7 +211,7 @@ async def test_a_crash_after_each_step_leaves_a_state_from_which_it_goes_on(
 
     whole = Checkpoints(NAME, PgStore(pool), PgTrees(pool), BaoAnchors(bao), BaoSigner(bao), SystemClock())
     sizes, seen = [3, 6], "SELECT array_agg(size ORDER BY size) FROM audit.checkpoints WHERE chain = $1"
-    async with running(GroupWriter(pool)) as writer:
+    async with running(GroupWriter(pool, trusting())) as writer:
         await asyncio.gather(*(writer.append(entry(chain)) for _ in range(3)))
         with pytest.raises(SigningUnavailable):
             await replace(whole, signer=Unsigned(bao)).turn(chain)
