@@ -8,7 +8,7 @@ from opentelemetry import trace
 
 from libs.clock import Clock, SystemClock
 from libs.decision import Record
-from libs.errors import AuditUnavailable, InvalidRequest, PlexError
+from libs.errors import AuditDiverged, AuditUnavailable, InvalidRequest, PlexError
 from libs.rpc.channel import Peer
 from libs.rpc.context import current_call
 from libs.scope import named
@@ -65,7 +65,8 @@ class AuditClient:
     async def _append_all(self, requests: list[audit_pb2.AppendRequest]) -> Sequence[int]:
         try:
             answer = await self._stub.AppendAll(audit_pb2.AppendAllRequest(decisions=requests), timeout=DEADLINE_S)
-        except InvalidRequest as error:
+        except (InvalidRequest, AuditDiverged) as error:
+            # What is wrong with one, or with the chain that it is for, is no matter of the others.
             if len(requests) > 1:
                 raise
             raise AuditUnavailable(error.code) from error

@@ -39,6 +39,7 @@ STREAMS = Gauge("plexsphere_event_streams", "Event streams that are open.")
 STREAMS_ENDED = Counter("plexsphere_event_streams_ended_total", "Event streams that ended, by cause.", ["cause"])
 OUTBOX = Gauge("plexsphere_outbox_oldest_seconds", "Age of the oldest event that waits to be published.", ["schema"])
 DRIFT = Gauge("plexsphere_relation_drift", "Tuples that differ between SpiceDB and identity's table.", ["kind"])
+REFUSED_CHAINS = Gauge("plexsphere_audit_chains_refused", "Chains that do not go on from their anchor.")
 READY = Gauge("plexsphere_ready", "1 when a dependency is reachable.", ["dependency"])
 
 SENSITIVE = re.compile(

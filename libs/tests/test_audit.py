@@ -9,7 +9,7 @@ import pytest
 
 from libs.audit import AuditClient
 from libs.decision import Record
-from libs.errors import AuditUnavailable, InvalidRequest, Unavailable
+from libs.errors import AuditDiverged, AuditUnavailable, InvalidRequest, Unavailable
 from libs.rpc.channel import Peer
 from plexsphere.audit.v1 import audit_pb2
 
@@ -21,6 +21,7 @@ class FakeAudit:
     """The audit service: objects that it cannot read, and how long it takes."""
 
     unreadable: set[str] = field(default_factory=set)
+    refused: set[str] = field(default_factory=set)
     down: bool = False
     calls: list[list[str]] = field(default_factory=list)
     may: asyncio.Event = field(default_factory=asyncio.Event)
@@ -34,6 +35,8 @@ class FakeAudit:
                 raise Unavailable
             if any(row.object_id in self.unreadable for row in rows):
                 raise InvalidRequest
+            if any(row.object_id in self.refused for row in rows):
+                raise AuditDiverged
             if method.endswith("All"):
                 return audit_pb2.AppendAllResponse(seqs=[int(row.object_id) for row in rows])
             return audit_pb2.AppendResponse(seq=int(request.object_id))
@@ -57,8 +60,8 @@ async def test_what_comes_while_a_call_is_under_way_goes_together_and_each_gets_
     assert [len(rows) for rows in audit.calls] == [64, 36]
 
 
-async def test_one_that_cannot_be_read_takes_no_other_with_it() -> None:
-    audit = FakeAudit(unreadable={"3"})
+@pytest.mark.parametrize("audit", [FakeAudit(unreadable={"3"}), FakeAudit(refused={"3"})], ids=["unread", "refused"])
+async def test_one_that_is_not_taken_takes_no_other_with_it(audit: FakeAudit) -> None:
     answers = await recorded(audit, range(1, 6))
     assert [type(answer) for answer in answers] == [int, int, AuditUnavailable, int, int]
 

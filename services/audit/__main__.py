@@ -23,6 +23,7 @@ from services.audit.columns import COLUMNS
 from services.audit.grpc_api import AppendApi, ReadApi
 from services.audit.guard import Guard
 from services.audit.proofs import Proofs
+from services.audit.restores import Restores
 from services.audit.rounds import Rounds, mirrored
 from services.audit.service import Audit
 from services.audit.settings import AuditSettings
@@ -46,7 +47,7 @@ async def run(settings: AuditSettings) -> None:
         store, trees, clock = PgStore(pool), PgTrees(pool), SystemClock()
         due = settings.checkpoints
         checkpoints = Checkpoints(due.log, store, trees, BaoAnchors(bao), BaoSigner(bao), clock)
-        guard = Guard(checkpoints.require_continues)
+        guard = Guard(Restores(checkpoints))
         writer = GroupWriter(pool, guard)
         every = timedelta(seconds=due.every_s)
         rounds = [Rounds("checkpoint", checkpoints.turn, trees.due, clock, every, due.every_entries)]
@@ -81,8 +82,8 @@ async def run(settings: AuditSettings) -> None:
                     principal=True,
                 ),
             ],
-            readiness={"postgres": functools.partial(ping, pool), "openbao": bao.ping},
-            background=[writer.run(), *(one.run() for one in rounds)],
+            readiness={"postgres": functools.partial(ping, pool), "openbao": bao.ping, "chains": guard.ready},
+            background=[writer.run(), guard.run(), *(one.run() for one in rounds)],
         )
 
 

@@ -1,81 +1,147 @@
-"""Whether a chain may be appended to: it goes on from its anchor, and from what this process has seen of it.
+"""Whether a chain may be appended to: what this process knows of each, and when that has to be found out again.
 
-A database that was restored from an older or another backup is found before its next append: at start, when the server
-is another one, and when a head is not where it was.
+A database that was restored from an older, an altered or another backup is found before its next append: at start, when
+the server, the database or the table is another one, and when a head is not where it was.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+import asyncio
+import contextvars
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import structlog
 
-from libs.errors import AuditDiverged
-from libs.telemetry import REFUSALS
+from libs.errors import AuditDiverged, AuditUnavailable
+from libs.telemetry import REFUSALS, REFUSED_CHAINS
 from services.audit.model import Head
+from services.audit.restores import Checked, Restores, Seen, goes_on
+
+LOOK_EVERY_S = 2.0
+# What is refused is looked at again, for at most so large a part of the time.
+SHARE = 0.1
+ABREAST = 8
 
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running database server: when it was started tells it from any other, and from itself after a restore."""
-
-    started: object
-
-
 @dataclass
 class Guard:
-    """What this process knows of the chains; `check` holds one against its anchor and raises AuditDiverged."""
+    """What this process knows of the chains; `refused` says why one is not appended to."""
 
-    check: Callable[[str], Awaitable[None]]
-    # Why a chain is refused.
-    diverged: dict[str, str] = field(default_factory=dict)
-    _trusted: dict[str, Server | None] = field(default_factory=dict)
-    _heads: dict[str, Head] = field(default_factory=dict)
-    _behind: set[str] = field(default_factory=set)
+    restores: Restores
+    refused: dict[str, str] = field(default_factory=dict)
+    _checked: dict[str, Checked] = field(default_factory=dict)
+    _seen: dict[str, Seen] = field(default_factory=dict)
+    _checks: dict[str, "asyncio.Task[Exception | None]"] = field(default_factory=dict)
+    _again_at: dict[str, float] = field(default_factory=dict)
+    # The server on which all chains were looked at.
+    _surveyed: str = ""
 
     async def require(self, chain: str) -> None:
         """Return if a chain goes on from its anchor; raises AuditDiverged, and what the check raises."""
-        if chain in self._trusted:
+        if chain in self._checked:
             return
-        if chain in self._behind:
-            raise AuditDiverged(self.diverged[chain])
-        try:
-            await self.check(chain)
-        except AuditDiverged as error:
-            self._refuse(chain, str(error))
-            raise
-        self.diverged.pop(chain, None)
-        self._trusted[chain] = None
+        if chain in self.refused:
+            raise AuditDiverged(self.refused[chain])
+        if (error := await self._check(chain)) is not None:
+            raise error
 
-    def holds(self, chain: str, server: Server, head: Head) -> bool:
+    def holds(self, chain: str, server: str, head: Head, there: bytes | None) -> bool:
         """Whether a locked head may be appended to; False when the chain has to be checked once more.
 
-        Raises AuditDiverged when it is behind what this process has seen, which no crash of a durable database does.
+        `there` is the hash of the entry at the sequence that was last seen.
         """
-        seen = self._heads.get(chain)
-        if seen is not None and (head.seq < seen.seq or (head.seq == seen.seq and head != seen)):
-            # The anchor may be older than what was lost.
-            self._behind.add(chain)
-            self._refuse(chain, f"entry {seen.seq} was there and is not any longer")
-            raise AuditDiverged(self.diverged[chain])
-        if chain not in self._trusted:
+        checked, seen = self._checked.get(chain), self._seen.get(chain)
+        if checked is None:
             return False
-        known = self._trusted[chain]
-        if known not in {None, server}:
-            del self._trusted[chain]
+        if checked.server != server or (seen is not None and not goes_on(seen.head, head, there)):
+            del self._checked[chain]
             return False
-        self._trusted[chain] = server
-        self._heads[chain] = head
+        self._seen[chain] = Seen(head, checked.epoch)
         return True
 
-    def wrote(self, heads: Iterable[tuple[str, Head]]) -> None:
-        """Remember where chains end, once that is durable."""
-        self._heads.update(heads)
+    def seen(self, chains: Iterable[str]) -> list[int]:
+        """Return the sequence that was last seen of each chain, 0 for none."""
+        return [self._seen[chain].head.seq if chain in self._seen else 0 for chain in chains]
+
+    def wrote(self, chain: str, head: Head) -> None:
+        """Remember where a chain ends, once that is durable."""
+        if (checked := self._checked.get(chain)) is not None:
+            self._seen[chain] = Seen(head, checked.epoch)
+
+    async def ready(self) -> None:
+        """Raise unless each chain that was anchored was looked at, and goes on."""
+        if not self._surveyed:
+            raise AuditUnavailable("not every chain was looked at yet")
+        if self.refused:
+            raise AuditDiverged("a chain does not go on from its anchor")
+
+    async def run(self) -> None:
+        """Look for as long as the process lives."""
+        while True:
+            try:
+                await self.look()
+            except Exception as error:  # the next look may find the backends again
+                log.warning("restore.look_failed", exc_info=error)
+            await asyncio.sleep(LOOK_EVERY_S)
+
+    async def look(self) -> None:
+        """Look at all chains when the database is another one, and again at those that are refused."""
+        server = await self.restores.server()
+        if server != self._surveyed:
+            self._surveyed = ""
+            answers = await self._check_all(await self.restores.chains())
+            failed = [answer for answer in answers if answer and not isinstance(answer, AuditDiverged)]
+            if failed:
+                raise failed[0]
+            self._surveyed = server
+        await self._check_all(chain for chain in self.refused if time.monotonic() >= self._again_at[chain])
+
+    async def _check_all(self, chains: Iterable[str]) -> list[Exception | None]:
+        places = asyncio.Semaphore(ABREAST)
+
+        async def check(chain: str) -> Exception | None:
+            async with places:
+                return await self._check(chain)
+
+        return await asyncio.gather(*map(check, list(chains)))
+
+    async def _check(self, chain: str) -> Exception | None:
+        """Check a chain, once for all who ask meanwhile; returns what is wrong with it."""
+        if chain not in self._checks:
+            # Of no caller's context: the deadline of one is not that of the others.
+            work = self._held_against(chain)
+            self._checks[chain] = asyncio.get_running_loop().create_task(work, context=contextvars.Context())
+        return await asyncio.shield(self._checks[chain])
+
+    async def _held_against(self, chain: str) -> Exception | None:
+        started = time.monotonic()
+        try:
+            self._checked[chain] = await self.restores.check(chain, self._seen.get(chain))
+        except AuditDiverged as error:
+            self._refuse(chain, str(error))
+            return error
+        except Exception as error:  # noqa: BLE001 — it is raised where it was asked for
+            return error
+        finally:
+            del self._checks[chain]
+            self._again_at[chain] = time.monotonic() + (time.monotonic() - started) / SHARE
+        if self.refused.pop(chain, None) is not None:
+            log.info("restore.goes_on", chain=chain)
+        self._after(chain)
+        return None
+
+    def _after(self, chain: str) -> None:
+        """Forget what was seen in an epoch that is over."""
+        if chain in self._seen and self._seen[chain].epoch != self._checked[chain].epoch:
+            del self._seen[chain]
+        REFUSED_CHAINS.set(len(self.refused))
 
     def _refuse(self, chain: str, reason: str) -> None:
-        self._trusted.pop(chain, None)
-        if self.diverged.get(chain) != reason:
+        self._checked.pop(chain, None)
+        if self.refused.get(chain) != reason:
             REFUSALS.labels("restore", "diverged").inc()
             log.error("restore.diverged", chain=chain, reason=reason)
-        self.diverged[chain] = reason
+        self.refused[chain] = reason
+        REFUSED_CHAINS.set(len(self.refused))

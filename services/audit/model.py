@@ -140,11 +140,23 @@ class Signed:
 
 
 @dataclass(frozen=True)
+class Storage:
+    """Where a database is: `server` is another one after a restart, `name` only after a restore or a swap."""
+
+    server: str
+    name: str
+
+
+@dataclass(frozen=True)
 class Anchor:
-    """The newest note of a chain, kept where no DBA reaches; `version` counts how often it moved."""
+    """The newest note of a chain, kept where no DBA reaches; `version` counts how often it moved.
+
+    `epoch` counts how often a restored database was acknowledged that does not go on from it.
+    """
 
     note: str
     version: int
+    epoch: int = 0
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Protocol
 from libs.custody import Secret
 from libs.decision import Decision as Verdict
 from libs.tlog.tree import Node
-from services.audit.model import Anchor, Draft, Filter, Head, Note, Signed, Stored
+from services.audit.model import Anchor, Draft, Filter, Head, Note, Signed, Storage, Stored
 
 
 class Appender(Protocol):
@@ -19,6 +19,9 @@ class Appender(Protocol):
 
 class Store(Protocol):
     """Reads chains and removes personal data."""
+
+    async def storage(self) -> Storage:
+        """Return where the database is that answers now."""
 
     async def head(self, chain: str) -> Head:
         """Return where a chain ends now."""
@@ -87,8 +90,17 @@ class Anchors(Protocol):
     async def read(self, chain: str) -> Anchor | None:
         """Return the anchor as it is now, never from memory."""
 
-    async def move(self, chain: str, note: str, version: int) -> bool:
-        """Replace the anchor of a version, 0 for none yet; returns whether it was still that one. Durable."""
+    async def move(self, chain: str, note: str, before: Anchor | None, epoch: int = 0) -> bool:
+        """Replace an anchor, None for none yet; returns whether it was still that one. Durable."""
+
+    async def chains(self) -> list[str]:
+        """Return the chains that may have an anchor."""
+
+    async def storage(self, chain: str) -> str:
+        """Return the name of the storage in which a chain was last found to be whole, empty for none."""
+
+    async def found_whole(self, chain: str, storage: str) -> None:
+        """Note that name. Durable."""
 
 
 class Signer(Protocol):

@@ -9,7 +9,15 @@ from uuid import UUID
 from libs.chain import GENESIS, entry_hash
 from libs.clock import Clock
 from libs.cursor import Cursors
-from libs.errors import CursorBindingMismatch, Forbidden, InvalidCursor, InvalidRequest, NotFound
+from libs.errors import (
+    AuditDiverged,
+    AuditUnavailable,
+    CursorBindingMismatch,
+    Forbidden,
+    InvalidCursor,
+    InvalidRequest,
+    NotFound,
+)
 from libs.ids import uuid7
 from libs.principal import Principal
 from libs.scope import named
@@ -204,6 +212,17 @@ class Audit:
     async def _record(
         self, request: Request, chain: str, relation: str, action: str, object_id: str, reason: str
     ) -> None:
+        try:
+            await self._record_in(chain, request, relation, action, object_id, reason)
+        except AuditDiverged:
+            # Who reads a chain that is refused finds out what happened to it, which is recorded where it can be.
+            if relation != AUDIT or chain == PLATFORM:
+                raise AuditUnavailable("the chain is refused") from None
+            await self._record(request, PLATFORM, relation, action, _within(chain, object_id), reason)
+
+    async def _record_in(
+        self, chain: str, request: Request, relation: str, action: str, object_id: str, reason: str
+    ) -> None:
         await self.append(
             Decision(
                 chain=chain,
@@ -222,6 +241,11 @@ class Audit:
                 user_agent=request.user_agent,
             )
         )
+
+
+def _within(chain: str, object_id: str) -> str:
+    """Name an object of a chain in another one."""
+    return object_id if object_id == chain else f"{chain}/{object_id}"
 
 
 def _shown_hash(row: Stored, own: bytes) -> bytes:

@@ -9,7 +9,7 @@ import asyncpg
 
 from libs.chain import GENESIS
 from libs.pg import connection, transaction
-from services.audit.model import Filter, Head, Stored
+from services.audit.model import Filter, Head, Storage, Stored
 
 # Times that Python does not have come as its first or last one, which are not what was written either.
 COLUMNS = """
@@ -32,6 +32,18 @@ LEFT JOIN LATERAL (
 LEFT JOIN audit.archived a ON a.chain = e.chain AND a.first = s.first
 """
 WALK_PAGE = 500
+# A query of one value: another one after a restart, and when database or table are replaced under a running server.
+SERVER = """
+SELECT concat_ws('.', pg_postmaster_start_time(), d.oid, 'audit.entries'::regclass::oid,
+                 pg_relation_filenode('audit.entries'))
+FROM pg_database d WHERE d.datname = current_database()
+"""
+# What a dump and its restore do not keep, while a standby that takes over and a physical backup do.
+STORAGE = f"""
+SELECT ({SERVER}) AS server, concat_ws('.', system_identifier, d.oid, 'audit.entries'::regclass::oid,
+                                       pg_relation_filenode('audit.entries')) AS name
+FROM pg_control_system(), pg_database d WHERE d.datname = current_database()
+"""
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,12 @@ class PgStore:
     """Chains in PostgreSQL."""
 
     pool: asyncpg.Pool
+
+    async def storage(self) -> Storage:
+        """Return where the database is that answers now."""
+        async with connection(self.pool, "storage") as lent:
+            (row,) = await lent.fetch(STORAGE)
+        return Storage(row["server"], row["name"])
 
     async def head(self, chain: str) -> Head:
         """Return where a chain ends now."""

@@ -5,7 +5,7 @@ import base64
 import os
 from dataclasses import dataclass
 
-from libs.bao import BAD, MISSING, Bao, BaoRefused
+from libs.bao import BAD, JSON, MISSING, Bao, BaoRefused
 from libs.custody import Secret
 from libs.errors import OpenbaoUnavailable, SigningUnavailable
 from services.audit.model import Anchor
@@ -54,18 +54,50 @@ class BaoAnchors:
 
     async def read(self, chain: str) -> Anchor | None:
         """Return the anchor as it is now, never from memory."""
+        found = await self._read(f"audit/{chain}/anchor")
+        if found is None:
+            return None
+        data, version = found
+        return Anchor(str(data["note"]), version, int(data.get("epoch", 0)))
+
+    async def move(self, chain: str, note: str, before: Anchor | None, epoch: int = 0) -> bool:
+        """Replace an anchor, None for none yet; returns whether it was still that one. Durable."""
+        data = {"note": note} | ({"epoch": epoch} if epoch else {})
+        return await self._write(f"audit/{chain}/anchor", data, before.version if before else 0)
+
+    async def chains(self) -> list[str]:
+        """Return the chains that may have an anchor."""
         try:
-            data, version = await self.bao.read_kv(f"audit/{chain}/anchor")
+            names = (await self.bao.request("GET", "kv/metadata/audit/?list=true"))["data"]["keys"]
+        except BaoRefused as refused:
+            if refused.status == MISSING:
+                return []
+            raise OpenbaoUnavailable(str(refused)) from refused
+        return [str(name).removesuffix("/") for name in names]
+
+    async def storage(self, chain: str) -> str:
+        """Return the name of the storage in which a chain was last found to be whole, empty for none."""
+        found = await self._read(f"audit/{chain}/storage")
+        return str(found[0]["storage"]) if found else ""
+
+    async def found_whole(self, chain: str, storage: str) -> None:
+        """Note that name. Durable."""
+        path = f"audit/{chain}/storage"
+        found = await self._read(path)
+        # Of two replicas one is enough.
+        await self._write(path, {"storage": storage}, found[1] if found else 0)
+
+    async def _read(self, path: str) -> tuple[JSON, int] | None:
+        try:
+            return await self.bao.read_kv(path)
         except BaoRefused as refused:
             if refused.status == MISSING:
                 return None
             raise OpenbaoUnavailable(str(refused)) from refused
-        return Anchor(str(data["note"]), version)
 
-    async def move(self, chain: str, note: str, version: int) -> bool:
-        """Replace the anchor of a version, 0 for none yet; returns whether it was still that one. Durable."""
+    async def _write(self, path: str, data: JSON, version: int) -> bool:
         try:
-            await self.bao.write_kv(f"audit/{chain}/anchor", {"note": note}, cas=version)
+            await self.bao.write_kv(path, data, cas=version)
         except BaoRefused as refused:
             if refused.status == BAD:
                 return False

@@ -1,10 +1,12 @@
 """Group commit: one writer task a process, batches across callers and chains, heads locked in chain order.
 
-Locking the heads makes two replicas on the same chains wait for each other instead of forking. An error fails every
-caller of the batch: they fail closed, and retry with the same key.
+Locking the heads makes two replicas on the same chains wait for each other instead of forking. A head that is not where
+it was is checked before anything is appended to it. An error fails every caller of the batch: they fail closed, and
+retry with the same key.
 """
 
 import asyncio
+import contextlib
 from collections import defaultdict
 from dataclasses import dataclass, field
 from uuid import UUID
@@ -13,11 +15,12 @@ import asyncpg
 import structlog
 
 from libs.chain import GENESIS
-from libs.errors import AuditDiverged, AuditUnavailable, PlexError
+from libs.errors import AuditUnavailable, PlexError
 from libs.pg import transaction
 from services.audit.entry import link
-from services.audit.guard import Guard, Server
+from services.audit.guard import Guard
 from services.audit.model import Draft, Head, Row
+from services.audit.store import SERVER
 
 LARGEST_BATCH = 512
 LONGEST_QUEUE = 4096
@@ -30,9 +33,13 @@ TAKE_HEADS = """
 INSERT INTO audit.chains (chain, seq, entry_hash) SELECT c, 0, $2 FROM unnest($1::text[]) c ORDER BY c
 ON CONFLICT (chain) DO NOTHING
 """
-LOCK_HEADS = """
-SELECT chain, seq, entry_hash, pg_postmaster_start_time() AS started FROM audit.chains
-WHERE chain = ANY ($1::text[]) ORDER BY chain FOR UPDATE OF chains
+# With the entry at which each chain was last seen: where that is another one, the database is another one.
+LOCK_HEADS = f"""
+SELECT c.chain, c.seq, c.entry_hash, e.entry_hash AS there, ({SERVER}) AS server
+FROM unnest($1::text[], $2::bigint[]) AS last (chain, seq)
+JOIN audit.chains c ON c.chain = last.chain
+LEFT JOIN audit.entries e ON e.chain = last.chain AND e.seq = last.seq
+ORDER BY c.chain FOR UPDATE OF c
 """
 KNOWN_KEYS = "SELECT key, seq FROM audit.idempotency WHERE key = ANY ($1::uuid[])"
 WRITE = """
@@ -73,7 +80,7 @@ class Waiting:
 
 
 class Doubted(Exception):
-    """A chain has to be checked before it is appended to."""
+    """A chain has to be checked once more before it is appended to."""
 
 
 class GroupWriter:
@@ -85,13 +92,21 @@ class GroupWriter:
         self._queue: asyncio.Queue[Waiting] = asyncio.Queue(LONGEST_QUEUE)
 
     async def append(self, entry: Draft) -> int:
-        """Return the entry's sequence once it is durable; raises AuditUnavailable at once when the queue is full."""
-        waiting = Waiting(entry)
-        try:
-            self._queue.put_nowait(waiting)
-        except asyncio.QueueFull:
-            raise AuditUnavailable("the queue is full") from None
-        return await waiting.answer
+        """Return the entry's sequence once it is durable.
+
+        Raises AuditUnavailable at once when the queue is full, AuditDiverged when the chain may not be appended to.
+        """
+        for _ in range(TRIES):
+            # Here and not in the batch, which would have the other chains wait.
+            await self._guard.require(entry.decision.chain)
+            waiting = Waiting(entry)
+            try:
+                self._queue.put_nowait(waiting)
+            except asyncio.QueueFull:
+                raise AuditUnavailable("the queue is full") from None
+            with contextlib.suppress(Doubted):
+                return await waiting.answer
+        raise AuditUnavailable("the database does not stay the same")
 
     async def run(self) -> None:
         """Write batches for as long as the process lives."""
@@ -100,43 +115,25 @@ class GroupWriter:
             while len(batch) < LARGEST_BATCH and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
             try:
-                await self._guarded(batch)
+                await self._write(batch)
             except Exception as error:  # a batch that goes wrong fails its callers, and not the writer
                 log.warning("audit.batch_failed", size=len(batch), exc_info=error)
                 reason = error if isinstance(error, PlexError) else AuditUnavailable(type(error).__name__)
                 for waiting in batch:
                     waiting.fail(reason)
 
-    async def _guarded(self, batch: list[Waiting]) -> None:
-        """Write what goes to chains that go on from their anchors, and refuse the rest, chain by chain."""
-        by_chain: dict[str, list[Waiting]] = defaultdict(list)
-        for waiting in batch:
-            by_chain[waiting.entry.decision.chain].append(waiting)
-        for _ in range(TRIES):
-            for chain in list(by_chain):
-                try:
-                    await self._guard.require(chain)
-                except PlexError as error:
-                    for waiting in by_chain.pop(chain):
-                        waiting.fail(error)
-            try:
-                await self._write([waiting for callers in by_chain.values() for waiting in callers])
-            except Doubted:
-                # The server or a head is another one than was checked.
-                continue
-            return
-        raise AuditUnavailable("the database does not stay the same")
-
     async def _write(self, batch: list[Waiting]) -> None:
-        by_key: dict[UUID, list[Waiting]] = defaultdict(list)
-        for waiting in batch:
-            by_key[waiting.entry.decision.idempotency_key].append(waiting)
         written: dict[UUID, int] = {}
         async with transaction(self._pool, "append") as connection:
-            chains = sorted({waiting.entry.decision.chain for waiting in batch})
-            heads = await self._heads(connection, chains)
-            for row in await connection.fetch(KNOWN_KEYS, list(by_key)):
-                written[row["key"]] = row["seq"]
+            heads = await self._heads(connection, sorted({waiting.entry.decision.chain for waiting in batch}))
+            by_key: dict[UUID, list[Waiting]] = defaultdict(list)
+            for waiting in batch:
+                if waiting.entry.decision.chain in heads:
+                    by_key[waiting.entry.decision.idempotency_key].append(waiting)
+                else:
+                    waiting.fail(Doubted())
+            for known in await connection.fetch(KNOWN_KEYS, list(by_key)):
+                written[known["key"]] = known["seq"]
             fresh: dict[str, list[Draft]] = defaultdict(list)
             for key, callers in by_key.items():
                 if key not in written:
@@ -145,29 +142,25 @@ class GroupWriter:
             if rows:
                 await connection.execute(WRITE, *columns(rows))
             written |= {row.draft.decision.idempotency_key: row.seq for row in rows}
-        self._guard.wrote((row.draft.decision.chain, Head(row.seq, row.entry_hash)) for row in rows)
+        for row in rows:
+            self._guard.wrote(row.draft.decision.chain, Head(row.seq, row.entry_hash))
         for key, callers in by_key.items():
             for waiting in callers:
                 waiting.settle(written[key])
 
     async def _heads(self, connection: asyncpg.Connection, chains: list[str]) -> dict[str, Head]:
-        found = await connection.fetch(LOCK_HEADS, chains)
+        """Lock the heads and return those that may be appended to."""
+        seen = self._guard.seen(chains)
+        found = await connection.fetch(LOCK_HEADS, chains, seen)
         if len(found) < len(chains):
             await connection.execute(TAKE_HEADS, chains, GENESIS)
-            found = await connection.fetch(LOCK_HEADS, chains)
-        heads = {row["chain"]: Head(row["seq"], row["entry_hash"]) for row in found}
-        server = Server(found[0]["started"] if found else None)
-        doubted = [chain for chain, head in heads.items() if not self._trusted(chain, server, head)]
-        if doubted:
-            raise Doubted
-        return heads
-
-    def _trusted(self, chain: str, server: Server, head: Head) -> bool:
-        try:
-            return self._guard.holds(chain, server, head)
-        except AuditDiverged:
-            # Its callers are told when it is asked about again.
-            return False
+            found = await connection.fetch(LOCK_HEADS, chains, seen)
+        heads = {row["chain"]: (Head(row["seq"], row["entry_hash"]), row["there"], row["server"]) for row in found}
+        return {
+            chain: head
+            for chain, (head, there, server) in heads.items()
+            if self._guard.holds(chain, server, head, there)
+        }
 
 
 def columns(rows: list[Row]) -> list[object]:

@@ -6,16 +6,22 @@ from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+import asyncpg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from libs.chain import GENESIS
+from libs.clock import SystemClock
 from libs.custody import Secret
 from libs.decision import Decision
 from libs.errors import PlexError
 from libs.tlog.tree import Node
+from services.audit.checkpoints import Checkpoints
 from services.audit.entry import link
 from services.audit.guard import Guard
-from services.audit.model import Anchor, Draft, Filter, Head, Note, Row, Signed, Stored
+from services.audit.model import Anchor, Draft, Filter, Head, Note, Row, Signed, Storage, Stored
+from services.audit.restores import Checked, Restores, Seen
+from services.audit.store import PgStore
+from services.audit.tree_store import PgTrees
 
 
 @dataclass
@@ -25,6 +31,10 @@ class FakeChains:
     rows: dict[str, list[Stored]] = field(default_factory=lambda: defaultdict(list))
     keys: dict[UUID, int] = field(default_factory=dict)
     erased: dict[tuple[str, str], datetime.datetime] = field(default_factory=dict)
+    kept_in: Storage = field(default_factory=lambda: Storage("server", "storage"))
+
+    async def storage(self) -> Storage:
+        return self.kept_in
 
     async def append(self, entry: Draft) -> int:
         decision = entry.decision
@@ -140,6 +150,7 @@ class FakeAnchors:
     """Anchors in memory."""
 
     anchors: dict[str, Anchor] = field(default_factory=dict)
+    storages: dict[str, str] = field(default_factory=dict)
     refusal: PlexError | None = None
 
     async def read(self, chain: str) -> Anchor | None:
@@ -147,12 +158,22 @@ class FakeAnchors:
             raise self.refusal
         return self.anchors.get(chain)
 
-    async def move(self, chain: str, note: str, version: int) -> bool:
+    async def move(self, chain: str, note: str, before: Anchor | None, epoch: int = 0) -> bool:
+        version = before.version if before else 0
         now = self.anchors.get(chain)
         if (now.version if now else 0) != version:
             return False
-        self.anchors[chain] = Anchor(note, version + 1)
+        self.anchors[chain] = Anchor(note, version + 1, epoch)
         return True
+
+    async def chains(self) -> list[str]:
+        return list(self.anchors)
+
+    async def storage(self, chain: str) -> str:
+        return self.storages.get(chain, "")
+
+    async def found_whole(self, chain: str, storage: str) -> None:
+        self.storages[chain] = storage
 
 
 @dataclass
@@ -228,10 +249,14 @@ class FakeObjects:
                 yield int(name.removeprefix(f"{chain}/").removesuffix(".zst"))
 
 
-def trusting() -> Guard:
+class Trusting(Restores):
+    """Checks that find nothing."""
+
+    async def check(self, chain: str, seen: Seen | None) -> Checked:
+        return Checked((await self.checkpoints.store.storage()).server, 0)
+
+
+def trusting(pool: asyncpg.Pool) -> Guard:
     """Return a guard whose checks find nothing."""
-
-    async def check(_: str) -> None:
-        pass
-
-    return Guard(check)
+    store, trees = PgStore(pool), PgTrees(pool)
+    return Guard(Trusting(Checkpoints("example", store, trees, FakeAnchors(), FakeSigner(), SystemClock())))

@@ -115,7 +115,7 @@ async def test_two_replicas_archive_a_chain_once_and_a_comparison_finds_the_alte
     url = f"file://{folder}"
     one, other = (Archive(store, trees, segments, ObjectArchive(url), clock) for _ in range(2))
     soon = datetime.timedelta(hours=1)
-    async with running(GroupWriter(pool, trusting())) as writer:
+    async with running(GroupWriter(pool, trusting(pool))) as writer:
         for count in (3, 4):
             for _ in range(count):
                 await writer.append(entry(chain))

@@ -100,7 +100,7 @@ async def test_a_checkpoint_is_due_when_it_is_missing_old_far_behind_or_beyond_t
     fake, real = FakeTrees(chains), PgTrees(pool)
     names = {case: str(uuid.uuid4()) for case in ("missing", "old", "behind", "fresh", "same", "beyond")}
     kept = {"old": (2, 61), "behind": (1, 0), "fresh": (2, 0), "same": (3, 600), "beyond": (4, 0)}
-    async with running(GroupWriter(pool, trusting())) as writer:
+    async with running(GroupWriter(pool, trusting(pool))) as writer:
         for name in names.values():
             for _ in range(3):
                 made = entry(name)
@@ -128,13 +128,22 @@ async def test_the_service_itself_cannot_change_either(pool: asyncpg.Pool, table
 
 async def test_an_anchor_moves_by_check_and_set_alone(anchors: Anchors, chain: str) -> None:
     assert await anchors.read(chain) is None
-    assert await anchors.move(chain, "one", 0)
-    assert await anchors.read(chain) == Anchor("one", 1)
-    moved = await asyncio.gather(*(anchors.move(chain, f"two {number}", 1) for number in range(5)))
+    assert await anchors.move(chain, "one", None)
+    one = await anchors.read(chain)
+    assert one == Anchor("one", 1)
+    moved = await asyncio.gather(*(anchors.move(chain, f"two {number}", one, 7) for number in range(5)))
     assert sum(moved) == 1
-    assert not await anchors.move(chain, "late", 0)
-    assert not await anchors.move(chain, "early", 3)
-    assert await anchors.read(chain) == Anchor(f"two {moved.index(True)}", 2)
+    assert not await anchors.move(chain, "late", None)
+    assert not await anchors.move(chain, "early", Anchor("three", 3))
+    assert await anchors.read(chain) == Anchor(f"two {moved.index(True)}", 2, 7)
+    assert chain in await anchors.chains()
+
+
+async def test_where_a_chain_was_found_whole_is_noted(anchors: Anchors, chain: str) -> None:
+    assert await anchors.storage(chain) == ""
+    for name in ("one", "two"):
+        await asyncio.gather(*(anchors.found_whole(chain, name) for _ in range(3)))
+        assert await anchors.storage(chain) == name
 
 
 async def test_the_exact_bytes_are_signed_by_the_last_key(signer: Signer) -> None:
@@ -161,7 +170,7 @@ FORBIDDEN_TO_AUDIT: list[tuple[str, str, dict[str, Any] | None]] = [
 async def test_audit_itself_cannot_take_back_an_anchor_or_take_out_the_key(
     bao: Bao, chain: str, method: str, path: str, body: dict[str, Any] | None
 ) -> None:
-    await BaoAnchors(bao).move(chain, "one", 0)
+    await BaoAnchors(bao).move(chain, "one", None)
     with pytest.raises(BaoRefused) as refused:
         await bao.request(method, path.format(chain=chain), body)
     assert refused.value.status == FORBIDDEN
@@ -173,7 +182,7 @@ async def test_audit_itself_cannot_take_back_an_anchor_or_take_out_the_key(
 async def test_replicas_under_load_leave_one_line_of_checkpoints(pool: asyncpg.Pool, bao: Bao, chain: str) -> None:
     store, trees = PgStore(pool), PgTrees(pool)
     replica = Checkpoints(NAME, store, trees, BaoAnchors(bao), BaoSigner(bao), SystemClock())
-    async with running(GroupWriter(pool, trusting())) as writer:
+    async with running(GroupWriter(pool, trusting(pool))) as writer:
         for _ in range(6):
             await asyncio.gather(*(writer.append(entry(chain)) for _ in range(37)))
             appends = [writer.append(entry(chain)) for _ in range(10)]
@@ -211,7 +220,7 @@ async def test_a_crash_after_each_step_leaves_a_state_from_which_it_goes_on(
 
     whole = Checkpoints(NAME, PgStore(pool), PgTrees(pool), BaoAnchors(bao), BaoSigner(bao), SystemClock())
     sizes, seen = [3, 6], "SELECT array_agg(size ORDER BY size) FROM audit.checkpoints WHERE chain = $1"
-    async with running(GroupWriter(pool, trusting())) as writer:
+    async with running(GroupWriter(pool, trusting(pool))) as writer:
         await asyncio.gather(*(writer.append(entry(chain)) for _ in range(3)))
         with pytest.raises(SigningUnavailable):
             await replace(whole, signer=Unsigned(bao)).turn(chain)

@@ -2,7 +2,7 @@
 
 import datetime
 import uuid
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -10,11 +10,11 @@ import pytest
 from libs.clock import FixedClock
 from libs.cursor import Cursors
 from libs.custody import Secret
-from libs.errors import Forbidden, InvalidCursor, InvalidRequest, NotFound
+from libs.errors import AuditDiverged, AuditUnavailable, Forbidden, InvalidCursor, InvalidRequest, NotFound
 from libs.principal import Principal
 from services.audit.checkpoints import Checkpoints
 from services.audit.entry import draft, link
-from services.audit.model import PLATFORM, Decision, Filter, Head
+from services.audit.model import PLATFORM, Decision, Draft, Filter, Head
 from services.audit.proofs import Proofs
 from services.audit.service import Audit, Request
 from services.audit.tests.fakes import FakeAnchors, FakeChains, FakePeppers, FakeRelations, FakeSigner, FakeTrees
@@ -91,6 +91,35 @@ async def test_a_denied_read_is_recorded_and_refused(audit: Audit, chains: FakeC
     with pytest.raises(Forbidden):
         await bare.list(OTHER, CHAIN, Filter(), "", 10)
     assert [row.reason for row in chains.rows[CHAIN]] == ["granted", "out_of_scope"]
+
+
+@dataclass
+class Refusing(FakeChains):
+    """Chains some of which may not be appended to."""
+
+    refused: set[str] = field(default_factory=set)
+
+    async def append(self, entry: Draft) -> int:
+        if entry.decision.chain in self.refused:
+            raise AuditDiverged
+        return await super().append(entry)
+
+
+async def test_reads_of_a_refused_chain_are_recorded_in_the_platforms(audit: Audit) -> None:
+    await fill(audit, 3)
+    chains = Refusing(refused={CHAIN})
+    audit = replace(audit, appender=chains)
+    await audit.list(AUDITOR, CHAIN, Filter(), "", 10)
+    await audit.get(AUDITOR, CHAIN, 2)
+    assert (await audit.verify(AUDITOR, CHAIN, 0, 0)).divergent_seq == 0
+    rows = [(row.context["action"], row.object_id) for row in chains.rows[PLATFORM]]
+    assert rows == [(["audit.list"], CHAIN), (["audit.get"], f"{CHAIN}/2"), (["audit.verify"], CHAIN)]
+    # What takes effect, and what can be recorded nowhere, waits until the chain is what it was.
+    with pytest.raises(AuditUnavailable):
+        await audit.erase(AUDITOR, CHAIN, uuid.uuid4())
+    chains.refused.add(PLATFORM)
+    with pytest.raises(AuditUnavailable):
+        await audit.list(AUDITOR, CHAIN, Filter(), "", 10)
 
 
 async def test_a_domain_that_is_none_gets_no_chain(audit: Audit, chains: FakeChains) -> None:

@@ -57,7 +57,7 @@ async def test_it_runs_on_the_declared_schema_and_a_durable_server(pool: asyncpg
 
 async def test_two_replicas_append_to_the_same_chains_without_gap_or_fork(pool: asyncpg.Pool) -> None:
     chains = [str(uuid.uuid4()) for _ in range(3)]
-    async with running(GroupWriter(pool, trusting())) as one, running(GroupWriter(pool, trusting())) as other:
+    async with running(GroupWriter(pool, trusting(pool))) as one, running(GroupWriter(pool, trusting(pool))) as other:
         appends = [writer.append(entry(chain)) for writer in (one, other) for chain in chains for _ in range(100)]
         answered = await asyncio.gather(*appends)
     for number, chain in enumerate(chains):
@@ -68,7 +68,7 @@ async def test_two_replicas_append_to_the_same_chains_without_gap_or_fork(pool: 
 
 async def test_one_key_is_one_row_within_a_batch_and_across_replicas(pool: asyncpg.Pool) -> None:
     chain, key = str(uuid.uuid4()), uuid.uuid4()
-    async with running(GroupWriter(pool, trusting())) as one, running(GroupWriter(pool, trusting())) as other:
+    async with running(GroupWriter(pool, trusting(pool))) as one, running(GroupWriter(pool, trusting(pool))) as other:
         seqs = await asyncio.gather(*(writer.append(entry(chain, key)) for writer in (one, other) for _ in range(20)))
         assert set(seqs) == {1}
         assert await one.append(entry(chain)) == 2
@@ -77,7 +77,7 @@ async def test_one_key_is_one_row_within_a_batch_and_across_replicas(pool: async
 
 async def test_a_lost_connection_fails_its_callers_and_the_next_append_works(pool: asyncpg.Pool) -> None:
     chain = str(uuid.uuid4())
-    async with running(GroupWriter(pool, trusting())) as writer:
+    async with running(GroupWriter(pool, trusting(pool))) as writer:
         await writer.append(entry(chain))
         async with pool.acquire() as blocker:
             await blocker.execute("BEGIN")
@@ -97,7 +97,7 @@ async def test_a_lost_connection_fails_its_callers_and_the_next_append_works(poo
 
 
 async def test_a_full_queue_refuses_at_once(pool: asyncpg.Pool) -> None:
-    writer = GroupWriter(pool, trusting())  # nobody runs it
+    writer = GroupWriter(pool, trusting(pool))  # nobody runs it
     waiting = [asyncio.create_task(writer.append(entry("x"))) for _ in range(LONGEST_QUEUE)]
     await asyncio.sleep(0)
     with pytest.raises(AuditUnavailable):
@@ -110,7 +110,7 @@ async def test_a_full_queue_refuses_at_once(pool: asyncpg.Pool) -> None:
 @pytest.mark.parametrize("real", [False, True])
 async def test_fake_and_real_keep_the_same_promises(pool: asyncpg.Pool, real: bool) -> None:  # noqa: FBT001 — a parameter
     chain, fake = str(uuid.uuid4()), FakeChains()
-    async with running(GroupWriter(pool, trusting())) as writer:
+    async with running(GroupWriter(pool, trusting(pool))) as writer:
         appender, store = (writer, PgStore(pool)) if real else (fake, fake)
         drafts = [entry(chain) for _ in range(5)]
         assert [await appender.append(one) for one in drafts] == [1, 2, 3, 4, 5]
