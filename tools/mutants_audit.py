@@ -2,13 +2,16 @@
 
 from tools.mutant import THREATS, Mutant
 
-SERVICE, PROOFS, CHECKPOINTS, ARCHIVE = (
-    f"services/audit/{name}.py" for name in ("service", "proofs", "checkpoints", "archive")
+SERVICE, PROOFS, CHECKPOINTS, ARCHIVE, RESTORES = (
+    f"services/audit/{name}.py" for name in ("service", "proofs", "checkpoints", "archive", "restores")
 )
 MIRROR = THREATS + "audit/test_archive.py::"
 ATTACKS = THREATS + "audit/test_rewrites.py::"
 SHORTER = "        if head.seq < anchored.size:\n"
 SAME = "            await self._require_same(chain, anchored, run)\n"
+# Who appends would find what these attacks leave before a checkpoint does.
+SEEN = (RESTORES, "            await self._require_seen(chain, seen.head)\n", "            pass\n")
+CONTINUES = (RESTORES, "            await self.checkpoints.require_continues(chain, anchor)\n", "")
 
 AUDIT = (
     Mutant(
@@ -31,6 +34,7 @@ AUDIT = (
         SAME,
         "",
         ATTACKS + "test_a_chain_that_is_cut_off_and_grown_beyond_its_anchor_is_found",
+        (SEEN, CONTINUES),
     ),
     Mutant(
         "A-1 the last leaf is the last entry",
@@ -38,6 +42,7 @@ AUDIT = (
         "        if row is None or leaf_hash(row.entry_hash) != stored[leaf]:\n",
         "        if row is None:\n",
         ATTACKS + "test_a_chain_that_is_recomputed_from_an_entry_on_is_found_there",
+        (SEEN,),
     ),
     Mutant(
         "A-1 nothing is shown that does not verify",

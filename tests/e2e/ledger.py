@@ -169,6 +169,38 @@ class Ledger:
                 self.chain, last, GENESIS,
             )  # fmt: skip
 
+    async def grow(self, count: int) -> None:
+        """Append entries that nobody made, each fit to the one before it."""
+        for _ in range(count):
+            last = await self.dba.fetchrow(
+                "SELECT * FROM audit.entries WHERE chain = $1 ORDER BY seq DESC LIMIT 1", self.chain
+            )
+            assert last is not None
+            content = json.loads(last["canonical"]) | {"seq": last["seq"] + 1}
+            canonical = rfc8785.dumps(content)
+            own = hashlib.sha256(last["entry_hash"] + hashlib.sha256(canonical).digest()).digest()
+            row = dict(last) | {
+                "seq": last["seq"] + 1, "prev_hash": last["entry_hash"], "entry_hash": own, "canonical": canonical,
+            }  # fmt: skip
+            places = ", ".join(f"${number}" for number in range(1, len(row) + 1))
+            async with self.dba.transaction():
+                await self.dba.execute(f"INSERT INTO audit.entries VALUES ({places})", *row.values())
+                await self.dba.execute(
+                    "UPDATE audit.chains SET seq = $2, entry_hash = $3 WHERE chain = $1", self.chain, row["seq"], own
+                )
+
+    async def forget(self) -> None:
+        """Leave nothing of the chain in the database or in OpenBao, where audit would find it refused at its start."""
+        await self.dba.execute("SET session_replication_role = replica")
+        for table in ("archived", "segments", "checkpoints", "tree", "personal", "idempotency", "entries", "chains"):
+            await self.dba.execute(f"DELETE FROM audit.{table} WHERE chain = $1", self.chain)
+        bao = client(State(self.world.state), "operator")
+        try:
+            for kept in ("anchor", "storage"):
+                await bao.request("DELETE", f"kv/metadata/audit/{self.chain}/{kept}")
+        finally:
+            await bao.close()
+
     async def forget_checkpoints(self, above: int = 0) -> None:
         """Delete stored checkpoints."""
         await self.dba.execute("DELETE FROM audit.checkpoints WHERE chain = $1 AND size > $2", self.chain, above)
