@@ -6,11 +6,13 @@ from typing import Annotated
 
 import typer
 
+from cli import audit_restore
 from cli.edge import EXIT_DIVERGED, edge, fail, say
 from cli.output import Cursor, Json, Limit, emit, page
 from libs.chain import entry_hash
 
 audit_app = typer.Typer(no_args_is_help=True, help="The audit chain of a Domain, or of the platform.")
+audit_restore.register(audit_app)
 
 Domain = Annotated[str, typer.Option("--domain", help="The Domain; without it the platform's chain.")]
 

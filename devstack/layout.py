@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from libs.tlog.signer import make_key
+
 ROOT = Path(__file__).resolve().parent.parent
 SERVICES = ("identity", "access", "secrets", "mesh", "audit", "gateway")
 BACKENDS = ("postgres", "nats", "openbao", "spicedb", "oidc-a", "oidc-b")
@@ -54,6 +56,10 @@ class State:
         seal = self / "secrets/openbao-seal.key"
         if not seal.exists():
             write_private(seal, secrets.token_bytes(32))
+        restore, (key, verifier) = self / "secrets/restore.key", make_key("plexsphere-dev-restore")
+        if not restore.exists():
+            write_private(restore, bytes(key.reveal()))
+            (self / "pki/restore.vkey").write_text(str(verifier))
         self._choose_ports()
 
     def _random_file(self, name: str) -> None:
@@ -113,6 +119,10 @@ class State:
             "PLEX_OPENBAO_ROLE": "operator",
             "PLEX_SPICEDB_ADDR": f"127.0.0.1:{self.port('spicedb')}",
             "PLEX_SPICEDB_KEY_FILE": str(self / "secrets/spicedb.key"),
+            "PLEX_AUDIT_ADDR": f"127.0.0.1:{self.port('audit')}",
+            "PLEX_OPERATOR_CERT": str(self / "pki/operator.crt"),
+            "PLEX_OPERATOR_KEY": str(self / "pki/operator.key"),
+            "PLEX_RESTORE_KEY_FILE": str(self / "secrets/restore.key"),
             "PLEX_OIDC_A_ISSUER": self.issuer("oidc-a"),
             "PLEX_OIDC_A_CLIENT_ID": CLIENT_ID,
             "PLEX_OIDC_B_ISSUER": self.issuer("oidc-b"),

@@ -30,6 +30,7 @@ def render(state: State, name: str) -> None:
         "/run/plexsphere/tls/": f"{state / 'pki'}/",
         "/run/plexsphere/secrets/": f"{state / 'secrets'}/",
         'environment = "prod"': 'environment = "dev"',
+        "acknowledged_by = []": f'acknowledged_by = ["{(state / "pki/restore.vkey").read_text()}"]',
         "provider_networks = []": 'provider_networks = ["127.0.0.1/32"]',
         'trace_file = ""': f'trace_file = "{state / f"log/{name}.trace.jsonl"}"',
     }

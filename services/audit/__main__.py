@@ -15,12 +15,14 @@ from libs.process import main
 from libs.relations import Relations
 from libs.rpc.channel import connect
 from libs.rpc.server import Registration, serve
+from libs.tlog.note import parse_key
 from plexsphere.audit.v1 import audit_pb2_grpc
+from services.audit.acknowledgements import Acknowledgements
 from services.audit.archive import Archive
 from services.audit.archive_store import ObjectArchive, PgSegments
 from services.audit.checkpoints import Checkpoints
 from services.audit.columns import COLUMNS
-from services.audit.grpc_api import AppendApi, ReadApi
+from services.audit.grpc_api import AppendApi, ReadApi, RestoreApi
 from services.audit.guard import Guard
 from services.audit.proofs import Proofs
 from services.audit.restores import Restores
@@ -65,6 +67,8 @@ async def run(settings: AuditSettings) -> None:
             cursors=Cursors(read_secret_file(settings.cursor_key_file)),
             clock=clock,
         )
+        keys = [parse_key(key) for key in settings.restore.acknowledged_by]
+        acknowledgements = Acknowledgements(checkpoints, guard, writer, audit.peppers, keys, clock)
         name = "plexsphere.audit.v1."
         await serve(
             settings,
@@ -80,6 +84,12 @@ async def run(settings: AuditSettings) -> None:
                     ReadApi(audit),
                     audit_pb2_grpc.add_AuditReadServiceServicer_to_server,
                     principal=True,
+                ),
+                Registration(
+                    name + "AuditRestoreService",
+                    RestoreApi(acknowledgements),
+                    audit_pb2_grpc.add_AuditRestoreServiceServicer_to_server,
+                    principal=False,
                 ),
             ],
             readiness={"postgres": functools.partial(ping, pool), "openbao": bao.ping, "chains": guard.ready},

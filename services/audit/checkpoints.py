@@ -3,6 +3,7 @@
 A crash after any step leaves a state from which the next turn goes on, and of two replicas the anchor lets one win.
 """
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import structlog
 
 from libs.chain import GENESIS, entry_hash
 from libs.clock import Clock
-from libs.errors import AuditDiverged, SigningUnavailable
+from libs.errors import AuditDiverged, AuditUnavailable, SigningUnavailable
 from libs.tlog.checkpoint import Checkpoint, open_checkpoint
 from libs.tlog.note import VerifierKey, seal_note
 from libs.tlog.tree import Node, Run, Span, cover, leaf_hash
@@ -22,6 +23,7 @@ from services.audit.ports import Anchors, Signer, Store, Trees
 
 # Leaves a transaction: many enough that each costs little, few enough for memory and for who waits.
 LEAVES = 5000
+AGAIN_S = tuple(0.02 * 2**turn for turn in range(6))
 
 log = structlog.get_logger()
 
@@ -100,6 +102,24 @@ class Checkpoints:
                     raise AuditDiverged(f"the first {anchored.size} entries are not those that are anchored")
             if run.end < last:
                 raise AuditDiverged(f"entry {run.end + 1} is missing")
+
+    async def require_consistent(self, chain: str) -> None:
+        """Raise AuditDiverged unless the database is one log by itself, whatever is anchored of it."""
+        newest, run = await self.trees.newest(chain), await self._grown(chain)
+        if newest is not None and (newest.size > run.end or await self._root(chain, newest.size) != newest.root):
+            raise AuditDiverged("a stored checkpoint is not of this chain")
+
+    async def accept(self, chain: str, anchor: Anchor) -> bool:
+        """Anchor a chain as it is now in place of what was anchored; returns whether that was still the anchor."""
+        return await self._publish(chain, await self._grown(chain), anchor, anchor.epoch + 1)
+
+    async def _grown(self, chain: str) -> Run:
+        for wait_s in AGAIN_S:
+            if (run := await self._grow(chain)) is not None:
+                return run
+            # Another replica grows the tree, which is soon over.
+            await asyncio.sleep(wait_s)
+        raise AuditUnavailable("the tree of the chain is grown by others all the time")
 
     async def _grow(self, chain: str) -> Run | None:
         """Take new entries into the tree; returns all of it, or None when another replica is at it."""

@@ -10,6 +10,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from libs.rpc.context import current_call, current_principal
 from plexsphere.audit.v1 import audit_pb2, audit_pb2_grpc
+from services.audit.acknowledgements import Acknowledgements, State
 from services.audit.model import NIL, PLATFORM, Decision, Filter, Shown, Stored, chain_of
 from services.audit.service import Audit, Request
 
@@ -160,6 +161,40 @@ class ReadApi(audit_pb2_grpc.AuditReadServiceServicer):
             older=checkpoint(found.older),
             newer=checkpoint(found.newer),
         )
+
+
+class RestoreApi(audit_pb2_grpc.AuditRestoreServiceServicer):
+    """audit.AuditRestoreService."""
+
+    def __init__(self, acknowledgements: Acknowledgements) -> None:
+        self._acknowledgements = acknowledgements
+
+    async def CheckRestore(
+        self, request: audit_pb2.CheckRestoreRequest, context: Context
+    ) -> audit_pb2.CheckRestoreResponse:
+        """Hold every chain against its anchor."""
+        states, text = await self._acknowledgements.check(current_call().correlation_id, every=request.all)
+        return audit_pb2.CheckRestoreResponse(chains=map(checked, states), statement=text)
+
+    async def Acknowledge(
+        self, request: audit_pb2.AcknowledgeRequest, context: Context
+    ) -> audit_pb2.AcknowledgeResponse:
+        """Let chains go on."""
+        chains = await self._acknowledgements.acknowledge(current_call().correlation_id, request.note)
+        return audit_pb2.AcknowledgeResponse(chains=chains)
+
+
+def checked(state: State) -> audit_pb2.CheckedChain:
+    """Pack a chain."""
+    claim = state.claim
+    return audit_pb2.CheckedChain(
+        chain=claim.chain,
+        reason=state.reason,
+        anchored_size=claim.size,
+        anchored_root=claim.root.hex(),
+        seq=claim.head.seq,
+        entry_hash=claim.head.entry_hash.hex(),
+    )
 
 
 def checkpoint(shown: Shown) -> audit_pb2.Checkpoint:

@@ -47,6 +47,14 @@ class Guard:
         if (error := await self._check(chain)) is not None:
             raise error
 
+    async def look_at(self, chains: Iterable[str]) -> list[str]:
+        """Check chains now; returns why each is refused, empty when it goes on."""
+        answers = await self._check_all(chains)
+        for answer in answers:
+            if answer is not None and not isinstance(answer, AuditDiverged):
+                raise answer
+        return [str(answer or "") for answer in answers]
+
     def holds(self, chain: str, server: str, head: Head, there: bytes | None) -> bool:
         """Whether a locked head may be appended to; False when the chain has to be checked once more.
 
@@ -91,10 +99,7 @@ class Guard:
         server = await self.restores.server()
         if server != self._surveyed:
             self._surveyed = ""
-            answers = await self._check_all(await self.restores.chains())
-            failed = [answer for answer in answers if answer and not isinstance(answer, AuditDiverged)]
-            if failed:
-                raise failed[0]
+            await self.look_at(await self.restores.chains())
             self._surveyed = server
         await self._check_all(chain for chain in self.refused if time.monotonic() >= self._again_at[chain])
 

@@ -17,6 +17,13 @@ class Appender(Protocol):
         """Return the entry's sequence; durable once it returns. The same idempotency key returns the same one."""
 
 
+class Resumer(Appender, Protocol):
+    """Appends to a chain that is refused."""
+
+    async def resume(self, entry: Draft, head: Head) -> None:
+        """Append an entry if the chain ends at a head, or did so before it; raises AcknowledgementStale. Durable."""
+
+
 class Store(Protocol):
     """Reads chains and removes personal data."""
 

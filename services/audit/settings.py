@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from libs.settings import OpenBao, Peer, Postgres, Runtime, Seconds, Settings
+from libs.tlog.note import parse_key
+from libs.tlog.verify import NotProven
 
 
 class Peers(Settings):
@@ -31,6 +33,20 @@ class Archive(Settings):
     compare_every_s: Annotated[float, Field(gt=0, le=604_800)] = 86_400.0
 
 
+def _verifier_key(text: str) -> str:
+    try:
+        parse_key(text)
+    except NotProven as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+class Restore(Settings):
+    """Whose signed word lets chains go on from a restored database: verifier keys of signed notes; none for nobody."""
+
+    acknowledged_by: tuple[Annotated[str, AfterValidator(_verifier_key)], ...] = ()
+
+
 class AuditSettings(Runtime):
     """deploy/config/audit.toml."""
 
@@ -40,3 +56,4 @@ class AuditSettings(Runtime):
     cursor_key_file: Path
     checkpoints: Checkpoints = Checkpoints()
     archive: Archive = Archive()
+    restore: Restore = Restore()

@@ -15,7 +15,7 @@ import asyncpg
 import structlog
 
 from libs.chain import GENESIS
-from libs.errors import AuditUnavailable, PlexError
+from libs.errors import AcknowledgementStale, AuditUnavailable, PlexError
 from libs.pg import transaction
 from services.audit.entry import link
 from services.audit.guard import Guard
@@ -107,6 +107,18 @@ class GroupWriter:
             with contextlib.suppress(Doubted):
                 return await waiting.answer
         raise AuditUnavailable("the database does not stay the same")
+
+    async def resume(self, entry: Draft, head: Head) -> None:
+        """Append an entry if the chain ends at a head, or did so before it; raises AcknowledgementStale. Durable."""
+        chain, key = entry.decision.chain, entry.decision.idempotency_key
+        async with transaction(self._pool, "resume") as connection:
+            await connection.execute(TAKE_HEADS, [chain], GENESIS)
+            (found,) = await connection.fetch(LOCK_HEADS, [chain], [head.seq])
+            if await connection.fetch(KNOWN_KEYS, [key]):
+                return
+            if Head(found["seq"], found["entry_hash"]) != head:
+                raise AcknowledgementStale
+            await connection.execute(WRITE, *columns(link([entry], head)))
 
     async def run(self) -> None:
         """Write batches for as long as the process lives."""

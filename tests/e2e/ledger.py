@@ -186,6 +186,11 @@ class Ledger:
             async with self.dba.transaction():
                 await self.dba.execute(f"INSERT INTO audit.entries VALUES ({places})", *row.values())
                 await self.dba.execute(
+                    "INSERT INTO audit.personal SELECT chain, $2, pseudonym, salt, subject_id, subject_kind, client_ip, "
+                    "user_agent FROM audit.personal WHERE chain = $1 AND seq = $2 - 1",
+                    self.chain, row["seq"],
+                )  # fmt: skip
+                await self.dba.execute(
                     "UPDATE audit.chains SET seq = $2, entry_hash = $3 WHERE chain = $1", self.chain, row["seq"], own
                 )
 

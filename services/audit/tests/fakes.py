@@ -13,7 +13,7 @@ from libs.chain import GENESIS
 from libs.clock import SystemClock
 from libs.custody import Secret
 from libs.decision import Decision
-from libs.errors import PlexError
+from libs.errors import AcknowledgementStale, PlexError
 from libs.tlog.tree import Node
 from services.audit.checkpoints import Checkpoints
 from services.audit.entry import link
@@ -41,6 +41,13 @@ class FakeChains:
         if decision.idempotency_key not in self.keys:
             self.add(link([entry], await self.head(decision.chain))[0])
         return self.keys[decision.idempotency_key]
+
+    async def resume(self, entry: Draft, head: Head) -> None:
+        if entry.decision.idempotency_key in self.keys:
+            return
+        if await self.head(entry.decision.chain) != head:
+            raise AcknowledgementStale
+        self.add(link([entry], head)[0])
 
     def add(self, row: Row) -> None:
         entry, decision = row.draft, row.draft.decision

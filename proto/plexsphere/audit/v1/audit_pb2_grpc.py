@@ -484,3 +484,126 @@ class AuditReadService:
             timeout,
             metadata,
             _registered_method=True)
+
+
+class AuditRestoreServiceStub:
+    """Says which chains a restored database does not go on with, and takes an operator's signed word that they do. Callers are
+    operators, by certificate.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.CheckRestore = channel.unary_unary(
+                '/plexsphere.audit.v1.AuditRestoreService/CheckRestore',
+                request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.CheckRestoreRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.CheckRestoreResponse.FromString,
+                _registered_method=True)
+        self.Acknowledge = channel.unary_unary(
+                '/plexsphere.audit.v1.AuditRestoreService/Acknowledge',
+                request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AcknowledgeRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AcknowledgeResponse.FromString,
+                _registered_method=True)
+
+
+class AuditRestoreServiceServicer:
+    """Says which chains a restored database does not go on with, and takes an operator's signed word that they do. Callers are
+    operators, by certificate.
+    """
+
+    def CheckRestore(self, request, context):
+        """Holds every chain against its anchor now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Acknowledge(self, request, context):
+        """Lets chains go on from what the database has, as a signed note says; each gets an entry.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_AuditRestoreServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'CheckRestore': grpc.unary_unary_rpc_method_handler(
+                    servicer.CheckRestore,
+                    request_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.CheckRestoreRequest.FromString,
+                    response_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.CheckRestoreResponse.SerializeToString,
+            ),
+            'Acknowledge': grpc.unary_unary_rpc_method_handler(
+                    servicer.Acknowledge,
+                    request_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AcknowledgeRequest.FromString,
+                    response_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.AcknowledgeResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'plexsphere.audit.v1.AuditRestoreService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('plexsphere.audit.v1.AuditRestoreService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class AuditRestoreService:
+    """Says which chains a restored database does not go on with, and takes an operator's signed word that they do. Callers are
+    operators, by certificate.
+    """
+
+    @staticmethod
+    def CheckRestore(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.audit.v1.AuditRestoreService/CheckRestore',
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.CheckRestoreRequest.SerializeToString,
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.CheckRestoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Acknowledge(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/plexsphere.audit.v1.AuditRestoreService/Acknowledge',
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.AcknowledgeRequest.SerializeToString,
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.AcknowledgeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)

@@ -177,3 +177,52 @@ class AuditReadServiceServicer(metaclass=_abc_1.ABCMeta):
         """Proves that the log of a checkpoint goes on from that of an older one (RFC 6962 2.1.2)."""
 
 def add_AuditReadServiceServicer_to_server(servicer: AuditReadServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class AuditRestoreServiceStub:
+    """Says which chains a restored database does not go on with, and takes an operator's signed word that they do. Callers are
+    operators, by certificate.
+    """
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> AuditRestoreServiceAsyncStub: ...
+    CheckRestore: _grpc.UnaryUnaryMultiCallable[_audit_pb2.CheckRestoreRequest, _audit_pb2.CheckRestoreResponse]
+    """Holds every chain against its anchor now."""
+    Acknowledge: _grpc.UnaryUnaryMultiCallable[_audit_pb2.AcknowledgeRequest, _audit_pb2.AcknowledgeResponse]
+    """Lets chains go on from what the database has, as a signed note says; each gets an entry."""
+
+@_typing.type_check_only
+class AuditRestoreServiceAsyncStub(AuditRestoreServiceStub):
+    """Says which chains a restored database does not go on with, and takes an operator's signed word that they do. Callers are
+    operators, by certificate.
+    """
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    CheckRestore: _aio.UnaryUnaryMultiCallable[_audit_pb2.CheckRestoreRequest, _audit_pb2.CheckRestoreResponse]  # type: ignore[assignment]
+    """Holds every chain against its anchor now."""
+    Acknowledge: _aio.UnaryUnaryMultiCallable[_audit_pb2.AcknowledgeRequest, _audit_pb2.AcknowledgeResponse]  # type: ignore[assignment]
+    """Lets chains go on from what the database has, as a signed note says; each gets an entry."""
+
+class AuditRestoreServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Says which chains a restored database does not go on with, and takes an operator's signed word that they do. Callers are
+    operators, by certificate.
+    """
+
+    @_abc_1.abstractmethod
+    def CheckRestore(
+        self,
+        request: _audit_pb2.CheckRestoreRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.CheckRestoreResponse, _abc.Awaitable[_audit_pb2.CheckRestoreResponse]]:
+        """Holds every chain against its anchor now."""
+
+    @_abc_1.abstractmethod
+    def Acknowledge(
+        self,
+        request: _audit_pb2.AcknowledgeRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_audit_pb2.AcknowledgeResponse, _abc.Awaitable[_audit_pb2.AcknowledgeResponse]]:
+        """Lets chains go on from what the database has, as a signed note says; each gets an entry."""
+
+def add_AuditRestoreServiceServicer_to_server(servicer: AuditRestoreServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
