@@ -20,7 +20,9 @@ from libs.ids import uuid7
 from libs.pg import create_pool
 from libs.settings import load
 from services.audit.checkpoints import Checkpoints
+from services.audit.guard import Guard
 from services.audit.proofs import Proofs
+from services.audit.restores import Restores
 from services.audit.service import Audit
 from services.audit.settings import AuditSettings
 from services.audit.store import PgStore
@@ -45,7 +47,7 @@ class Store:
 
     def writer(self) -> GroupWriter:
         """Make a writer."""
-        return GroupWriter(self.pool)
+        return GroupWriter(self.pool, Guard(Restores(self.checkpoints)))
 
     def audit(self, writer: GroupWriter) -> Audit:
         """The service's rules, for an auditor who may read everything."""
