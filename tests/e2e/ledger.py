@@ -186,8 +186,8 @@ class Ledger:
             async with self.dba.transaction():
                 await self.dba.execute(f"INSERT INTO audit.entries VALUES ({places})", *row.values())
                 await self.dba.execute(
-                    "INSERT INTO audit.personal SELECT chain, $2, pseudonym, salt, subject_id, subject_kind, "
-                    "client_ip, user_agent FROM audit.personal WHERE chain = $1 AND seq = $2 - 1",
+                    "INSERT INTO audit.personal SELECT chain, $2::bigint, pseudonym, salt, subject_id, subject_kind, "
+                    "client_ip, user_agent FROM audit.personal WHERE chain = $1 AND seq = $2::bigint - 1",
                     self.chain, row["seq"],
                 )  # fmt: skip
                 await self.dba.execute(
