@@ -2,6 +2,7 @@
 
 import datetime
 import ipaddress
+from collections.abc import Sequence
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -22,10 +23,10 @@ LIFETIME = datetime.timedelta(days=365)
 Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 
-def prepare(state: State) -> None:
-    """Make what is missing: the CA, a leaf for every process, and identity's assertion signer."""
+def prepare(state: State, more: Sequence[str] = ()) -> None:
+    """Make what is missing: the CA, a leaf for every process and for `more`, and identity's assertion signer."""
     authority_key, authority = _authority(state)
-    for name in (*SERVICES, *SERVERS, *CLIENTS):
+    for name in (*SERVICES, *SERVERS, *CLIENTS, *more):
         _leaf(
             state,
             name,

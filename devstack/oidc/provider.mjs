@@ -154,4 +154,4 @@ createServer(files, (request, response) => {
     response.statusCode = 400;
     response.end(String(error.message));
   });
-}).listen(settings.port, "127.0.0.1");
+}).listen(settings.port, settings.host ?? "127.0.0.1");
