@@ -16,13 +16,15 @@ from dataclasses import dataclass, field
 import asyncpg
 
 from bench.chains import decision
-from bench.measure import Bar, Figures, Report, alternate, column
+from bench.measure import Bar, Check, Figures, Report, alternate, column
+from libs.audit import DEADLINE_S
 from libs.custody import Secret
 from services.audit.entry import draft, link
 from services.audit.model import Head, Row
-from services.audit.writer import LARGEST_BATCH, GroupWriter, columns
+from services.audit.writer import LARGEST_BATCH, LONGEST_QUEUE, GroupWriter, columns
 
-IN_FLIGHT, ROWS = 256, 10_000
+# Twice a batch, so that the next one waits when one is written.
+IN_FLIGHT, ROWS = 2 * LARGEST_BATCH, 10_000
 FLOOR, AIM, GROWTH = 0.6, 0.85, 1.2
 TWINS = """
 CREATE SCHEMA IF NOT EXISTS bench;
@@ -117,6 +119,11 @@ async def measure(sides: Sides, report: Report, size: int) -> list[float]:
     ours, theirs = await alternate(sides.ours, sides.theirs)
     a, b = column(ours, "rate"), column(theirs, "rate")
     report.bars.append(Bar(f"chained appends to {size:,} rows, by raw inserts", "rows/s", a, b, FLOOR, AIM))
+    wait_s = LONGEST_QUEUE / statistics.median(a)
+    name = f"the last of a full queue waits, {size:,} rows"
+    report.checks.append(
+        Check(name, f"< {DEADLINE_S} s, its caller's deadline", f"{wait_s:.2f} s", wait_s < DEADLINE_S)
+    )
     report.shares[f"this process, µs a row, {size:,} rows"] = {
         side: statistics.median(column(rounds, "own_us")) for side, rounds in (("chained", ours), ("raw", theirs))
     }

@@ -87,6 +87,16 @@ class Run:
         """Add the entry that follows; returns the hashes that are new, fewer than two an entry over all."""
         return self.add(Node(0, self.end), leaf_hash(entry))
 
+    def push_all(self, entries: Sequence[bytes]) -> None:
+        """Add the entries that follow, without saying which hashes are new."""
+        begin = self.end
+        for node in cover(Span(begin, begin + len(entries))):
+            first = (node.position << node.level) - begin
+            level = [leaf_hash(entry) for entry in entries[first : first + (1 << node.level)]]
+            while len(level) > 1:
+                level = [node_hash(left, right) for left, right in zip(level[::2], level[1::2], strict=True)]
+            self.add(node, level[0])
+
     def root(self) -> bytes:
         """Return the root of the tree that ends here; only for a run from the first leaf on."""
         if self.begin:

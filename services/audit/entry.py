@@ -4,8 +4,11 @@ Canonical bytes are RFC 8785. What is written here has members of known names, s
 sorted each time; Python escapes strings as RFC 8785 3.2.2.2 does.
 """
 
+import datetime
+import functools
 import hashlib
 import hmac
+import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from json.encoder import encode_basestring as quoted
@@ -13,11 +16,13 @@ from json.encoder import encode_basestring as quoted
 from libs.chain import entry_hash
 from libs.clock import rfc3339
 from libs.custody import Secret
-from services.audit.model import Decision, Draft, Head, Row, Stored
+from services.audit.model import Decision, Draft, Head, Piece, Row, Stored
 
 VERSION = 1
 SALT_BYTES, HEX = 16, 64
 COMMITTED = b',"commitment":"'
+# The columns of a piece that are of the personal record.
+PERSONAL = slice(Piece._fields.index("salt"), None)
 
 
 def pseudonym(pepper: Secret, kind: str, subject_id: str) -> str:
@@ -52,14 +57,25 @@ def _list(names: Sequence[str]) -> str:
     return f"[{','.join(map(quoted, names))}]"
 
 
-def around(row: Decision | Stored, name: str, committed: str, context: str) -> tuple[str, str]:
+def around(
+    chain: str,
+    occurred_at: datetime.datetime,
+    name: str,
+    relation: str,
+    object_type: str,
+    object_id: str,
+    reason: str,
+    correlation_id: str,
+    context: str,
+    committed: str,
+) -> tuple[str, str]:
     """Return the canonical text before an entry's sequence and after it; it holds no personal data."""
-    reason = quoted(row.reason)
+    result = quoted(reason)
     return (
-        f'{{"chain":{quoted(row.chain)},"commitment":"{committed}","correlation_id":{quoted(row.correlation_id)},'
-        f'"decision":{{"caveat_context":{context},"result":{reason}}},'
-        f'"object":{{"id":{quoted(row.object_id)},"type":{quoted(row.object_type)}}},'
-        f'"occurred_at":"{rfc3339(row.occurred_at)}","reason":{reason},"relation":{quoted(row.relation)},"seq":'
+        f'{{"chain":{quoted(chain)},"commitment":"{committed}","correlation_id":{quoted(correlation_id)},'
+        f'"decision":{{"caveat_context":{context},"result":{result}}},'
+        f'"object":{{"id":{quoted(object_id)},"type":{quoted(object_type)}}},'
+        f'"occurred_at":"{rfc3339(occurred_at)}","reason":{result},"relation":{quoted(relation)},"seq":'
     ), f',"subject":{{"pseudonym":"{name}"}},"v":{VERSION}}}'
 
 
@@ -68,7 +84,10 @@ def draft(decision: Decision, pepper: Secret) -> Draft:
     salt = os.urandom(SALT_BYTES)
     record = personal(decision.subject_id, decision.subject_kind, decision.client_ip, decision.user_agent)
     name, context = pseudonym(pepper, decision.subject_kind, decision.subject_id), caveats(decision.context)
-    before, after = around(decision, name, commitment(salt, record), context)
+    before, after = around(
+        decision.chain, decision.occurred_at, name, decision.relation, decision.object_type, decision.object_id,
+        decision.reason, decision.correlation_id, context, commitment(salt, record),
+    )  # fmt: skip
     return Draft(decision, name, salt, context, before.encode(), after.encode())
 
 
@@ -83,17 +102,42 @@ def link(drafts: Iterable[Draft], head: Head) -> list[Row]:
     return rows
 
 
-def agrees(row: Stored) -> bool:
-    """Say whether the columns of a row, and its personal record unless it was erased, match its canonical bytes."""
-    if row.salt is not None:
-        committed = commitment(row.salt, personal(row.subject_id, row.subject_kind, row.client_ip, row.user_agent))
-    elif row.erased:
-        begin = row.canonical.find(COMMITTED) + len(COMMITTED)
-        committed = row.canonical[begin : begin + HEX].decode("latin-1")
-    else:
-        return False
+def _committed(piece: Piece) -> list[str]:
+    """Return what entries say of their personal records: of those that are there, else what is said of erased ones."""
+    return [
+        commitment(salt, personal(subject_id, kind, ip, agent))
+        if salt is not None
+        else _said(content)
+        if erased
+        else ""
+        for salt, subject_id, kind, ip, agent, erased, content in zip(*piece[PERSONAL], piece.canonical, strict=True)
+    ]
+
+
+def _said(content: bytes) -> str:
+    begin = content.find(COMMITTED) + len(COMMITTED)
+    return content[begin : begin + HEX].decode("latin-1")
+
+
+@functools.lru_cache(maxsize=4096)
+def canonical_context(text: str) -> str:
+    """Return the canonical text of a context as the database has it; empty for what is none."""
     try:
-        before, after = around(row, row.pseudonym, committed, caveats(row.context))
-    except TypeError:
-        return False
-    return f"{before}{row.seq}{after}".encode() == row.canonical
+        return caveats(json.loads(text))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return ""
+
+
+def agree(piece: Piece) -> bool:
+    """Say whether the columns of rows, and their personal records unless they were erased, match their bytes."""
+    texts = map(
+        around, piece.chain, piece.occurred_at, piece.pseudonym, piece.relation, piece.object_type, piece.object_id,
+        piece.reason, piece.correlation_id, map(canonical_context, piece.context), _committed(piece),
+    )  # fmt: skip
+    whole = [f"{before}{seq}{after}".encode() for (before, after), seq in zip(texts, piece.seq, strict=True)]
+    return whole == list(piece.canonical)
+
+
+def agrees(row: Stored) -> bool:
+    """Say the same of one row."""
+    return agree(Piece.of([row]))

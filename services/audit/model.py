@@ -1,7 +1,10 @@
 """What the audit service knows: decisions, rows, personal records, divergences."""
 
 import datetime
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from uuid import UUID
 
 PLATFORM = "platform"
@@ -94,6 +97,43 @@ class Stored:
     erased: bool = False
     archive_etag: str = ""
     archived_at: datetime.datetime | None = None
+
+
+class Piece(NamedTuple):
+    """Rows that follow each other as they stand in the database, column by column; a context is its text."""
+
+    chain: Sequence[str]
+    seq: Sequence[int]
+    prev_hash: Sequence[bytes]
+    entry_hash: Sequence[bytes]
+    canonical: Sequence[bytes]
+    occurred_at: Sequence[datetime.datetime]
+    pseudonym: Sequence[str]
+    relation: Sequence[str]
+    object_type: Sequence[str]
+    object_id: Sequence[str]
+    reason: Sequence[str]
+    correlation_id: Sequence[str]
+    context: Sequence[str]
+    salt: Sequence[bytes | None]
+    subject_id: Sequence[str]
+    subject_kind: Sequence[str]
+    client_ip: Sequence[str]
+    user_agent: Sequence[str]
+    erased: Sequence[bool]
+
+    @classmethod
+    def of(cls, rows: Iterable[Stored]) -> "Piece":
+        """Return rows in columns."""
+        listed = [
+            tuple(json.dumps(row.context) if name == "context" else getattr(row, name) for name in cls._fields)
+            for row in rows
+        ]
+        return cls._make(zip(*listed, strict=True) if listed else [()] * len(cls._fields))
+
+    def row(self, index: int) -> "Piece":
+        """Return one row."""
+        return Piece._make(column[index : index + 1] for column in self)
 
 
 @dataclass(frozen=True)

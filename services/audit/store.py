@@ -9,7 +9,7 @@ import asyncpg
 
 from libs.chain import GENESIS
 from libs.pg import connection, transaction
-from services.audit.model import Filter, Head, Storage, Stored
+from services.audit.model import Filter, Head, Piece, Storage, Stored
 
 # Times that Python does not have come as its first or last one, which are not what was written either.
 COLUMNS = """
@@ -98,6 +98,13 @@ class PgStore:
         async with connection(self.pool, "walk") as lent, lent.transaction(isolation="repeatable_read", readonly=True):
             async for row in lent.cursor(sql, chain, first, last, prefetch=WALK_PAGE):
                 yield stored(row)
+
+    async def piece(self, chain: str, first: int, last: int) -> Piece:
+        """Return the entries that there are of some, in order."""
+        sql = f"SELECT {COLUMNS} {FROM} WHERE e.chain = $1 AND e.seq BETWEEN $2 AND $3 ORDER BY e.seq"
+        async with connection(self.pool, "piece") as lent:
+            rows = await lent.fetch(sql, chain, first, last)
+        return Piece._make(zip(*rows, strict=True) if rows else [()] * len(Piece._fields))
 
     async def erase(self, chain: str, pseudonyms: list[str], at: datetime.datetime) -> datetime.datetime:
         """Remove the personal data behind pseudonyms; returns when it was first removed."""
