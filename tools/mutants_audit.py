@@ -54,8 +54,8 @@ AUDIT = (
     Mutant(
         "A-1 a personal record that nobody erased is missed",
         "services/audit/entry.py",
-        "    elif row.erased:\n",
-        "    elif True:\n",
+        "        if erased\n",
+        "        if True\n",
         THREATS + "audit/test_columns.py::test_a_personal_record_that_nobody_erased_is_missed",
     ),
     Mutant(
