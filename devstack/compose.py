@@ -27,7 +27,7 @@ GIVEN: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "postgres": (("postgres",), ("postgres.password",)),
     "nats": (("nats",), ()),
     "openbao": (("openbao",), ("openbao-seal.key",)),
-    "spicedb": (("spicedb",), ()),
+    "spicedb": (("spicedb",), ("spicedb.key",)),
     "oidc-a": (("oidc-a",), ("oidc-a.secret", "oidc-a.jwks.json")),
     "otel": (("otel",), ()),
     "prometheus": (("prometheus",), ()),

@@ -187,3 +187,28 @@ def test_to_make_it_again_changes_no_key(folder: Path) -> None:
         (folder / "audit/tls/audit.key").read_bytes(),
         tomllib.loads((folder / "config/audit.toml").read_text()),
     )
+
+
+# Without a registry ---------------------------------------------------------------------------------------------------
+
+LOCAL: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.local.yml").read_text())
+STAND_INS = {"postgres", "nats", "openbao", "spicedb", "oidc-a"}
+
+
+def test_stand_ins_swap_images_and_nothing_that_hardens() -> None:
+    assert set(LOCAL["services"]) == {*SERVICES, *ONCE, *STAND_INS}
+    for name, one in LOCAL["services"].items():
+        swapped = (
+            {"image", "build", "command", "entrypoint", "healthcheck", "mem_limit"}
+            if name in STAND_INS | ONCE
+            else {"build"}
+        )
+        assert set(one) <= swapped, name
+
+
+def test_each_stand_in_is_a_target_of_one_file() -> None:
+    targets = set(
+        re.findall(r"^FROM .* AS ([a-z-]+)$", (ROOT / "deploy/compose/local.Dockerfile").read_text(), re.MULTILINE)
+    )
+    assert {LOCAL["services"][name]["build"]["target"] for name in STAND_INS} <= targets
+    assert {one["build"]["secrets"][0] for one in LOCAL["services"].values() if "build" in one} == {"ca_bundle"}

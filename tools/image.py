@@ -120,7 +120,9 @@ def main() -> None:
     """Do what is asked."""
     parser = argparse.ArgumentParser()
     parser.add_argument("do", choices=["lock", "fill"])
-    parser.add_argument("service", choices=["identity", "access", "secrets", "mesh", "audit", "gateway", MIGRATE])
+    parser.add_argument(
+        "service", choices=["identity", "access", "secrets", "mesh", "audit", "gateway", MIGRATE, "devstack"]
+    )
     parser.add_argument("--app", type=Path, default=Path("/app"))
     asked = parser.parse_args()
     if asked.do == "lock":

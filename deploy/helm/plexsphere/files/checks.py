@@ -34,10 +34,11 @@ class Wrong(Exception):
 class Release:
     """Where the processes are, and the certificate that is shown to them."""
 
-    def __init__(self, folder: Path, places: dict[str, str], edge: str) -> None:
+    def __init__(self, folder: Path, places: dict[str, str], edge: str, bearer: Path) -> None:
         self.folder = folder
         self.places = places
         self.edge = edge
+        self.bearer = bearer
 
     def at(self, name: str) -> str:
         """Return the address of a process."""
@@ -97,7 +98,7 @@ async def wrong_caller(release: Release) -> None:
 
 async def missing_port(release: Release) -> None:
     """An edge that lacks one of the five ports delivers nothing: 501 for a node that is what it says."""
-    bearer = await asyncio.to_thread(Path("/run/plexsphere/bearer/bearer").read_text)
+    bearer = await asyncio.to_thread(release.bearer.read_text)
     packed = bearer.strip().split("_", 2)[2]
     node = uuid.UUID(bytes=base64.urlsafe_b64decode(packed + "=" * (-len(packed) % 4))[:16])
     status, code = await release.ask(release.at("lacking"), f"/v1/nodes/{node}/events", bearer.strip())
@@ -134,9 +135,11 @@ def main() -> None:
     parser.add_argument("--tls", type=Path, default=Path("/run/plexsphere/tls"), help="folder with probe.* and ca.crt")
     parser.add_argument("--at", action="append", default=[], metavar="NAME=HOST:PORT", help="where a process is")
     parser.add_argument("--edge", default="", help="name of the edge, where its certificate is of a public CA")
+    parser.add_argument("--bearer", type=Path, default=Path("/run/plexsphere/bearer/bearer"), help="of a node")
     asked = parser.parse_args()
+    release = Release(asked.tls, dict(one.split("=", 1) for one in asked.at), asked.edge, asked.bearer)
     try:
-        asyncio.run(CHECKS[asked.check](Release(asked.tls, dict(one.split("=", 1) for one in asked.at), asked.edge)))
+        asyncio.run(CHECKS[asked.check](release))
     except (Wrong, OSError, grpc.RpcError, aiohttp.ClientError) as error:
         sys.exit(f"{asked.check}: {type(error).__name__} {error}")
     print(f"{asked.check}: ok")
