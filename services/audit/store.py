@@ -15,15 +15,13 @@ from services.audit.model import Filter, Head, Piece, Storage, Stored
 COLUMNS = """
 e.chain, e.seq, e.prev_hash, e.entry_hash, e.canonical,
 least(greatest(e.occurred_at, '0001-01-01'), '9999-12-31') AS occurred_at, e.pseudonym, e.relation, e.object_type,
-e.object_id, e.reason, e.correlation_id, e.context, p.salt, p.subject_id, p.subject_kind, p.client_ip, p.user_agent,
-p.salt IS NULL AND EXISTS (
+e.object_id, e.reason, e.correlation_id, e.context, CASE WHEN p.pseudonym = e.pseudonym THEN p.salt END AS salt,
+p.subject_id, p.subject_kind, p.client_ip, p.user_agent,
+p.seq IS NULL AND EXISTS (
     SELECT FROM audit.erasures x WHERE x.chain = e.chain AND x.pseudonym = e.pseudonym
 ) AS erased
 """
-FROM = """
-FROM audit.entries e
-LEFT JOIN audit.personal p ON p.chain = e.chain AND p.seq = e.seq AND p.pseudonym = e.pseudonym
-"""
+FROM = "FROM audit.entries e LEFT JOIN audit.personal p ON p.chain = e.chain AND p.seq = e.seq"
 SHOWN = f"""
 SELECT {COLUMNS}, a.etag, a.archived_at {FROM}
 LEFT JOIN LATERAL (
