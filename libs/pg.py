@@ -48,6 +48,8 @@ async def create_pool(settings: Postgres, identity: Tls) -> AsyncIterator[asyncp
         server_settings={
             "application_name": settings.user,
             "timezone": "UTC",
+            # Said by the client it outranks what is set for the role, the database or the server.
+            "synchronous_commit": "on",
             # The same bound on the server's side: a client that is gone cannot cancel, and its statement holds locks.
             "statement_timeout": str(round(settings.timeout_s * 1000)),
         },
@@ -116,10 +118,10 @@ async def transaction(pool: asyncpg.Pool, name: str) -> AsyncIterator[asyncpg.Co
 async def check_durable(pool: asyncpg.Pool) -> None:
     """Raise NotDurable when an acknowledged commit could be lost."""
     async with connection(pool, "check_durable") as lent:
-        for name in DURABLE:
-            value = await lent.fetchval(f"SHOW {name}")
-            if value != "on":
-                raise NotDurable(f"PostgreSQL runs with {name} = {value}; it must be on")
+        rows = await lent.fetch("SELECT name, current_setting(name) AS value FROM unnest($1::text[]) AS name", DURABLE)
+    for row in rows:
+        if row["value"] != "on":
+            raise NotDurable(f"PostgreSQL runs with {row['name']} = {row['value']}; it must be on")
 
 
 async def ping(pool: asyncpg.Pool) -> None:

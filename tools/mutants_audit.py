@@ -59,6 +59,20 @@ AUDIT = (
         THREATS + "audit/test_columns.py::test_a_personal_record_that_nobody_erased_is_missed",
     ),
     Mutant(
+        "A-5 a head never goes back",
+        "services/audit/migrations/0004_refuse_more_changes.py",
+        "NEW.seq < OLD.seq OR ",
+        "",
+        "services/audit/tests/test_retention.py::test_a_head_goes_on_and_never_back",
+    ),
+    Mutant(
+        "A-5 a session waits for the disk",
+        "libs/pg.py",
+        '            "synchronous_commit": "on",\n',
+        "",
+        "services/audit/tests/test_durability.py::test_a_session_waits_for_the_disk_whatever_is_set_elsewhere",
+    ),
+    Mutant(
         "A-4 archive and database are compared entry by entry",
         ARCHIVE,
         "        if ours != theirs and seq <= last:\n",

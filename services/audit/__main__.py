@@ -10,7 +10,7 @@ from libs.clock import SystemClock
 from libs.columns import guard_columns
 from libs.cursor import Cursors
 from libs.custody import read_secret_file
-from libs.pg import check_durable, create_pool, ping
+from libs.pg import check_durable, create_pool
 from libs.process import main
 from libs.relations import Relations
 from libs.rpc.channel import connect
@@ -92,7 +92,7 @@ async def run(settings: AuditSettings) -> None:
                     principal=False,
                 ),
             ],
-            readiness={"postgres": functools.partial(ping, pool), "openbao": bao.ping, "chains": guard.ready},
+            readiness={"postgres": functools.partial(check_durable, pool), "openbao": bao.ping, "chains": guard.ready},
             background=[writer.run(), guard.run(), *(one.run() for one in rounds)],
         )
 

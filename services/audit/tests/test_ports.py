@@ -116,13 +116,6 @@ async def test_a_checkpoint_is_due_when_it_is_missing_old_far_behind_or_beyond_t
         assert expected == set(found) & set(names.values())
 
 
-@pytest.mark.parametrize("table", ["tree", "checkpoints"])
-@pytest.mark.parametrize("change", ["UPDATE {} SET chain = chain", "DELETE FROM {}", "TRUNCATE {}", "DROP TABLE {}"])
-async def test_the_service_itself_cannot_change_either(pool: asyncpg.Pool, table: str, change: str) -> None:
-    with pytest.raises(asyncpg.InsufficientPrivilegeError):
-        await pool.execute(change.format(f"audit.{table}"))
-
-
 # Anchors and the key --------------------------------------------------------------------------------------------------
 
 

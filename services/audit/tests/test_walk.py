@@ -32,7 +32,7 @@ from services.audit.proofs import Proofs
 from services.audit.service import Audit
 from services.audit.settings import AuditSettings
 from services.audit.store import PgStore
-from services.audit.tests.fakes import FakePeppers, FakeRelations
+from services.audit.tests.fakes import FakePeppers, FakeRelations, trusting
 from services.audit.tests.test_ports import NAME
 from services.audit.tests.test_service import AUDITOR
 from services.audit.tests.test_store import entry, running
@@ -277,7 +277,7 @@ async def walking(backends: State, settings: AuditSettings) -> AsyncIterator[Wal
     async with (
         create_pool(settings.postgres, settings.tls) as pool,
         open_bao(settings.openbao, settings.tls) as bao,
-        running(GroupWriter(pool)) as writer,
+        running(GroupWriter(pool, trusting(pool))) as writer,
     ):
         await dba.execute("SET timezone = 'UTC'; SET session_replication_role = replica")
         columns = [
@@ -339,7 +339,7 @@ def test_every_tampering_up_to_the_anchor_is_found_and_nothing_else(backends: St
 async def test_a_chain_that_is_appended_to_raises_no_alarm(pool: asyncpg.Pool, bao: Bao) -> None:
     chain = str(uuid.uuid4())
     audit = auditing(chain, pool, bao)
-    async with running(GroupWriter(pool)) as one, running(GroupWriter(pool)) as other:
+    async with running(GroupWriter(pool, trusting(pool))) as one, running(GroupWriter(pool, trusting(pool))) as other:
         await one.append(entry(chain))
 
         async def append(writer: GroupWriter) -> None:
