@@ -5,6 +5,7 @@ import json
 import os
 import ssl
 import sys
+from collections.abc import AsyncGenerator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -12,6 +13,8 @@ from urllib.parse import urljoin
 
 import aiohttp
 import typer
+
+from libs.export import LONGEST_LINE
 
 EXIT_REFUSED = 1
 EXIT_USAGE = 2
@@ -27,6 +30,9 @@ UNAVAILABLE = 503
 UNAUTHENTICATED = 401
 OF_NODES = frozenset({"unauthorized", "nsk_invalid", "nsk_revoked"})
 FIRST_ERROR = 400
+DIVERGED = "audit_diverged"
+# Between two parts of a streamed answer.
+SILENT_S = 60
 
 
 def credentials_file() -> Path:
@@ -110,6 +116,45 @@ class EdgeClient:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             fail(f"cannot reach the edge at {self.url}: {type(error).__name__}", EXIT_UNAVAILABLE)
 
+    def lines(
+        self, method: str, path: str, body: Any = None, *, params: dict[str, str] | None = None
+    ) -> Iterator[bytes]:
+        """Yield the lines of a streamed answer as they come; a stream that breaks off ends the program.
+
+        The last line has no end where the answer has none.
+        """
+        parts, rest = self._parts(method, path, body, params or {}), b""
+        with asyncio.Runner() as runner:
+            try:
+                while part := runner.run(_next(parts)):
+                    *whole, rest = (rest + part).split(b"\n")
+                    yield from (line + b"\n" for line in whole)
+                    if len(rest) > LONGEST_LINE:
+                        fail("the edge sends a line without an end", EXIT_REFUSED)
+                if rest:
+                    yield rest
+            except Refusal as refusal:
+                end(refusal)
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                fail(f"the stream of {self.url} broke off: {type(error).__name__}", EXIT_UNAVAILABLE)
+            finally:
+                runner.run(_close(parts))
+
+    async def _parts(self, method: str, path: str, body: Any, params: dict[str, str]) -> AsyncGenerator[bytes, None]:
+        trust = ssl.create_default_context(cafile=self.ca_file)
+        headers = {"Authorization": f"Bearer {self.token}"}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=SILENT_S)
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as http,
+            http.request(
+                method, urljoin(self.url, path), json=body, headers=headers, params=params, ssl=trust
+            ) as answer,
+        ):
+            if answer.status >= FIRST_ERROR:
+                raise refusal_of(answer.status, await answer.read(), answer.headers.get("WWW-Authenticate", ""))
+            async for part in answer.content.iter_any():
+                yield part
+
     async def _send(self, method: str, path: str, body: Any, headers: dict[str, str], params: dict[str, str]) -> Reply:
         trust = ssl.create_default_context(cafile=self.ca_file)
         sent = dict(headers)
@@ -127,6 +172,14 @@ class EdgeClient:
             if answer.status >= FIRST_ERROR:
                 raise refusal_of(answer.status, payload, answer.headers.get("WWW-Authenticate", ""))
             return Reply(answer.status, dict(answer.headers), payload)
+
+
+async def _next(parts: AsyncGenerator[bytes, None]) -> bytes:
+    return await anext(parts, b"")
+
+
+async def _close(parts: AsyncGenerator[bytes, None]) -> None:
+    await parts.aclose()
 
 
 def refusal_of(status: int, payload: bytes, challenge: str = "") -> Refusal:
@@ -149,6 +202,8 @@ def refusal_of(status: int, payload: bytes, challenge: str = "") -> Refusal:
 def end(refusal: Refusal) -> NoReturn:
     """End the program with the message and exit code of a refusal."""
     status = {UNAUTHENTICATED: EXIT_SIGN_IN, UNAVAILABLE: EXIT_UNAVAILABLE}.get(refusal.status, EXIT_REFUSED)
+    if refusal.code == DIVERGED:
+        status = EXIT_DIVERGED
     hint = ""
     if refusal.status == UNAUTHENTICATED:
         hint = "; register the node again" if refusal.code in OF_NODES else "; run `plexctl login`"

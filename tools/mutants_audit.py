@@ -2,12 +2,14 @@
 
 from tools.mutant import THREATS, Mutant
 
-SERVICE, PROOFS, CHECKPOINTS, ARCHIVE, RESTORES = (
-    f"services/audit/{name}.py" for name in ("service", "proofs", "checkpoints", "archive", "restores")
+VERIFICATION, PROOFS, CHECKPOINTS, ARCHIVE, RESTORES = (
+    f"services/audit/{name}.py" for name in ("verification", "proofs", "checkpoints", "archive", "restores")
 )
 MIRROR = THREATS + "audit/test_archive.py::"
 ATTACKS = THREATS + "audit/test_rewrites.py::"
-SHORTER = "        if head.seq < anchored.size:\n"
+OFFLINE = "tests/e2e/stories/test_audit_offline.py::"
+WITNESS, VERIFY = "libs/witness.py", "cli/audit_verify.py"
+SHORTER = "        elif head.seq < anchored.size:\n"
 SAME = "            await self._require_same(chain, anchored, run)\n"
 # Who appends would find what these attacks leave before a checkpoint does.
 SEEN = (RESTORES, "            await self._require_seen(chain, seen.head)\n", "            pass\n")
@@ -16,14 +18,14 @@ CONTINUES = (RESTORES, "            await self.checkpoints.require_continues(cha
 AUDIT = (
     Mutant(
         "A-1 the anchor is asked",
-        SERVICE,
-        "        if run.begin < anchored.size and (doubt",
-        "        if False and (doubt",
+        VERIFICATION,
+        "        elif run.begin < anchored.size:\n",
+        "        elif False:\n",
         ATTACKS + "test_a_chain_that_is_recomputed_with_its_tree_is_found_by_the_anchor",
     ),
     Mutant(
         "A-1 a chain is not shorter than its anchor",
-        SERVICE,
+        VERIFICATION,
         SHORTER,
         SHORTER.replace("head.seq < anchored.size", "False"),
         ATTACKS + "test_a_tail_that_is_cut_off_with_its_head_is_found",
@@ -99,5 +101,33 @@ AUDIT = (
         'mode="create"',
         'mode="overwrite"',
         "services/audit/tests/test_archive_ports.py::test_an_object_is_created_once",
+    ),
+    Mutant(
+        "A-1 a reader recomputes each hash",
+        WITNESS,
+        "        if own != entry.entry_hash:\n",
+        "        if False:\n",
+        OFFLINE + "test_an_export_that_was_altered_is_found_without_the_edge",
+    ),
+    Mutant(
+        "A-1 a reader holds the root against what was signed",
+        WITNESS,
+        "        if own != root:\n",
+        "        if False:\n",
+        OFFLINE + "test_an_export_that_was_altered_is_found_without_the_edge",
+    ),
+    Mutant(
+        "A-1 an export without its end is not whole",
+        WITNESS,
+        '            looked(self.size)\n        return self._wrong("incomplete")\n',
+        "            looked(self.size)\n        return self.end(last)\n",
+        OFFLINE + "test_a_stream_without_its_end_is_not_taken_for_the_chain",
+    ),
+    Mutant(
+        "A-1 what was verified once is remembered",
+        VERIFY,
+        "        wanted.append(Checkpoint(key.name, remembered.known.size, remembered.known.root))\n",
+        "        pass\n",
+        OFFLINE + "test_a_forked_history_is_an_alarm_for_who_remembers_even_when_it_is_signed",
     ),
 )

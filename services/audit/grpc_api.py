@@ -2,6 +2,7 @@
 
 import asyncio
 import datetime
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import Any, TypeAlias
 from uuid import UUID
 
@@ -11,8 +12,11 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from libs.rpc.context import current_call, current_principal
 from plexsphere.audit.v1 import audit_pb2, audit_pb2_grpc
 from services.audit.acknowledgements import Acknowledgements, State
-from services.audit.model import NIL, PLATFORM, Decision, Filter, Shown, Stored, chain_of
+from services.audit.model import NIL, PLATFORM, Decision, Filter, Shown, Stored, Verdict, chain_of
 from services.audit.service import Audit, Request
+
+# Well below the largest message, so that a slow reader holds little.
+LARGEST_PART = 256 * 1024
 
 Context: TypeAlias = "grpc.aio.ServicerContext[Any, Any]"
 
@@ -111,16 +115,30 @@ class ReadApi(audit_pb2_grpc.AuditReadServiceServicer):
     ) -> audit_pb2.VerifyChainResponse:
         """Recompute a segment."""
         chain = chain_of(request.domain_id)
-        verdict = await self._audit.verify(request_of(), chain, request.from_seq, request.to_seq)
-        diverges = verdict.divergent_seq > 0
-        return audit_pb2.VerifyChainResponse(
-            ok=not diverges,
-            divergent_seq=verdict.divergent_seq,
-            expected_hash=verdict.expected_hash if diverges else "",
-            observed_hash=verdict.observed_hash if diverges else "",
-            segment_from=verdict.segment_from,
-            segment_to=verdict.segment_to,
-        )
+        return packed(await self._audit.verify(request_of(), chain, request.from_seq, request.to_seq))
+
+    async def VerifyStream(
+        self, request: audit_pb2.VerifyStreamRequest, context: Context
+    ) -> AsyncIterator[audit_pb2.VerifyStreamResponse]:
+        """Recompute a segment and tell how far it is."""
+        chain = chain_of(request.domain_id)
+        async for found in self._audit.verify_stream(request_of(), chain, request.from_seq, request.to_seq):
+            if isinstance(found, Verdict):
+                yield audit_pb2.VerifyStreamResponse(verdict=packed(found))
+            else:
+                yield audit_pb2.VerifyStreamResponse(looked_at=found.looked_at, entries=found.entries)
+
+    async def ExportEntries(
+        self, request: audit_pb2.ExportEntriesRequest, context: Context
+    ) -> AsyncIterator[audit_pb2.ExportEntriesResponse]:
+        """Hand out entries as they are stored."""
+        found = await self._audit.export(request_of(), chain_of(request.domain_id), request.from_seq, request.to_seq)
+        shown = checkpoint(found.checkpoint) if found.checkpoint else None
+        head = audit_pb2.ExportHead(from_seq=found.first, to_seq=found.last, checkpoint=shown)
+        yield audit_pb2.ExportEntriesResponse(head=head)
+        async for rows in found.pieces:
+            for entries in messages(rows):
+                yield audit_pb2.ExportEntriesResponse(entries=entries)
 
     async def EraseIdentity(
         self, request: audit_pb2.EraseIdentityRequest, context: Context
@@ -195,6 +213,34 @@ def checked(state: State) -> audit_pb2.CheckedChain:
         seq=claim.head.seq,
         entry_hash=claim.head.entry_hash.hex(),
     )
+
+
+def packed(verdict: Verdict) -> audit_pb2.VerifyChainResponse:
+    """Pack a verdict."""
+    return audit_pb2.VerifyChainResponse(
+        ok=not verdict.divergent_seq,
+        divergent_seq=verdict.divergent_seq,
+        expected_hash=verdict.expected_hash,
+        observed_hash=verdict.observed_hash,
+        segment_from=verdict.segment_from,
+        segment_to=verdict.segment_to,
+    )
+
+
+def messages(rows: Iterable[Stored]) -> Iterator[list[audit_pb2.ExportedEntry]]:
+    """Pack rows as stored into lists that a message can hold."""
+    entries, size = list[audit_pb2.ExportedEntry](), 0
+    for row in rows:
+        if entries and size + len(row.canonical) > LARGEST_PART:
+            yield entries
+            entries, size = [], 0
+        entries.append(
+            audit_pb2.ExportedEntry(
+                seq=row.seq, prev_hash=row.prev_hash, entry_hash=row.entry_hash, canonical_bytes=row.canonical
+            )
+        )
+        size += len(row.canonical)
+    yield entries
 
 
 def checkpoint(shown: Shown) -> audit_pb2.Checkpoint:

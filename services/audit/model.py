@@ -2,7 +2,7 @@
 
 import datetime
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 from uuid import UUID
@@ -162,6 +162,14 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """How many entries of a segment were looked at."""
+
+    looked_at: int
+    entries: int
+
+
+@dataclass(frozen=True)
 class Page:
     """A page of entries and the cursor of the next one."""
 
@@ -205,6 +213,16 @@ class Shown:
 
     signed: Signed
     key: str
+
+
+@dataclass(frozen=True)
+class Export:
+    """Entries `first` to `last` as they stood when it began, piece by piece, and the newest checkpoint of that time."""
+
+    first: int
+    last: int
+    checkpoint: Shown | None
+    pieces: AsyncIterator[list[Stored]]
 
 
 @dataclass(frozen=True)

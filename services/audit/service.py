@@ -1,17 +1,16 @@
 """The rules of audit: append before effect, reads that are themselves recorded, divergence as an answer."""
 
 import datetime
-import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from libs.chain import GENESIS, entry_hash
 from libs.clock import Clock
 from libs.cursor import Cursors
 from libs.errors import (
     AuditDiverged,
     AuditUnavailable,
+    CheckpointNotFound,
     CursorBindingMismatch,
     Forbidden,
     InvalidCursor,
@@ -21,17 +20,16 @@ from libs.errors import (
 from libs.ids import uuid7
 from libs.principal import Principal
 from libs.scope import named
-from libs.tlog.checkpoint import Checkpoint
-from libs.tlog.tree import Run
-from services.audit.entry import agrees, draft, pseudonym
+from services.audit.entry import draft, pseudonym
 from services.audit.model import (
     PLATFORM,
     Consistency,
     Decision,
+    Export,
     Filter,
-    Head,
     Inclusion,
     Page,
+    Progress,
     Shown,
     Stored,
     Verdict,
@@ -39,6 +37,7 @@ from services.audit.model import (
 )
 from services.audit.ports import Appender, Peppers, Relations, Store
 from services.audit.proofs import Proofs
+from services.audit.verification import Verification, pieces
 
 AUDIT, MANAGE = "audit", "manage"
 SUBJECT_KINDS = ("user", "service", "node")
@@ -131,6 +130,13 @@ class Audit:
 
         An empty chain is the segment 1 to 1 and diverges nowhere, unless something was anchored.
         """
+        *_, verdict = [one async for one in self.verify_stream(request, chain, first, last) if isinstance(one, Verdict)]
+        return verdict
+
+    async def verify_stream(
+        self, request: Request, chain: str, first: int, last: int
+    ) -> AsyncIterator[Progress | Verdict]:
+        """Do the same, and yield how far it is; the verdict comes last."""
         await self._admit(request, chain, AUDIT, "audit.verify", chain)
         # The anchor first: a chain that goes on meanwhile is never shorter than it.
         anchored = await self.proofs.checkpoints.anchored(chain)
@@ -139,54 +145,27 @@ class Audit:
         first, last = first or 1, min(last or newest, newest)
         if first > last:
             raise InvalidRequest("from_seq is beyond the segment's end")
-        verdict = await self._verdict(chain, anchored, first, last, head)
         await self._record(request, chain, AUDIT, "audit.verify", chain, "granted")
-        return verdict
+        async for found in Verification(self.store, self.proofs).run(chain, anchored, first, last, head):
+            yield found
 
-    async def _verdict(self, chain: str, anchored: Checkpoint | None, first: int, last: int, head: Head) -> Verdict:
-        before = await self._hash_before(chain, first)
-        run = Run(first - 1)
-        rows = self._leaves(self.store.walk(chain, first, last), run, anchored.size if anchored else 0)
-        verdict = await self._walk(rows, first, last, before, head.seq)
-        if verdict.divergent_seq:
-            return verdict
-        if last == head.seq and verdict.observed_hash != head.entry_hash.hex():
-            return Verdict(first, last, last, verdict.observed_hash, head.entry_hash.hex())
-        if anchored is None:
-            return verdict
-        if head.seq < anchored.size:
-            return Verdict(first, last, head.seq + 1, anchored.root.hex(), GENESIS.hex())
-        if run.begin < anchored.size and (doubt := await self.proofs.doubt(chain, anchored, run)):
-            return Verdict(first, last, doubt.seq, doubt.expected_hash.hex(), doubt.observed_hash.hex())
-        return verdict
+    async def export(self, request: Request, chain: str, first: int, last: int) -> Export:
+        """Hand out entries as they are stored, and what was last signed for them; nothing of it is judged here."""
+        await self._admit(request, chain, AUDIT, "audit.export", chain)
+        try:
+            # The checkpoint first, as above.
+            checkpoint = await self._newest(chain)
+            head = await self.store.head(chain)
+        finally:
+            await self._record(request, chain, AUDIT, "audit.export", chain, "granted")
+        first, last = first or 1, min(last or head.seq, head.seq)
+        return Export(first, last, checkpoint, pieces(self.store, chain, first, last))
 
-    async def _leaves(self, rows: AsyncIterator[Stored], run: Run, size: int) -> AsyncIterator[Stored]:
-        """Yield rows, and take those that an anchor of this size vouches for into a run."""
-        async for row in rows:
-            if run.end < size:
-                run.push(row.entry_hash)
-            yield row
-
-    async def _hash_before(self, chain: str, first: int) -> bytes:
-        if first == 1:
-            return GENESIS
-        row = await self.store.get(chain, first - 1)
-        return row.entry_hash if row else GENESIS
-
-    async def _walk(self, rows: AsyncIterator[Stored], first: int, last: int, before: bytes, head_seq: int) -> Verdict:
-        expected = first
-        async for row in rows:
-            own = entry_hash(before, hashlib.sha256(row.canonical).digest())
-            if row.seq != expected:
-                return Verdict(first, last, expected, before.hex(), row.prev_hash.hex())
-            if row.prev_hash != before:
-                return Verdict(first, last, row.seq, before.hex(), row.prev_hash.hex())
-            if row.entry_hash != own or not agrees(row):
-                return Verdict(first, last, row.seq, own.hex(), _shown_hash(row, own).hex())
-            before, expected = own, expected + 1
-        if expected <= last and head_seq:
-            return Verdict(first, last, expected, before.hex(), GENESIS.hex())
-        return Verdict(first, last, 0, "", before.hex())
+    async def _newest(self, chain: str) -> Shown | None:
+        try:
+            return await self.proofs.newest(chain)
+        except CheckpointNotFound:
+            return None
 
     async def erase(self, request: Request, chain: str, identity_id: UUID) -> tuple[str, datetime.datetime]:
         """Remove an identity's personal data; returns its pseudonym and when it was first removed. Idempotent."""
@@ -246,8 +225,3 @@ class Audit:
 def _within(chain: str, object_id: str) -> str:
     """Name an object of a chain in another one."""
     return object_id if object_id == chain else f"{chain}/{object_id}"
-
-
-def _shown_hash(row: Stored, own: bytes) -> bytes:
-    """Return what was observed: the stored hash, or zeros where the hash is right and only the columns are altered."""
-    return row.entry_hash if row.entry_hash != own else GENESIS

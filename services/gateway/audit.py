@@ -9,6 +9,7 @@ from libs.rpc.channel import Peer
 from plexsphere.audit.v1 import audit_pb2 as pb
 from plexsphere.audit.v1 import audit_pb2_grpc as stubs
 from services.gateway.answers import JSON, given, maybe, page, reply, timestamp, when
+from services.gateway.audit_streams import AuditStreams, verdict
 from services.gateway.edge import Asked, Route
 
 VERIFY_S = 18.0
@@ -20,6 +21,7 @@ class Audit:
 
     def __init__(self, audit: Peer) -> None:
         self._stub = stubs.AuditReadServiceStub(audit)
+        self._streams = AuditStreams(audit)
 
     def routes(self) -> dict[str, Route]:
         """Return the handlers by operation."""
@@ -38,6 +40,7 @@ class Audit:
             "GetPlatformAuditProof": Route(self.prove, "audit"),
             "GetAuditConsistency": Route(self.prove_consistency, "audit"),
             "GetPlatformAuditConsistency": Route(self.prove_consistency, "audit"),
+            **self._streams.routes(),
         }
 
     async def list_entries(self, asked: Asked) -> web.Response:
@@ -73,13 +76,7 @@ class Audit:
             to_seq=body.get("to_seq", 0),
         )
         answer = await self._stub.VerifyChain(request, metadata=asked.metadata, timeout=VERIFY_S)
-        divergence = given(
-            divergent_seq=answer.divergent_seq,
-            expected_hash=answer.expected_hash,
-            observed_hash=answer.observed_hash,
-        )
-        segment = {"segment_from": max(1, answer.segment_from), "segment_to": max(1, answer.segment_to)}
-        return reply({"ok": answer.ok, **divergence, **segment})
+        return reply(verdict(answer))
 
     async def erase(self, asked: Asked) -> web.Response:
         """Remove the personal data of one identity."""

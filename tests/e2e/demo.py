@@ -12,7 +12,7 @@ from rich.console import Console
 
 from tests.e2e.outside import Edge, Outside
 from tests.e2e.stories.main_job import Step, Story
-from tests.e2e.stories.main_job_events import STEPS
+from tests.e2e.stories.main_job_audit import STEPS
 from tests.e2e.world import PLEXCTL, World, run
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Callable, Collection
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -71,7 +71,15 @@ class FakePeer:
         return call
 
     def unary_stream(self, method: str, **_: Any) -> Any:
-        raise NotImplementedError(method)
+        name = method.rsplit("/", 1)[-1]
+
+        async def call(request: Any, *, metadata: Any = (), **_: Any) -> AsyncIterator[Message]:
+            self.asked.append((name, request, dict(metadata)))
+            # An answer of more than one message.
+            for part in cast("Iterable[Message]", self.answers[name](request)):
+                yield part
+
+        return call
 
     def last(self, name: str) -> tuple[Any, dict[str, str]]:
         """The newest call of a method."""

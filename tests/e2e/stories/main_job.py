@@ -34,6 +34,8 @@ class Story:
     person: Any = None
     refused: Any = None
     session_id: str = ""
+    # Audit's settings before they were hastened.
+    audit_config: str = ""
 
 
 Run = Callable[[Story], Awaitable[str]]

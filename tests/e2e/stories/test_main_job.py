@@ -4,7 +4,7 @@ import pytest
 
 from tests.e2e.outside import Edge, Outside
 from tests.e2e.stories.main_job import Story
-from tests.e2e.stories.main_job_events import STEPS
+from tests.e2e.stories.main_job_audit import STEPS
 from tests.e2e.world import World
 
 pytestmark = pytest.mark.e2e

@@ -578,6 +578,194 @@ class VerifyChainResponse(_message.Message):
 Global___VerifyChainResponse: _TypeAlias = VerifyChainResponse  # noqa: Y015
 
 @_typing.final
+class VerifyStreamRequest(_message.Message):
+    """Which segment to recompute."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_ID_FIELD_NUMBER: _builtins.int
+    FROM_SEQ_FIELD_NUMBER: _builtins.int
+    TO_SEQ_FIELD_NUMBER: _builtins.int
+    domain_id: _builtins.str
+    """Domain of the chain; empty for the platform's."""
+    from_seq: _builtins.int
+    """First entry; 0 for the first of the chain."""
+    to_seq: _builtins.int
+    """Last entry; 0 for the newest."""
+    def __init__(
+        self,
+        *,
+        domain_id: _builtins.str = ...,
+        from_seq: _builtins.int = ...,
+        to_seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain_id", b"domain_id", "from_seq", b"from_seq", "to_seq", b"to_seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyStreamRequest: _TypeAlias = VerifyStreamRequest  # noqa: Y015
+
+@_typing.final
+class VerifyStreamResponse(_message.Message):
+    """How far a recomputation is, or what it came to."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LOOKED_AT_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    VERDICT_FIELD_NUMBER: _builtins.int
+    looked_at: _builtins.int
+    """Entries that were looked at so far."""
+    entries: _builtins.int
+    """Entries of the segment."""
+    @_builtins.property
+    def verdict(self) -> Global___VerifyChainResponse:
+        """What it came to; in the last message."""
+
+    def __init__(
+        self,
+        *,
+        looked_at: _builtins.int = ...,
+        entries: _builtins.int = ...,
+        verdict: Global___VerifyChainResponse | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["verdict", b"verdict"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "looked_at", b"looked_at", "verdict", b"verdict"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VerifyStreamResponse: _TypeAlias = VerifyStreamResponse  # noqa: Y015
+
+@_typing.final
+class ExportEntriesRequest(_message.Message):
+    """Which entries to hand out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DOMAIN_ID_FIELD_NUMBER: _builtins.int
+    FROM_SEQ_FIELD_NUMBER: _builtins.int
+    TO_SEQ_FIELD_NUMBER: _builtins.int
+    domain_id: _builtins.str
+    """Domain of the chain; empty for the platform's."""
+    from_seq: _builtins.int
+    """First entry; 0 for the first of the chain."""
+    to_seq: _builtins.int
+    """Last entry; 0 for the newest. What comes while the stream lasts is not in it."""
+    def __init__(
+        self,
+        *,
+        domain_id: _builtins.str = ...,
+        from_seq: _builtins.int = ...,
+        to_seq: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["domain_id", b"domain_id", "from_seq", b"from_seq", "to_seq", b"to_seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportEntriesRequest: _TypeAlias = ExportEntriesRequest  # noqa: Y015
+
+@_typing.final
+class ExportHead(_message.Message):
+    """What an export is of."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FROM_SEQ_FIELD_NUMBER: _builtins.int
+    TO_SEQ_FIELD_NUMBER: _builtins.int
+    CHECKPOINT_FIELD_NUMBER: _builtins.int
+    from_seq: _builtins.int
+    """First entry that is asked for."""
+    to_seq: _builtins.int
+    """Last entry that there is of them; less than the first where there is none."""
+    @_builtins.property
+    def checkpoint(self) -> Global___Checkpoint:
+        """The newest checkpoint when the stream began; missing where nothing was signed yet."""
+
+    def __init__(
+        self,
+        *,
+        from_seq: _builtins.int = ...,
+        to_seq: _builtins.int = ...,
+        checkpoint: Global___Checkpoint | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["checkpoint", b"checkpoint", "from_seq", b"from_seq", "to_seq", b"to_seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportHead: _TypeAlias = ExportHead  # noqa: Y015
+
+@_typing.final
+class ExportedEntry(_message.Message):
+    """An entry as it is stored."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SEQ_FIELD_NUMBER: _builtins.int
+    PREV_HASH_FIELD_NUMBER: _builtins.int
+    ENTRY_HASH_FIELD_NUMBER: _builtins.int
+    CANONICAL_BYTES_FIELD_NUMBER: _builtins.int
+    seq: _builtins.int
+    """Position in the chain."""
+    prev_hash: _builtins.bytes
+    """The hash before it."""
+    entry_hash: _builtins.bytes
+    """Its own hash."""
+    canonical_bytes: _builtins.bytes
+    """The bytes that are hashed."""
+    def __init__(
+        self,
+        *,
+        seq: _builtins.int = ...,
+        prev_hash: _builtins.bytes = ...,
+        entry_hash: _builtins.bytes = ...,
+        canonical_bytes: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["canonical_bytes", b"canonical_bytes", "entry_hash", b"entry_hash", "prev_hash", b"prev_hash", "seq", b"seq"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportedEntry: _TypeAlias = ExportedEntry  # noqa: Y015
+
+@_typing.final
+class ExportEntriesResponse(_message.Message):
+    """Part of an export."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HEAD_FIELD_NUMBER: _builtins.int
+    ENTRIES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def head(self) -> Global___ExportHead:
+        """What the export is of; in the first message."""
+
+    @_builtins.property
+    def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___ExportedEntry]:
+        """Entries, in order."""
+
+    def __init__(
+        self,
+        *,
+        head: Global___ExportHead | None = ...,
+        entries: _abc.Iterable[Global___ExportedEntry] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["head", b"head"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["entries", b"entries", "head", b"head"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportEntriesResponse: _TypeAlias = ExportEntriesResponse  # noqa: Y015
+
+@_typing.final
 class EraseIdentityRequest(_message.Message):
     """Whose personal data to remove."""
 

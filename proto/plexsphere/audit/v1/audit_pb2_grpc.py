@@ -171,6 +171,16 @@ class AuditReadServiceStub:
                 request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyChainRequest.SerializeToString,
                 response_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyChainResponse.FromString,
                 _registered_method=True)
+        self.VerifyStream = channel.unary_stream(
+                '/plexsphere.audit.v1.AuditReadService/VerifyStream',
+                request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyStreamRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyStreamResponse.FromString,
+                _registered_method=True)
+        self.ExportEntries = channel.unary_stream(
+                '/plexsphere.audit.v1.AuditReadService/ExportEntries',
+                request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ExportEntriesRequest.SerializeToString,
+                response_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ExportEntriesResponse.FromString,
+                _registered_method=True)
         self.EraseIdentity = channel.unary_unary(
                 '/plexsphere.audit.v1.AuditReadService/EraseIdentity',
                 request_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.EraseIdentityRequest.SerializeToString,
@@ -213,6 +223,21 @@ class AuditReadServiceServicer:
 
     def VerifyChain(self, request, context):
         """Recomputes a segment of a chain; divergence is an answer, not an error.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VerifyStream(self, request, context):
+        """The same, telling how far it is; the last message is the verdict.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportEntries(self, request, context):
+        """Hands out the entries of a chain as they are stored, without anything personal, and what was last signed for it.
+        Only a stream that ends without an error is whole.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -263,6 +288,16 @@ def add_AuditReadServiceServicer_to_server(servicer, server):
                     servicer.VerifyChain,
                     request_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyChainRequest.FromString,
                     response_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyChainResponse.SerializeToString,
+            ),
+            'VerifyStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.VerifyStream,
+                    request_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyStreamRequest.FromString,
+                    response_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyStreamResponse.SerializeToString,
+            ),
+            'ExportEntries': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportEntries,
+                    request_deserializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ExportEntriesRequest.FromString,
+                    response_serializer=plexsphere_dot_audit_dot_v1_dot_audit__pb2.ExportEntriesResponse.SerializeToString,
             ),
             'EraseIdentity': grpc.unary_unary_rpc_method_handler(
                     servicer.EraseIdentity,
@@ -367,6 +402,60 @@ class AuditReadService:
             '/plexsphere.audit.v1.AuditReadService/VerifyChain',
             plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyChainRequest.SerializeToString,
             plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyChainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VerifyStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/plexsphere.audit.v1.AuditReadService/VerifyStream',
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyStreamRequest.SerializeToString,
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.VerifyStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportEntries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/plexsphere.audit.v1.AuditReadService/ExportEntries',
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.ExportEntriesRequest.SerializeToString,
+            plexsphere_dot_audit_dot_v1_dot_audit__pb2.ExportEntriesResponse.FromString,
             options,
             channel_credentials,
             insecure,

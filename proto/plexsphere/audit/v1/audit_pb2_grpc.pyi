@@ -88,6 +88,12 @@ class AuditReadServiceStub:
     """Gets one entry with the bytes from which its hash is recomputed."""
     VerifyChain: _grpc.UnaryUnaryMultiCallable[_audit_pb2.VerifyChainRequest, _audit_pb2.VerifyChainResponse]
     """Recomputes a segment of a chain; divergence is an answer, not an error."""
+    VerifyStream: _grpc.UnaryStreamMultiCallable[_audit_pb2.VerifyStreamRequest, _audit_pb2.VerifyStreamResponse]
+    """The same, telling how far it is; the last message is the verdict."""
+    ExportEntries: _grpc.UnaryStreamMultiCallable[_audit_pb2.ExportEntriesRequest, _audit_pb2.ExportEntriesResponse]
+    """Hands out the entries of a chain as they are stored, without anything personal, and what was last signed for it.
+    Only a stream that ends without an error is whole.
+    """
     EraseIdentity: _grpc.UnaryUnaryMultiCallable[_audit_pb2.EraseIdentityRequest, _audit_pb2.EraseIdentityResponse]
     """Removes the personal data of one identity; the chain stays verifiable."""
     GetCheckpoint: _grpc.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]
@@ -108,6 +114,12 @@ class AuditReadServiceAsyncStub(AuditReadServiceStub):
     """Gets one entry with the bytes from which its hash is recomputed."""
     VerifyChain: _aio.UnaryUnaryMultiCallable[_audit_pb2.VerifyChainRequest, _audit_pb2.VerifyChainResponse]  # type: ignore[assignment]
     """Recomputes a segment of a chain; divergence is an answer, not an error."""
+    VerifyStream: _aio.UnaryStreamMultiCallable[_audit_pb2.VerifyStreamRequest, _audit_pb2.VerifyStreamResponse]  # type: ignore[assignment]
+    """The same, telling how far it is; the last message is the verdict."""
+    ExportEntries: _aio.UnaryStreamMultiCallable[_audit_pb2.ExportEntriesRequest, _audit_pb2.ExportEntriesResponse]  # type: ignore[assignment]
+    """Hands out the entries of a chain as they are stored, without anything personal, and what was last signed for it.
+    Only a stream that ends without an error is whole.
+    """
     EraseIdentity: _aio.UnaryUnaryMultiCallable[_audit_pb2.EraseIdentityRequest, _audit_pb2.EraseIdentityResponse]  # type: ignore[assignment]
     """Removes the personal data of one identity; the chain stays verifiable."""
     GetCheckpoint: _aio.UnaryUnaryMultiCallable[_audit_pb2.GetCheckpointRequest, _audit_pb2.GetCheckpointResponse]  # type: ignore[assignment]
@@ -143,6 +155,24 @@ class AuditReadServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_audit_pb2.VerifyChainResponse, _abc.Awaitable[_audit_pb2.VerifyChainResponse]]:
         """Recomputes a segment of a chain; divergence is an answer, not an error."""
+
+    @_abc_1.abstractmethod
+    def VerifyStream(
+        self,
+        request: _audit_pb2.VerifyStreamRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_pb2.VerifyStreamResponse], _abc.AsyncIterator[_audit_pb2.VerifyStreamResponse]]:
+        """The same, telling how far it is; the last message is the verdict."""
+
+    @_abc_1.abstractmethod
+    def ExportEntries(
+        self,
+        request: _audit_pb2.ExportEntriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_audit_pb2.ExportEntriesResponse], _abc.AsyncIterator[_audit_pb2.ExportEntriesResponse]]:
+        """Hands out the entries of a chain as they are stored, without anything personal, and what was last signed for it.
+        Only a stream that ends without an error is whole.
+        """
 
     @_abc_1.abstractmethod
     def EraseIdentity(
