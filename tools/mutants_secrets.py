@@ -27,6 +27,8 @@ ROW = "        await self.audit.record(decided(caller, found, wanted, reason))\n
 REFUSED = "            self.tally.add(domain_id, refused.code)\n            raise\n"
 DENIED = "        if reason != GRANTED:\n            raise Forbidden(reason=reason, relation_path=[])\n"
 RELATION = '        reason = await self.relations.check(f"node:{node_id}", "read", found.resource)\n'
+TOGETHER = "services/secrets/migrations/0007_spend_together.py"
+LOCK_NODES = "    PERFORM FROM secrets.limit_cells c WHERE c.id = ANY (nodes) ORDER BY c.id FOR UPDATE;\n"
 CHARGE_NODE = "    UPDATE secrets.limit_cells c SET tat = node_tat WHERE c.id = node;\n"
 OF_DOMAIN = "    SELECT c.tat INTO STRICT domain_tat FROM secrets.limit_cells c WHERE c.id = domain FOR UPDATE;\n"
 
@@ -84,7 +86,17 @@ SECRETS = (
         "            return\n",
         AWAY,
     ),
-    Mutant("F-2 a cell is charged by one at a time", CELLS, "c.id = node FOR UPDATE", "c.id = node", TWO_REPLICAS),
+    Mutant(
+        "F-2 a Domain is charged by one at a time", CELLS, "c.id = domain FOR UPDATE", "c.id = domain", TWO_REPLICAS
+    ),
+    Mutant(
+        "F-2 a node is charged by one at a time",
+        CELLS,
+        "c.id = node FOR UPDATE",
+        "c.id = node",
+        TWO_REPLICAS,
+        ((TOGETHER, LOCK_NODES, ""),),
+    ),
     Mutant("F-2 who is refused by the Domain's limit keeps its own", CELLS, OF_DOMAIN, CHARGE_NODE + OF_DOMAIN, BULK),
     Mutant(
         "F-2 a node's assertion says its Domain's limits",
@@ -124,8 +136,8 @@ SECRETS = (
     ),
     Mutant(
         "F-2 who charges several nodes locks them in one order",
-        "services/secrets/migrations/0007_spend_together.py",
-        "    PERFORM FROM secrets.limit_cells c WHERE c.id = ANY (nodes) ORDER BY c.id FOR UPDATE;\n",
+        TOGETHER,
+        LOCK_NODES,
         "",
         "services/secrets/tests/test_limits.py"
         "::test_two_replicas_that_charge_the_same_nodes_together_never_wait_in_a_circle",
