@@ -50,9 +50,10 @@ class Checkpoints:
 
     async def turn(self, chain: str) -> None:
         """Checkpoint a chain as it is now; raises AuditDiverged when it does not go on from what was anchored."""
+        # The stored one first: what another replica anchors and stores in between is not newer than the anchor then.
+        newest = await self.trees.newest(chain)
         keys, anchor = await self.keys(chain), await self.anchors.read(chain)
         anchored = self._opened(anchor, keys) if anchor else None
-        newest = await self.trees.newest(chain)
         if newest is not None and (anchored is None or newest.size > anchored.size):
             # The anchor always comes first: it was taken back, or nobody signed what is stored.
             raise AuditDiverged("the anchor is older than a stored checkpoint")

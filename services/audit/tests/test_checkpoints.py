@@ -188,6 +188,28 @@ async def test_who_is_overtaken_on_the_way_to_the_anchor_keeps_nothing(scene: Sc
     assert (await scene.sizes(), await scene.anchored()) == ([5], 5)
 
 
+async def test_who_is_overtaken_between_two_looks_raises_no_alarm(scene: Scene) -> None:
+    @dataclass
+    class Late(FakeAnchors):
+        """The first to read hears of its anchor when another replica has already moved it."""
+
+        once: bool = True
+
+        async def read(self, chain: str) -> Anchor | None:
+            found = await super().read(chain)
+            if self.once and found is not None:
+                self.once = False
+                await scene.append(2)
+                await scene.checkpoints.turn(CHAIN)
+            return found
+
+    scene.anchors = Late()
+    for _ in range(2):
+        await scene.append(3)
+        await scene.checkpoints.turn(CHAIN)
+    assert (await scene.sizes(), await scene.anchored()) == ([3, 8], 8)
+
+
 async def test_who_is_overtaken_at_the_tree_signs_nothing(scene: Scene) -> None:
     @dataclass
     class Taken(FakeTrees):
