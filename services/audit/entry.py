@@ -45,8 +45,9 @@ def commitment(salt: bytes, record: bytes) -> str:
 
 def caveats(context: Mapping[str, Sequence[str]]) -> str:
     """Return the canonical text of a caveat context; raises TypeError for what is none."""
-    # RFC 8785 3.2.3 sorts by UTF-16.
-    groups = sorted(context.items(), key=lambda group: group[0].encode("utf-16-be"))
+    # RFC 8785 3.2.3 sorts by UTF-16; names are ASCII nearly always.
+    ascii_only = "".join(context).isascii()
+    groups = sorted(context.items(), key=None if ascii_only else lambda group: group[0].encode("utf-16-be"))
     return "{" + ",".join(f"{quoted(name)}:{_list(names)}" for name, names in groups) + "}"
 
 
