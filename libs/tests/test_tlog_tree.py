@@ -1,6 +1,7 @@
 """The Merkle tree against RFC 6962's words, its reference roots, and an implementation that is not ours."""
 
 import hashlib
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -108,6 +109,16 @@ def test_a_tree_goes_on_from_its_stored_hashes(size: int, data: st.DataObject) -
         for node, value in run.push(leaf):
             assert stored[node] == value
     assert run.root() == whole.root()
+
+
+@given(SIZES, st.lists(st.integers(0, 300), max_size=4))
+def test_entries_that_are_pushed_together_are_those_that_are_pushed_one_by_one(begin: int, cuts: list[int]) -> None:
+    leaves, one, many = entries(300), Run(begin), Run(begin)
+    for leaf in leaves:
+        one.push(leaf)
+    for first, last in itertools.pairwise([0, *sorted(cuts), 300]):
+        many.push_all(leaves[first:last])
+    assert (many.end, many.parts) == (one.end, one.parts)
 
 
 @given(SIZES, st.data())
