@@ -250,16 +250,16 @@ MUTANTS = (
     *AUDIT,
     Mutant(
         "A-1 columns held against the bytes",
-        "services/audit/verification.py",
-        "    return None if agrees(row) else (",
-        "    return None if True else (",
+        "services/audit/piece.py",
+        "        if not agree(piece.row(index)):\n",
+        "        if False:\n",
         THREATS + "audit/test_columns.py::test_a_rewritten_column_is_found_at_its_sequence",
     ),
     Mutant(
         "A-1 hash of the entry",
-        "services/audit/verification.py",
-        "    if row.entry_hash != own:\n",
-        "    if False:\n",
+        "services/audit/piece.py",
+        "        if observed != own:\n",
+        "        if False:\n",
         THREATS + "audit/test_columns.py::test_a_rewritten_column_is_found_at_its_sequence",
     ),
     Mutant(

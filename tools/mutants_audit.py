@@ -19,8 +19,8 @@ AUDIT = (
     Mutant(
         "A-1 the anchor is asked",
         VERIFICATION,
-        "        elif run.begin < anchored.size:\n",
-        "        elif False:\n",
+        " if run.begin < anchored.size else None\n",
+        " if False else None\n",
         ATTACKS + "test_a_chain_that_is_recomputed_with_its_tree_is_found_by_the_anchor",
     ),
     Mutant(

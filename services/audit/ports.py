@@ -7,7 +7,7 @@ from typing import Protocol
 from libs.custody import Secret
 from libs.decision import Decision as Verdict
 from libs.tlog.tree import Node
-from services.audit.model import Anchor, Draft, Filter, Head, Note, Signed, Storage, Stored
+from services.audit.model import Anchor, Draft, Filter, Head, Note, Piece, Signed, Storage, Stored
 
 
 class Appender(Protocol):
@@ -41,6 +41,9 @@ class Store(Protocol):
 
     def walk(self, chain: str, first: int, last: int) -> AsyncIterator[Stored]:
         """Yield entries in order, in constant memory, from one snapshot."""
+
+    async def piece(self, chain: str, first: int, last: int) -> Piece:
+        """Return the entries that there are of some, in order, from one snapshot."""
 
     async def erase(self, chain: str, pseudonyms: list[str], at: datetime.datetime) -> datetime.datetime:
         """Remove the personal data behind pseudonyms; returns when it was first removed."""

@@ -1,15 +1,14 @@
 """How a segment is recomputed from the rows themselves, piece by piece, and held against what was anchored."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-from libs.chain import GENESIS, entry_hash
+from libs.chain import GENESIS
 from libs.tlog.checkpoint import Checkpoint
 from libs.tlog.tree import Run
-from services.audit.entry import agrees
 from services.audit.model import Head, Progress, Stored, Verdict
+from services.audit.piece import divergence
 from services.audit.ports import Store
 from services.audit.proofs import Proofs
 
@@ -31,14 +30,18 @@ class Verification:
         """Yield how far it is, and at last the verdict."""
         before, expected, run = await self._hash_before(chain, first), first, Run(first - 1)
         yield Progress(0, last - first + 1)
-        async for rows in pieces(self.store, chain, first, last):
-            for row in rows:
-                if (wrong := _divergence(row, expected, before)) is not None:
-                    yield Verdict(first, last, *wrong)
-                    return
-                before, expected = row.entry_hash, expected + 1
+        for begin in range(first, last + 1, PIECE):
+            piece = await self.store.piece(chain, begin, min(begin + PIECE - 1, last))
+            if (wrong := divergence(piece, expected, before)) is not None:
+                seq, wanted, observed = wrong
+                yield Verdict(first, last, seq, wanted.hex(), observed.hex())
+                return
+            for own in piece.entry_hash:
                 if anchored and run.end < anchored.size:
-                    run.push(row.entry_hash)
+                    run.push(own)
+            before, expected = piece.entry_hash[-1] if piece.entry_hash else before, expected + len(piece.seq)
+            if expected <= min(begin + PIECE - 1, last):
+                break
             yield Progress(expected - first, last - first + 1)
         if expected <= last and head.seq:
             yield Verdict(first, last, expected, before.hex(), GENESIS.hex())
@@ -48,19 +51,19 @@ class Verification:
             yield Verdict(first, last)
         elif head.seq < anchored.size:
             yield Verdict(first, last, head.seq + 1, anchored.root.hex(), GENESIS.hex())
-        elif run.begin < anchored.size:
-            doubt = asyncio.ensure_future(self.proofs.doubt(chain, anchored, run))
+        else:
+            looking = asyncio.ensure_future(self._doubt(chain, anchored, run))
             try:
                 # Where a chain begins to differ is looked for in all of its tree.
-                while not (await asyncio.wait({doubt}, timeout=TOLD_EVERY_S))[0]:
+                while not (await asyncio.wait({looking}, timeout=TOLD_EVERY_S))[0]:
                     yield Progress(expected - first, last - first + 1)
             finally:
-                doubt.cancel()
-            found = doubt.result()
-            hashes = (found.seq, found.expected_hash.hex(), found.observed_hash.hex()) if found else ()
-            yield Verdict(first, last, *hashes)
-        else:
-            yield Verdict(first, last)
+                looking.cancel()
+            yield Verdict(first, last, *looking.result())
+
+    async def _doubt(self, chain: str, anchored: Checkpoint, run: Run) -> tuple[int, str, str]:
+        found = await self.proofs.doubt(chain, anchored, run) if run.begin < anchored.size else None
+        return (found.seq, found.expected_hash.hex(), found.observed_hash.hex()) if found else (0, "", "")
 
     async def _hash_before(self, chain: str, first: int) -> bytes:
         if first == 1:
@@ -79,14 +82,3 @@ async def pieces(store: Store, chain: str, first: int, last: int) -> AsyncIterat
         if not rows:
             return
         yield rows
-
-
-def _divergence(row: Stored, expected: int, before: bytes) -> tuple[int, str, str] | None:
-    """Return where a row is not what follows, with the hash that was expected and the one that was found."""
-    own = entry_hash(before, hashlib.sha256(row.canonical).digest())
-    if row.seq != expected or row.prev_hash != before:
-        return expected, before.hex(), row.prev_hash.hex()
-    if row.entry_hash != own:
-        return expected, own.hex(), row.entry_hash.hex()
-    # Zeros where the hash is right and only the columns are altered.
-    return None if agrees(row) else (expected, own.hex(), GENESIS.hex())

@@ -18,7 +18,7 @@ from libs.tlog.tree import Node
 from services.audit.checkpoints import Checkpoints
 from services.audit.entry import link
 from services.audit.guard import Guard
-from services.audit.model import Anchor, Draft, Filter, Head, Note, Row, Signed, Storage, Stored
+from services.audit.model import Anchor, Draft, Filter, Head, Note, Piece, Row, Signed, Storage, Stored
 from services.audit.restores import Checked, Restores, Seen
 from services.audit.store import PgStore
 from services.audit.tree_store import PgTrees
@@ -77,6 +77,9 @@ class FakeChains:
         for row in self.rows[chain]:
             if first <= row.seq <= last:
                 yield row
+
+    async def piece(self, chain: str, first: int, last: int) -> Piece:
+        return Piece.of([row async for row in self.walk(chain, first, last)])
 
     async def erase(self, chain: str, pseudonyms: list[str], at: datetime.datetime) -> datetime.datetime:
         for name in pseudonyms:
