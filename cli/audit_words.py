@@ -25,7 +25,7 @@ MEANINGS = {
     "content": "what stands at entry {seq} says that it belongs elsewhere: it was moved, or is another chain's",
     "root": "the entries fit each other and are not those that were signed for: one of {since} to {seq} was replaced, "
     "and every hash after it recomputed",
-    "truncated": "the chain ends before entry {seq}, which was signed for: its tail was cut off",
+    "truncated": "the chain ends before entry {seq}, which was signed for: its tail was cut off, or left out",
     "older": "the checkpoint is older than what was verified before: the chain, or what is shown of it, was set back",
     "fork": "two signed checkpoints of {seq} entries differ: there are two histories",
     "note": "what is archived from entry {seq} on has no checkpoint over it that the key signed",
