@@ -10,7 +10,7 @@ import hashlib
 import hmac
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from json.encoder import encode_basestring as quoted
 
 from libs.chain import entry_hash
@@ -78,6 +78,14 @@ def around(
         f'"object":{{"id":{quoted(object_id)},"type":{quoted(object_type)}}},'
         f'"occurred_at":"{rfc3339(occurred_at)}","reason":{result},"relation":{quoted(relation)},"seq":'
     ), f',"subject":{{"pseudonym":"{name}"}},"v":{VERSION}}}'
+
+
+def texts(decision: Decision) -> Iterator[str]:
+    """Yield every text of a decision that somebody else chose."""
+    yield from (decision.relation, decision.object_type, decision.object_id, decision.correlation_id)
+    yield from (decision.subject_id, decision.client_ip, decision.user_agent)
+    for group, names in decision.context.items():
+        yield from (group, *names)
 
 
 def draft(decision: Decision, pepper: Secret) -> Draft:

@@ -20,7 +20,7 @@ from libs.errors import (
 from libs.ids import uuid7
 from libs.principal import Principal
 from libs.scope import named
-from services.audit.entry import draft, pseudonym
+from services.audit.entry import draft, pseudonym, texts
 from services.audit.model import (
     PLATFORM,
     Consistency,
@@ -67,6 +67,9 @@ class Audit:
 
     async def append(self, decision: Decision) -> int:
         """Return the row's sequence; durable once it returns, so that the caller may let the effect out."""
+        # Refused by itself: in a batch it would fail the rows of all others.
+        if any("\0" in text for text in texts(decision)):
+            raise InvalidRequest("a text holds a character that cannot be stored")
         return await self.appender.append(draft(decision, await self.peppers.pepper(decision.chain)))
 
     async def list(self, request: Request, chain: str, wanted: Filter, cursor: str, limit: int) -> Page:

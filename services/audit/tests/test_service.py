@@ -62,6 +62,19 @@ async def test_the_same_key_is_one_row(audit: Audit) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    "changed",
+    [{name: "a\0b"} for name in ("relation", "object_id", "correlation_id", "client_ip", "user_agent")]
+    + [{"context": {"a\0b": ["name"]}}, {"context": {"group": ["a\0b"]}}],
+)
+async def test_what_cannot_be_stored_is_refused_before_it_fails_a_batch(
+    audit: Audit, chains: FakeChains, changed: dict[str, Any]
+) -> None:
+    with pytest.raises(InvalidRequest):
+        await audit.append(decision(**changed))
+    assert not chains.rows
+
+
 async def test_paging_ends_although_each_page_is_recorded(audit: Audit, chains: FakeChains) -> None:
     await fill(audit, 25)
     seen, cursor, pages = [], "", 0
