@@ -8,7 +8,7 @@ from opentelemetry import trace
 
 from libs.clock import Clock, SystemClock
 from libs.decision import Record
-from libs.errors import AuditDiverged, AuditUnavailable, InvalidRequest, PlexError
+from libs.errors import AuditDiverged, AuditUnavailable, InvalidRequest, PlexError, of_peer
 from libs.rpc.channel import Peer
 from libs.rpc.context import current_call
 from libs.scope import named
@@ -37,7 +37,7 @@ class AuditClient:
                 async with asyncio.timeout(DEADLINE_S):
                     return await self._together.ask(self._packed(record))
         except TimeoutError:
-            raise AuditUnavailable("too many wait") from None
+            raise of_peer(AuditUnavailable("too many wait")) from None
 
     def _packed(self, record: Record) -> audit_pb2.AppendRequest:
         call = current_call()

@@ -4,7 +4,7 @@ Rules raise them; only the guard and the edge's problem middleware catch. On gRP
 (libs/rpc/status.py), at the edge as RFC 9457 problems.
 """
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 BY_CODE: dict[str, type["PlexError"]] = {}
 
@@ -18,6 +18,7 @@ class PlexError(Exception):
     grpc: ClassVar[str] = "INTERNAL"
     retry: ClassVar[bool] = False
     show_detail: ClassVar[bool] = True
+    of_peer: bool = False
 
     def __init_subclass__(cls, *, code: str = "", title: str = "", http: int = 0) -> None:
         super().__init_subclass__()
@@ -32,6 +33,28 @@ class PlexError(Exception):
         super().__init__(detail or self.title)
         self.detail = detail if detail and self.show_detail else self.title
         self.extra: dict[str, Any] = extra
+
+
+FAILURES = frozenset({500, 503, 504})
+Known = TypeVar("Known", bound=PlexError)
+
+
+def of_peer(error: Known) -> Known:
+    """Note that another service failed, whose owner it is that has to know; returns the error."""
+    error.of_peer = True
+    return error
+
+
+def fault(error: BaseException) -> str:
+    """Return whose fault a failed call is, `own` or `peer`, following what it was raised from; empty for a refusal."""
+    if isinstance(error, PlexError) and error.http not in FAILURES:
+        return ""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, PlexError) and cause.of_peer:
+            return "peer"
+        cause = cause.__cause__ or cause.__context__
+    return "own"
 
 
 # Categories -----------------------------------------------------------------------------------------------------------

@@ -62,6 +62,11 @@ class Bus:
         return self._client
 
     @property
+    def connected(self) -> bool:
+        """Whether there is a connection, as far as is known."""
+        return self._client is not None and bool(self._client.is_connected)
+
+    @property
     def inbox(self) -> str:
         """Where this service may receive answers; its permissions name the prefix."""
         return f"_INBOX.{self._service}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, cast
 
@@ -11,7 +12,8 @@ from opentelemetry import trace
 from libs import tls
 from libs.errors import DatastoreUnavailable, InvalidRequest
 from libs.settings import Postgres, StartRefused, Tls
-from libs.telemetry import hop
+from libs.telemetry import SKEW, hop
+from libs.vitals import watch_pool
 
 DURABLE = ("fsync", "synchronous_commit", "full_page_writes")
 
@@ -54,6 +56,7 @@ async def create_pool(settings: Postgres, identity: Tls) -> AsyncIterator[asyncp
             "statement_timeout": str(round(settings.timeout_s * 1000)),
         },
     )
+    watch_pool(pool)
     try:
         yield pool
     finally:
@@ -127,4 +130,7 @@ async def check_durable(pool: asyncpg.Pool) -> None:
 async def ping(pool: asyncpg.Pool) -> None:
     """Raise DatastoreUnavailable when PostgreSQL does not answer."""
     async with connection(pool, "ping") as lent:
-        await lent.fetchval("SELECT 1")
+        asked_at = time.time()
+        theirs = await lent.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+        # Their clock was read somewhere in between.
+        SKEW.labels("postgres").set(theirs - (asked_at + time.time()) / 2)

@@ -10,6 +10,7 @@ from typing import TypeVar
 from libs import telemetry
 from libs.custody import harden
 from libs.settings import Runtime, StartRefused, load
+from libs.vitals import watch_certificates, watched_loop
 
 EXIT_REFUSED = 2
 Model = TypeVar("Model", bound=Runtime)
@@ -23,6 +24,7 @@ def main(model: type[Model], run: Callable[[Model], Awaitable[None]]) -> None:
     try:
         settings = load(parser.parse_args().config, model)
         telemetry.set_up(settings)
+        watch_certificates(settings)
         asyncio.run(_run(run, settings))
     except StartRefused as error:
         print(f"refused to start: {error}", file=sys.stderr)  # noqa: T201 — before the logs exist, stderr is for people
@@ -31,4 +33,5 @@ def main(model: type[Model], run: Callable[[Model], Awaitable[None]]) -> None:
 
 async def _run(run: Callable[[Model], Awaitable[None]], settings: Model) -> None:
     asyncio.get_running_loop().set_exception_handler(telemetry.log_loop_error)
-    await run(settings)
+    async with watched_loop():
+        await run(settings)

@@ -41,6 +41,21 @@ OUTBOX = Gauge("plexsphere_outbox_oldest_seconds", "Age of the oldest event that
 DRIFT = Gauge("plexsphere_relation_drift", "Tuples that differ between SpiceDB and identity's table.", ["kind"])
 REFUSED_CHAINS = Gauge("plexsphere_audit_chains_refused", "Chains that do not go on from their anchor.")
 READY = Gauge("plexsphere_ready", "1 when a dependency is reachable.", ["dependency"])
+FAILURES = Counter("plexsphere_rpc_failures_total", "Calls that failed on our side.", ["method", "cause"])
+SKEW = Gauge("plexsphere_clock_skew_seconds", "By how much another clock is ahead of ours.", ["clock"])
+POOL = Gauge("plexsphere_pool_connections", "Connections to PostgreSQL; `most` is the limit.", ["state"])
+EXPIRES = Gauge("plexsphere_certificate_expires_timestamp_seconds", "When it ends; 0: cannot be read.", ["certificate"])
+LAG = Histogram(
+    "plexsphere_event_loop_lag_seconds", "How late the event loop was.", buckets=(0.01, 0.05, 0.1, 0.5, 1, 5)
+)
+ROUND_OVERDUE = Gauge("plexsphere_round_overdue_seconds", "How long the chain waits that waits longest.", ["round"])
+CHAINS_DIVERGED = Gauge("plexsphere_chains_diverged", "Chains that a round found altered.", ["round"])
+QUEUE = Gauge("plexsphere_append_queue_length", "Appends that wait to be written.")
+GROUP = Histogram("plexsphere_append_group_size", "Appends a transaction.", buckets=(1, 4, 16, 64, 256, 512))
+DELIVERED_AT = Gauge("plexsphere_relations_delivered_timestamp_seconds", "When SpiceDB last had all relations.")
+KEPT_AT = Gauge("plexsphere_event_stream_kept_timestamp_seconds", "When the stream was last found, or made, right.")
+RING = Gauge("plexsphere_event_ring_events", "Events that are held for streams that resume.")
+EVENTS_UP = Gauge("plexsphere_events_up", "1 while the bus is read to its end and mesh answers.")
 
 SENSITIVE = re.compile(
     r"(?i)(secret|token|passw|authorization|bearer|credential|cookie|csrf|plexsphere_session|nsk|assertion|verifier"
@@ -200,6 +215,16 @@ def set_up(settings: Runtime) -> None:
         client_cafile=str(settings.tls.ca_file),
         client_auth_required=True,
     )
+
+
+def count_call(method: str, code: str, failed: str, seconds: float | None) -> None:
+    """Count a call, by whose fault it failed where it did; a stream, which lasts, has no `seconds`."""
+    CALLS.labels(method, code).inc()
+    for cause in ("own", "peer"):
+        # Both are there from the first call on: what begins at 1 has not risen.
+        FAILURES.labels(method, cause).inc(cause == failed)
+    if seconds is not None:
+        LATENCY.labels(method).observe(seconds)
 
 
 def collector(settings: Runtime) -> SpanExporter:

@@ -13,6 +13,7 @@ import grpc
 from opentelemetry import trace
 
 from libs import settings
+from libs.errors import of_peer
 from libs.rpc import context
 from libs.rpc.status import from_rpc
 from libs.telemetry import hop, inject
@@ -96,7 +97,7 @@ class Peer(grpc.aio.Channel):
                 async for answer in stream:
                     yield answer
             except grpc.aio.AioRpcError as error:
-                raise from_rpc(error) from None
+                raise of_peer(from_rpc(error)) from None
             finally:
                 # A reader that leaves must not hold the peer's drain up until a collector finds the call.
                 stream.cancel()
@@ -153,7 +154,7 @@ class _Unary:
             try:
                 return await self._made[1](request, timeout=allowed, metadata=outgoing(metadata), wait_for_ready=lost)
             except grpc.aio.AioRpcError as error:
-                raise from_rpc(error) from None
+                raise of_peer(from_rpc(error)) from None
 
 
 def outgoing(extra: Metadata) -> list[tuple[str, str]]:

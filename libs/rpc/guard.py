@@ -21,12 +21,12 @@ from google.protobuf.message import Message
 from grpc_status import rpc_status
 from opentelemetry import trace
 
-from libs.errors import Forbidden, Internal, InvalidRequest, PlexError, Unavailable
+from libs.errors import Forbidden, Internal, InvalidRequest, PlexError, Unavailable, fault
 from libs.ids import uuid7
 from libs.principal import AssertionVerifier
 from libs.rpc import context
 from libs.rpc.status import to_status
-from libs.telemetry import CALLS, LATENCY, extract
+from libs.telemetry import count_call, extract
 
 PEER_PREFIX = "spiffe://plexsphere/"
 LONGEST_UNARY_S = 30.0
@@ -57,6 +57,7 @@ class Outcome:
 
     correlation_id: str
     code: str = "ok"
+    failed: str = ""
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -121,7 +122,7 @@ class Guard(grpc.aio.ServerInterceptor):
     # Streams are written here rather than yielded: a generator runs its body in its reader's context, where no call is
     # bound, and is finished by another task when a client leaves.
     async def _stream(self, handler: Any, method: str, request: Message, rpc: Context) -> None:
-        with self._observed(method, rpc) as outcome:
+        with self._observed(method, rpc, stream=True) as outcome:
             try:
                 with context.bind(self._admit(method, request, rpc, outcome)):
                     await _write(handler(request, rpc), rpc)
@@ -129,7 +130,7 @@ class Guard(grpc.aio.ServerInterceptor):
                 await self._refuse(method, error, rpc, outcome)
 
     async def _reflect(self, handler: Any, method: str, requests: AsyncIterator[Message], rpc: Context) -> None:
-        with self._observed(method, rpc) as outcome:
+        with self._observed(method, rpc, stream=True) as outcome:
             try:
                 with context.bind(self._admit(method, None, rpc, outcome)):
                     await _write(handler(requests, rpc), rpc)
@@ -171,12 +172,12 @@ class Guard(grpc.aio.ServerInterceptor):
         else:
             refusal = Internal()
             log.error("rpc.bug", method=method, exc_info=error)
-        outcome.code = refusal.code
+        outcome.code, outcome.failed = refusal.code, fault(error)
         log.info("rpc.refused", method=method, code=refusal.code, reason=str(error) if refusal is error else "")
         await rpc.abort_with_status(rpc_status.to_status(to_status(refusal)))
 
     @contextlib.contextmanager
-    def _observed(self, method: str, rpc: Context) -> Iterator[Outcome]:
+    def _observed(self, method: str, rpc: Context, *, stream: bool = False) -> Iterator[Outcome]:
         started = time.monotonic()
         metadata = rpc.invocation_metadata() or ()
         sent = next((str(value) for name, value in metadata if name == context.CORRELATION_KEY), "")
@@ -199,8 +200,7 @@ class Guard(grpc.aio.ServerInterceptor):
             finally:
                 span.set_attribute("rpc.code", outcome.code)
                 span.set_attribute("correlation_id", outcome.correlation_id)
-                CALLS.labels(method, outcome.code).inc()
-                LATENCY.labels(method).observe(time.monotonic() - started)
+                count_call(method, outcome.code, outcome.failed, None if stream else time.monotonic() - started)
 
 
 async def _write(answers: Any, rpc: Context) -> None:

@@ -9,7 +9,7 @@ import structlog
 
 from libs.clock import Clock
 from libs.errors import AuditDiverged
-from libs.telemetry import REFUSALS
+from libs.telemetry import CHAINS_DIVERGED, REFUSALS, ROUND_OVERDUE
 from services.audit.archive import Archive
 from services.audit.checkpoints import Checkpoints
 from services.audit.settings import Archive as Settings
@@ -34,6 +34,21 @@ class Rounds:
     look_every_s: float = LOOK_EVERY_S
     # A chain that could not be done waits like the others, so that it neither floods the log nor OpenBao.
     _failed: dict[str, datetime.datetime] = field(default_factory=dict)
+    _diverged: set[str] = field(default_factory=set)
+    _due_since: dict[str, datetime.datetime] = field(default_factory=dict)
+    _looked_at: datetime.datetime = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Tell at each scrape how late the rounds are, also while they cannot even look."""
+        self._looked_at = self.clock.now()
+        ROUND_OVERDUE.labels(self.what).set_function(self.overdue_s)
+        CHAINS_DIVERGED.labels(self.what).set_function(lambda: len(self._diverged))
+
+    def overdue_s(self) -> float:
+        """Return how long the chain has waited that waits longest; what nobody looked at counts as waiting."""
+        waiting = (self.clock.now() - self._looked_at).total_seconds() - self.look_every_s
+        longest = (self.clock.now() - min(self._due_since.values(), default=self.clock.now())).total_seconds()
+        return max(waiting, longest, 0.0)
 
     async def run(self) -> None:
         """Look for as long as the process lives."""
@@ -48,9 +63,12 @@ class Rounds:
         """Take the turns that are due."""
         now = self.clock.now()
         self._failed = {chain: at for chain, at in self._failed.items() if at > now - self.every}
-        for chain in await self.due(self.entries, now - self.every):
+        due = await self.due(self.entries, now - self.every)
+        self._due_since = {chain: self._due_since.get(chain, now) for chain in due}
+        for chain in due:
             if chain not in self._failed:
                 await self._turn(chain)
+        self._looked_at = self.clock.now()
 
     def _event(self, name: str) -> str:
         return f"{self.what}.{name}"
@@ -59,11 +77,14 @@ class Rounds:
         try:
             await self.turn(chain)
         except AuditDiverged as error:
+            self._diverged.add(chain)
             REFUSALS.labels(self.what, "diverged").inc()
             log.error(self._event("diverged"), chain=chain, reason=str(error))  # noqa: TRY400 — the reason says all
         except Exception as error:  # a chain that goes wrong holds up no other
             log.warning(self._event("failed"), chain=chain, exc_info=error)
         else:
+            self._diverged.discard(chain)
+            self._due_since.pop(chain, None)
             return
         self._failed[chain] = self.clock.now()
 

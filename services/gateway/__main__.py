@@ -12,6 +12,7 @@ from libs.process import main
 from libs.rpc.channel import Peer, connect
 from libs.rpc.context import PRINCIPAL_KEY, current_call
 from libs.rpc.server import until_told
+from libs.telemetry import EVENTS_UP, READY, RING
 from services.gateway import platform
 from services.gateway.access_policy import AccessPolicies
 from services.gateway.audit import Audit
@@ -139,7 +140,10 @@ async def run(settings: GatewaySettings) -> None:
             follow_certificate(settings.certificate, context),
             health.watch(),
         ]
+        READY.labels("nats").set_function(lambda: bus.connected)
         if hub is not None:
+            EVENTS_UP.set_function(lambda: hub.ready)
+            RING.set_function(lambda: hub.held)
             background += [hub.run(), hub.beat(), hub.pulse(), hub.probe(), refusals.run()]
             background.append(keep_settled(lambda: hub.opened, lambda: hub.held))
         async with listening(app, settings.listen, context, settings.drain_s):

@@ -15,7 +15,7 @@ from libs import errors
 from libs.errors import PlexError
 from libs.ids import uuid7
 from libs.rpc import context
-from libs.telemetry import CALLS, LATENCY
+from libs.telemetry import count_call
 from services.gateway import bodies, problems
 from services.gateway.approval import approval
 from services.gateway.credentials import CSRF_COOKIE, Authenticator, Credential, claims_of, present, presented
@@ -208,7 +208,7 @@ def middleware(timeout_s: float, proxies: Collection[Network]) -> Any:
             user_agent=plain(request.headers.get("User-Agent", ""), LONGEST_USER_AGENT),
             deadline=started + timeout_s,
         )
-        code = "ok"
+        code, failed = "ok", ""
         # A client's traceparent is not believed: the edge's span is the root.
         with (
             context.bind(call),
@@ -230,6 +230,7 @@ def middleware(timeout_s: float, proxies: Collection[Network]) -> Any:
                         request.transport.abort()
                     return begun
                 error = refusal_of(raised)
+                failed = errors.fault(raised if isinstance(raised, PlexError) else error)
                 operation = request.get(OPERATION, "")
                 if operation in STREAMS and isinstance(error, errors.Unavailable):
                     # Whichever dependency it was: to a node its stream is what it cannot have.
@@ -241,15 +242,15 @@ def middleware(timeout_s: float, proxies: Collection[Network]) -> Any:
             operation = request.get(OPERATION, "none")
             span.update_name(operation)
             span.set_attribute("http.response.status_code", response.status)
-            CALLS.labels(operation, code).inc()
-            LATENCY.labels(operation).observe(time.monotonic() - started)
+            seconds = time.monotonic() - started
+            count_call(operation, code, failed, None if operation in STREAMS else seconds)
             log.info(
                 "edge.answered",
                 operation=operation,
                 status=response.status,
                 code=code,
                 client_correlation=plain(request.headers.get("X-Correlation-Id", ""), LONGEST_CORRELATION),
-                seconds=round(time.monotonic() - started, 4),
+                seconds=round(seconds, 4),
             )
         return response
 

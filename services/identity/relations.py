@@ -13,6 +13,7 @@ from libs.decision import Decision
 from libs.errors import AuthzUnavailable, PlexError, Unavailable
 from libs.rpc.context import current_call
 from libs.scope import beyond
+from libs.telemetry import DELIVERED_AT
 from libs.together import Together
 from services.identity.model import Tuple
 from services.identity.schema import HIDDEN, require_askable
@@ -318,6 +319,7 @@ class Relations:
         except SentinelMissing:
             await self.refill()
         await self.tuples.deliver(self.checker)
+        DELIVERED_AT.set_to_current_time()
 
     async def ready(self) -> None:
         """Raise AuthzUnavailable unless checks can be answered."""

@@ -15,6 +15,7 @@ import structlog
 from libs import envelope
 from libs.clock import Clock
 from libs.errors import EventBusUnavailable, PlexError
+from libs.telemetry import KEPT_AT
 from services.mesh.model import FRESH, MARGIN, Keys, Logged, StreamState
 from services.mesh.ports import KeyStore, Log, Stream
 from services.mesh.publisher import FARTHEST_AHEAD, PLACED_WITHIN_S, comes_next
@@ -105,6 +106,7 @@ class Keeper:
         if self._rests_until is None or self.clock.now() >= self._rests_until:
             await self._mend(state, highest)
         self._mark(highest)
+        KEPT_AT.set_to_current_time()
 
     async def _mend(self, state: StreamState | None, highest: int) -> None:
         doubted, self._doubted = self._doubted, False

@@ -54,6 +54,7 @@ class PgLimiter:
                 async with asyncio.timeout(WITHIN_S):
                     row = await self._turns[domain_id, limits].ask(node_id)
         except (DatastoreUnavailable, TimeoutError) as error:
+            REFUSALS.labels("secret_limits", "unavailable").inc()
             raise LimiterUnavailable("the limits' cells cannot be reached") from error
         if row["refused"]:
             REFUSALS.labels("secret_limits", row["refused"]).inc()
