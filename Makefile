@@ -59,9 +59,10 @@ proto: setup ## Generate the protobuf stubs and lint the contracts
 proto-check: setup ## Say whether the committed stubs are current
 	$(BIN)/python tools/protogen.py --check
 
-docs: setup ## Generate docs/errors.md, and the README and the schema of the chart
+docs: setup ## Generate docs/errors.md, the README and the schema of the chart, alerts and dashboards
 	$(BIN)/python -m libs.errors > docs/errors.md
 	$(BIN)/python tools/chart.py
+	$(BIN)/python -m tools.alerts
 
 chart-test: setup ## Render the chart with every values file and hold its objects against what they must be
 	$(BIN)/python -m pytest -q tests/chart
@@ -93,9 +94,9 @@ soak-mesh: setup ## Publish and listen for SOAK_S seconds (300) while processes 
 soak-secrets: setup ## Read secrets for SOAK_S seconds (600) while one process after the other is killed
 	$(BIN)/python -m bench.soak_secrets $(or $(SOAK_S),600)
 
-ci-deps: ## Debian packages that tests of a proxy need: nginx, where it is not there yet (needs root)
-	@PATH="$$PATH:/usr/sbin" command -v nginx >/dev/null || \
-		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light >/dev/null; }
+ci-deps: ## Debian packages that tests need, where they are not there yet: nginx and prometheus (needs root)
+	@PATH="$$PATH:/usr/sbin"; { command -v nginx && command -v promtool; } >/dev/null || \
+		{ apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nginx-light prometheus >/dev/null; }
 
 lock: ## Resolve requirements.lock again (needs uv on the path)
 	uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --quiet --output-file requirements.lock

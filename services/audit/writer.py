@@ -17,6 +17,7 @@ import structlog
 from libs.chain import GENESIS
 from libs.errors import AcknowledgementStale, AuditUnavailable, PlexError
 from libs.pg import transaction
+from libs.telemetry import GROUP, QUEUE
 from services.audit.entry import link
 from services.audit.guard import Guard
 from services.audit.model import Draft, Head, Row
@@ -90,6 +91,7 @@ class GroupWriter:
         self._pool = pool
         self._guard = guard
         self._queue: asyncio.Queue[Waiting] = asyncio.Queue(LONGEST_QUEUE)
+        QUEUE.set_function(self._queue.qsize)
 
     async def append(self, entry: Draft) -> int:
         """Return the entry's sequence once it is durable.
@@ -126,6 +128,7 @@ class GroupWriter:
             batch = [await self._queue.get()]
             while len(batch) < LARGEST_BATCH and not self._queue.empty():
                 batch.append(self._queue.get_nowait())
+            GROUP.observe(len(batch))
             try:
                 await self._write(batch)
             except Exception as error:  # a batch that goes wrong fails its callers, and not the writer
