@@ -25,8 +25,8 @@ from services.audit.model import Piece
 from services.audit.piece import divergence
 from services.audit.service import Audit, Request
 from services.audit.store import PgStore
+from services.audit.verification import PIECE
 
-PIECE = 512
 ROWS = 100 * PIECE
 FLOOR, AIM = 0.3, 0.6
 MOST_BYTES = 32 * 1024 * 1024

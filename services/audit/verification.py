@@ -13,7 +13,7 @@ from services.audit.ports import Store
 from services.audit.proofs import Proofs
 
 # Rows that are in memory at a time, and for which a transaction is open.
-PIECE = 500
+PIECE = 512
 TOLD_EVERY_S = 5.0
 
 
@@ -36,9 +36,8 @@ class Verification:
                 seq, wanted, observed = wrong
                 yield Verdict(first, last, seq, wanted.hex(), observed.hex())
                 return
-            for own in piece.entry_hash:
-                if anchored and run.end < anchored.size:
-                    run.push(own)
+            if anchored and run.end < anchored.size:
+                run.push_all(piece.entry_hash[: anchored.size - run.end])
             before, expected = piece.entry_hash[-1] if piece.entry_hash else before, expected + len(piece.seq)
             if expected <= min(begin + PIECE - 1, last):
                 break
