@@ -50,9 +50,9 @@ class Segment:
         return found
 
 
-def name_of(chain: str, first: int) -> str:
-    """Return the object that holds a segment; names sort as sequences do."""
-    return f"{chain}/{first:016d}.zst"
+def name_of(chain: str, first: int, epoch: int = 0) -> str:
+    """Return the object that holds a segment; names sort as sequences do, each epoch after the first is a folder."""
+    return f"{chain}/{epoch}/{first:016d}.zst" if epoch else f"{chain}/{first:016d}.zst"
 
 
 def pack(segment: Segment) -> bytes:

@@ -10,6 +10,9 @@ ATTACKS = THREATS + "audit/test_rewrites.py::"
 OFFLINE = "tests/e2e/stories/test_audit_offline.py::"
 WITNESS, VERIFY = "libs/witness.py", "cli/audit_verify.py"
 SHORTER = "        elif head.seq < anchored.size:\n"
+RESTORED = THREATS + "audit/test_restore.py::"
+SUBSTITUTED = RESTORED + "test_a_substituted_backup_is_refused_until_it_is_acknowledged"
+ACKNOWLEDGED = RESTORED + "test_an_acknowledgement_that_is_not_exactly_that_changes_nothing"
 SAME = "            await self._require_same(chain, anchored, run)\n"
 # Who appends would find what these attacks leave before a checkpoint does.
 SEEN = (RESTORES, "            await self._require_seen(chain, seen.head)\n", "            pass\n")
@@ -129,5 +132,41 @@ AUDIT = (
         "        wanted.append(Checkpoint(key.name, remembered.known.size, remembered.known.root))\n",
         "        pass\n",
         OFFLINE + "test_a_forked_history_is_an_alarm_for_who_remembers_even_when_it_is_signed",
+    ),
+    Mutant("A-3 a chain goes on from its anchor", *CONTINUES, SUBSTITUTED),
+    Mutant(
+        "A-3 each row is looked at in a new storage",
+        RESTORES,
+        "                await self.checkpoints.require_whole(chain, anchor)\n",
+        "",
+        SUBSTITUTED,
+    ),
+    Mutant(
+        "A-3 another server, database or table is checked again",
+        "services/audit/guard.py",
+        "checked.server != server or ",
+        "",
+        SUBSTITUTED,
+        (("services/audit/guard.py", "        if server != self._surveyed:\n", "        if not self._surveyed:\n"),),
+    ),
+    Mutant(
+        "A-3 what was seen is not gone",
+        *SEEN,
+        "services/audit/tests/test_restores.py::"
+        "test_what_is_cut_off_under_the_writer_is_found_in_the_statement_that_would_append",
+    ),
+    Mutant(
+        "A-3 only a key that is trusted acknowledges",
+        "services/audit/acknowledgements.py",
+        "        raise AcknowledgementNotTrusted\n",
+        '        return note.rpartition("\\n\\n")[0] + "\\n", self.keys[0]\n',
+        ACKNOWLEDGED,
+    ),
+    Mutant(
+        "A-3 what is acknowledged is what is there",
+        "services/audit/acknowledgements.py",
+        "        if state.claim not in (claim, await self._after(claim, digest)):\n",
+        "        if False:\n",
+        ACKNOWLEDGED,
     ),
 )

@@ -52,9 +52,11 @@ async def run(settings: AuditSettings) -> None:
         guard = Guard(Restores(checkpoints))
         writer = GroupWriter(pool, guard)
         every = timedelta(seconds=due.every_s)
-        rounds = [Rounds("checkpoint", checkpoints.turn, trees.due, clock, every, due.every_entries)]
+        rounds = [Rounds("checkpoint", guard.before(checkpoints.turn), trees.due, clock, every, due.every_entries)]
         if settings.archive.url:
-            archive = Archive(store, trees, PgSegments(pool), ObjectArchive(settings.archive.url), clock)
+            archive = Archive(
+                store, trees, checkpoints.anchors, PgSegments(pool), ObjectArchive(settings.archive.url), clock
+            )
             rounds += mirrored(archive, checkpoints, settings.archive)
         else:
             log.warning("archive.off")

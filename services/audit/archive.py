@@ -1,7 +1,8 @@
 """The rules of the archive mirror: what is checkpointed is copied away, and held against the database.
 
 A segment is planned before it is uploaded, so that after a crash the same one is made again; what is there already must
-be the same segment. Neither plan nor object is ever changed.
+be the same segment. Neither plan nor object is ever changed: a chain that goes on from a restored database is archived
+anew, in an epoch of its own.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from libs.tlog.note import VerifierKey
 from libs.tlog.tree import Node, Run, leaf_hash
 from libs.tlog.verify import NotProven
 from services.audit.model import Comparison, Note
-from services.audit.ports import Objects, Segments, Store, Trees
+from services.audit.ports import Anchors, Objects, Segments, Store, Trees
 
 # Entries an object: few enough that no append waits for one to be packed or compared, which is done between appends.
 MOST = 1000
@@ -34,35 +35,40 @@ class Archive:
 
     store: Store
     trees: Trees
+    anchors: Anchors
     segments: Segments
     objects: Objects
     clock: Clock
 
     async def turn(self, chain: str) -> None:
         """Upload what was checkpointed and is not archived; raises AuditDiverged when something else is there."""
-        newest = await self.trees.newest(chain)
+        newest, epoch = await self.trees.newest(chain), await self._epoch(chain)
         while newest is not None:
-            note = await self.segments.open(chain)
+            note = await self.segments.open(chain, epoch)
             if note is None:
-                done = await self.segments.end(chain)
+                done = await self.segments.end(chain, epoch)
                 if done >= newest.size:
                     return
                 planned = Note(done + 1, min(done + MOST, newest.size), newest.size)
                 # Of two replicas one plans; both go on with what was planned.
-                await self.segments.plan(chain, planned)
+                await self.segments.plan(chain, epoch, planned)
                 continue
-            await self._upload(chain, note)
+            await self._upload(chain, epoch, note)
 
-    async def _upload(self, chain: str, note: Note) -> None:
-        segment, name = await self._made(chain, note), name_of(chain, note.first)
+    async def _epoch(self, chain: str) -> int:
+        anchor = await self.anchors.read(chain)
+        return anchor.epoch if anchor else 0
+
+    async def _upload(self, chain: str, epoch: int, note: Note) -> None:
+        segment, name = await self._made(chain, note), name_of(chain, note.first, epoch)
         etag = await self.objects.create(name, pack(segment))
         if etag is None:
             # Another replica was first, or this one before a crash.
             etag, there = await self.objects.read(name) or ("", b"")
             if _unpacked(there) != segment:
                 raise AuditDiverged(f"the archive holds something else from entry {note.first} on")
-        await self.segments.archived(chain, note.first, etag, self.clock.now())
-        log.info("archive.uploaded", chain=chain, first=note.first, last=note.last)
+        await self.segments.archived(chain, epoch, note.first, etag, self.clock.now())
+        log.info("archive.uploaded", chain=chain, epoch=epoch, first=note.first, last=note.last)
 
     async def _made(self, chain: str, note: Note) -> Segment:
         """Return a segment from the database; raises AuditDiverged when it is not what was checkpointed."""
@@ -84,13 +90,14 @@ class Archive:
 
         Memory is constant but for 32 bytes and two roots a segment.
         """
-        noted = {note.first: note async for note in self.segments.walk(chain)}
+        epoch = await self._epoch(chain)
+        noted = {note.first: note async for note in self.segments.walk(chain, epoch)}
         # What the archive has beyond the notes was archived once, whatever the database says today.
-        firsts = sorted(noted.keys() | {first async for first in self.objects.firsts(chain)})
+        firsts = sorted(noted.keys() | {first async for first in self.objects.firsts(chain, epoch)})
         database, archive, signed = Side(), Side(), list[Checkpoint]()
         roots, difference = dict[int, tuple[bytes, bytes]](), 0
         for first in firsts:
-            note, found = noted.get(first), await self._read(chain, first, archive, keys)
+            note, found = noted.get(first), await self._read(chain, epoch, first, archive, keys)
             segment, checkpoint = found or (None, None)
             if segment and note and segment.last != note.last:
                 segment = None
@@ -134,9 +141,9 @@ class Archive:
             raise AuditDiverged(f"{where}; the database is {database}, the archive is {archive}")
 
     async def _read(
-        self, chain: str, first: int, archive: "Side", keys: Sequence[VerifierKey]
+        self, chain: str, epoch: int, first: int, archive: "Side", keys: Sequence[VerifierKey]
     ) -> tuple[Segment, Checkpoint] | None:
-        found = await self.objects.read(name_of(chain, first))
+        found = await self.objects.read(name_of(chain, first, epoch))
         segment = _unpacked(found[1]) if found else None
         if segment is None or (segment.chain, segment.first, segment.prev_hash) != (chain, first, archive.before):
             return None

@@ -20,24 +20,29 @@ from services.audit.model import Note
 
 OPEN = """
 SELECT s.first, s.last, s.size FROM audit.segments s
-WHERE s.chain = $1 AND NOT EXISTS (SELECT FROM audit.archived a WHERE a.chain = s.chain AND a.first = s.first)
+WHERE s.chain = $1 AND s.epoch = $2 AND NOT EXISTS (
+    SELECT FROM audit.archived a WHERE a.chain = s.chain AND a.epoch = s.epoch AND a.first = s.first
+)
 ORDER BY s.first LIMIT 1
 """
-END = "SELECT last FROM audit.segments WHERE chain = $1 ORDER BY first DESC LIMIT 1"
-PLAN = "INSERT INTO audit.segments (chain, first, last, size) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING"
+END = "SELECT last FROM audit.segments WHERE chain = $1 AND epoch = $2 ORDER BY first DESC LIMIT 1"
+PLAN = """
+INSERT INTO audit.segments (chain, epoch, first, last, size) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING
+"""
 ARCHIVED = """
-INSERT INTO audit.archived (chain, first, etag, archived_at) VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING
+INSERT INTO audit.archived (chain, epoch, first, etag, archived_at) VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING
 """
 PAGE = """
-SELECT s.first, s.last, s.size FROM audit.segments s JOIN audit.archived a USING (chain, first)
-WHERE s.chain = $1 AND s.first > $2 ORDER BY s.first LIMIT 1000
+SELECT s.first, s.last, s.size FROM audit.segments s JOIN audit.archived a USING (chain, epoch, first)
+WHERE s.chain = $1 AND s.epoch = $2 AND s.first > $3 ORDER BY s.first LIMIT 1000
 """
+# By the newest epoch that is here; the one that begins is due by the entry that began it.
 DUE = """
 SELECT c.chain FROM audit.chains c
 JOIN LATERAL (SELECT size FROM audit.checkpoints k WHERE k.chain = c.chain ORDER BY size DESC LIMIT 1) k ON true
 LEFT JOIN LATERAL (
-    SELECT s.last, a.archived_at FROM audit.segments s LEFT JOIN audit.archived a USING (chain, first)
-    WHERE s.chain = c.chain ORDER BY s.first DESC LIMIT 1
+    SELECT s.last, a.archived_at FROM audit.segments s LEFT JOIN audit.archived a USING (chain, epoch, first)
+    WHERE s.chain = c.chain ORDER BY s.epoch DESC, s.first DESC LIMIT 1
 ) s ON true
 WHERE (k.size > coalesce(s.last, 0) OR s.archived_at IS NULL)
   AND (s.archived_at IS NULL OR k.size >= s.last + $1 OR s.archived_at <= $2)
@@ -51,33 +56,33 @@ class PgSegments:
 
     pool: asyncpg.Pool
 
-    async def open(self, chain: str) -> Note | None:
+    async def open(self, chain: str, epoch: int) -> Note | None:
         """Return the oldest segment that is planned and not archived."""
         async with connection(self.pool, "open_segment") as lent:
-            row = await lent.fetchrow(OPEN, chain)
+            row = await lent.fetchrow(OPEN, chain, epoch)
         return Note(**row) if row else None
 
-    async def end(self, chain: str) -> int:
+    async def end(self, chain: str, epoch: int) -> int:
         """Return the last entry that is planned, 0 for none."""
         async with connection(self.pool, "end_of_segments") as lent:
-            return await lent.fetchval(END, chain) or 0
+            return await lent.fetchval(END, chain, epoch) or 0
 
-    async def plan(self, chain: str, note: Note) -> None:
+    async def plan(self, chain: str, epoch: int, note: Note) -> None:
         """Plan a segment; one that begins at the same entry stays."""
         async with connection(self.pool, "plan_segment") as lent:
-            await lent.execute(PLAN, chain, note.first, note.last, note.size)
+            await lent.execute(PLAN, chain, epoch, note.first, note.last, note.size)
 
-    async def archived(self, chain: str, first: int, etag: str, at: datetime.datetime) -> None:
+    async def archived(self, chain: str, epoch: int, first: int, etag: str, at: datetime.datetime) -> None:
         """Note that a segment is archived; the first note stays."""
         async with connection(self.pool, "archived_segment") as lent:
-            await lent.execute(ARCHIVED, chain, first, etag, at)
+            await lent.execute(ARCHIVED, chain, epoch, first, etag, at)
 
-    async def walk(self, chain: str) -> AsyncIterator[Note]:
+    async def walk(self, chain: str, epoch: int) -> AsyncIterator[Note]:
         """Yield the segments that are archived, in order."""
         first = 0
         while True:
             async with connection(self.pool, "page_segments") as lent:
-                rows = await lent.fetch(PAGE, chain, first)
+                rows = await lent.fetch(PAGE, chain, epoch, first)
             if not rows:
                 return
             for row in rows:
@@ -112,7 +117,7 @@ class ObjectArchive:
         try:
             answer = await obstore.put_async(self._store, name, content, mode="create")
             if self._folder:
-                await asyncio.to_thread(_make_durable, self._folder / name)
+                await asyncio.to_thread(_make_durable, self._folder / name, self._folder)
         except AlreadyExistsError:
             return None
         except (BaseError, OSError) as error:
@@ -139,23 +144,25 @@ class ObjectArchive:
             raise ArchiveUnavailable(type(error).__name__) from error
         return [prefix.rstrip("/") for prefix in found["common_prefixes"]]
 
-    async def firsts(self, chain: str) -> AsyncIterator[int]:
-        """Yield the first entry of each segment that is there, in no order."""
+    async def firsts(self, chain: str, epoch: int) -> AsyncIterator[int]:
+        """Yield the first entry of each segment of an epoch that is there, in no order."""
         try:
-            async for batch in obstore.list(self._store, f"{chain}/"):
+            async for batch in obstore.list(self._store, f"{chain}/{epoch}/" if epoch else f"{chain}/"):
                 for entry in batch:
                     number = Path(entry["path"]).stem
-                    if number.isdecimal() and entry["path"] == name_of(chain, int(number)):
+                    if number.isdecimal() and entry["path"] == name_of(chain, int(number), epoch):
                         yield int(number)
         except (BaseError, OSError) as error:
             raise ArchiveUnavailable(type(error).__name__) from error
 
 
-def _make_durable(path: Path) -> None:
+def _make_durable(path: Path, folder: Path) -> None:
     """Bring a file and its name to the disk, which the library leaves to the system."""
-    for one in (path, path.parent, path.parent.parent):
+    for one in (path, *path.parents):
         handle = os.open(one, os.O_RDONLY)
         try:
             os.fsync(handle)
         finally:
             os.close(handle)
+        if one == folder:
+            return

@@ -7,7 +7,7 @@ the server, the database or the table is another one, and when a head is not whe
 import asyncio
 import contextvars
 import time
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 import structlog
@@ -54,6 +54,19 @@ class Guard:
             if answer is not None and not isinstance(answer, AuditDiverged):
                 raise answer
         return [str(answer or "") for answer in answers]
+
+    def before(self, turn: Callable[[str], Awaitable[None]]) -> Callable[[str], Awaitable[None]]:
+        """Return a turn that is not taken for a chain which is not what it was, as this process knows it."""
+
+        async def guarded(chain: str) -> None:
+            await self.require(chain)
+            store, (seen,) = self.restores.checkpoints.store, self.seen([chain])
+            server, head, row = (await store.storage()).server, await store.head(chain), await store.get(chain, seen)
+            if not self.holds(chain, server, head, row.entry_hash if row else None):
+                await self.require(chain)
+            await turn(chain)
+
+        return guarded
 
     def holds(self, chain: str, server: str, head: Head, there: bytes | None) -> bool:
         """Whether a locked head may be appended to; False when the chain has to be checked once more.

@@ -124,21 +124,21 @@ class Signer(Protocol):
 
 
 class Segments(Protocol):
-    """What is archived of each chain; nothing of it is ever changed."""
+    """What is archived of each chain, by epoch; nothing of it is ever changed."""
 
-    async def open(self, chain: str) -> Note | None:
+    async def open(self, chain: str, epoch: int) -> Note | None:
         """Return the oldest segment that is planned and not archived."""
 
-    async def end(self, chain: str) -> int:
+    async def end(self, chain: str, epoch: int) -> int:
         """Return the last entry that is planned, 0 for none."""
 
-    async def plan(self, chain: str, note: Note) -> None:
+    async def plan(self, chain: str, epoch: int, note: Note) -> None:
         """Plan a segment; one that begins at the same entry stays."""
 
-    async def archived(self, chain: str, first: int, etag: str, at: datetime.datetime) -> None:
+    async def archived(self, chain: str, epoch: int, first: int, etag: str, at: datetime.datetime) -> None:
         """Note that a segment is archived; the first note stays."""
 
-    def walk(self, chain: str) -> AsyncIterator[Note]:
+    def walk(self, chain: str, epoch: int) -> AsyncIterator[Note]:
         """Yield the segments that are archived, in order."""
 
     async def chains(self) -> list[str]:
@@ -160,5 +160,5 @@ class Objects(Protocol):
     async def chains(self) -> list[str]:
         """Return the chains of which something is there."""
 
-    def firsts(self, chain: str) -> AsyncIterator[int]:
-        """Yield the first entry of each segment that is there, in no order."""
+    def firsts(self, chain: str, epoch: int) -> AsyncIterator[int]:
+        """Yield the first entry of each segment of an epoch that is there, in no order."""

@@ -25,9 +25,11 @@ FROM = "FROM audit.entries e LEFT JOIN audit.personal p ON p.chain = e.chain AND
 SHOWN = f"""
 SELECT {COLUMNS}, a.etag, a.archived_at {FROM}
 LEFT JOIN LATERAL (
-    SELECT first, last FROM audit.segments s WHERE s.chain = e.chain AND s.first <= e.seq ORDER BY s.first DESC LIMIT 1
+    SELECT epoch, first, last FROM audit.segments s
+    WHERE s.chain = e.chain AND s.epoch = (SELECT max(epoch) FROM audit.segments m WHERE m.chain = e.chain)
+      AND s.first <= e.seq ORDER BY s.first DESC LIMIT 1
 ) s ON s.last >= e.seq
-LEFT JOIN audit.archived a ON a.chain = e.chain AND a.first = s.first
+LEFT JOIN audit.archived a ON a.chain = e.chain AND a.epoch = s.epoch AND a.first = s.first
 """
 WALK_PAGE = 500
 # A query of one value: another one after a restart, and when database or table are replaced under a running server.

@@ -37,7 +37,7 @@ def ledger(ports: Ports) -> tuple[Row, ...]:
         Row("S-1", "the database is read"),
         Row("A-1", "a hostile DBA rewrites a row or the chain"),
         Row("A-2", "a crash dump is read"),
-        Row("A-3", "a backup is substituted at restore", ("the check against the anchor before an append",)),
+        Row("A-3", "a backup is substituted at restore"),
         Row("A-4", "the archive mirror is altered"),
         Row("A-5", "retention is bypassed by migration or deletion"),
     )

@@ -9,6 +9,7 @@ from uuid import UUID
 import asyncpg
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from libs.archive import name_of
 from libs.chain import GENESIS
 from libs.clock import SystemClock
 from libs.custody import Secret
@@ -204,32 +205,33 @@ class FakeSigner:
 class FakeSegments:
     """Segments in memory."""
 
-    planned: dict[str, list[Note]] = field(default_factory=lambda: defaultdict(list))
-    etags: dict[tuple[str, int], str] = field(default_factory=dict)
+    planned: dict[tuple[str, int], list[Note]] = field(default_factory=lambda: defaultdict(list))
+    etags: dict[tuple[str, int, int], str] = field(default_factory=dict)
     refusal: PlexError | None = None
 
-    async def open(self, chain: str) -> Note | None:
-        return next((note for note in self.planned[chain] if (chain, note.first) not in self.etags), None)
+    async def open(self, chain: str, epoch: int) -> Note | None:
+        planned = self.planned[chain, epoch]
+        return next((note for note in planned if (chain, epoch, note.first) not in self.etags), None)
 
-    async def end(self, chain: str) -> int:
-        return max((note.last for note in self.planned[chain]), default=0)
+    async def end(self, chain: str, epoch: int) -> int:
+        return max((note.last for note in self.planned[chain, epoch]), default=0)
 
-    async def plan(self, chain: str, note: Note) -> None:
-        if note.first not in {one.first for one in self.planned[chain]}:
-            self.planned[chain].append(note)
+    async def plan(self, chain: str, epoch: int, note: Note) -> None:
+        if note.first not in {one.first for one in self.planned[chain, epoch]}:
+            self.planned[chain, epoch].append(note)
 
-    async def archived(self, chain: str, first: int, etag: str, at: datetime.datetime) -> None:
+    async def archived(self, chain: str, epoch: int, first: int, etag: str, at: datetime.datetime) -> None:
         if self.refusal:
             raise self.refusal
-        self.etags.setdefault((chain, first), etag)
+        self.etags.setdefault((chain, epoch, first), etag)
 
-    async def walk(self, chain: str) -> AsyncIterator[Note]:
-        for note in self.planned[chain]:
-            if (chain, note.first) in self.etags:
+    async def walk(self, chain: str, epoch: int) -> AsyncIterator[Note]:
+        for note in self.planned[chain, epoch]:
+            if (chain, epoch, note.first) in self.etags:
                 yield note
 
     async def chains(self) -> list[str]:
-        return [chain for chain, _ in self.etags]
+        return [chain for chain, _, _ in self.etags]
 
     async def due(self, entries: int, before: datetime.datetime) -> list[str]:
         return []
@@ -253,10 +255,11 @@ class FakeObjects:
     async def chains(self) -> list[str]:
         return [name.partition("/")[0] for name in self.content]
 
-    async def firsts(self, chain: str) -> AsyncIterator[int]:
+    async def firsts(self, chain: str, epoch: int) -> AsyncIterator[int]:
         for name in reversed(self.content):
-            if name.startswith(f"{chain}/"):
-                yield int(name.removeprefix(f"{chain}/").removesuffix(".zst"))
+            first = int(name.rpartition("/")[2].removesuffix(".zst"))
+            if name == name_of(chain, first, epoch):
+                yield first
 
 
 class Trusting(Restores):

@@ -27,7 +27,7 @@ class Mirror(Scene):
 
     @property
     def archive(self) -> Archive:
-        return Archive(self.chains, self.trees, self.segments, self.objects, self.clock)
+        return Archive(self.chains, self.trees, self.anchors, self.segments, self.objects, self.clock)
 
     async def grow(self, *counts: int) -> None:
         """Append, checkpoint and archive, as often."""
@@ -67,7 +67,7 @@ async def test_what_is_checkpointed_is_archived_once_and_whole(mirror: Mirror) -
 
 async def test_a_long_chain_is_archived_by_pieces(mirror: Mirror) -> None:
     await mirror.grow(rules.MOST + 5)
-    assert [(note.first, note.last) for note in mirror.segments.planned[CHAIN]] == [
+    assert [(note.first, note.last) for note in mirror.segments.planned[CHAIN, 0]] == [
         (1, rules.MOST), (rules.MOST + 1, rules.MOST + 5),
     ]  # fmt: skip
     assert (await mirror.compared()).archive_ok
@@ -79,7 +79,7 @@ async def test_after_a_crash_the_same_segment_is_made_and_found(mirror: Mirror) 
         await mirror.grow(3)
     mirror.segments.refusal = None
     await mirror.grow(2)
-    assert [note.last for note in mirror.segments.planned[CHAIN]] == [3, 5]
+    assert [note.last for note in mirror.segments.planned[CHAIN, 0]] == [3, 5]
     assert (await mirror.compared()).archive_ok
 
 
@@ -149,7 +149,7 @@ async def test_a_tail_that_was_cut_with_its_notes_and_checkpoints_is_in_the_arch
     await mirror.grow(3, 4, 3)
     del mirror.chains.rows[CHAIN][7:]
     del mirror.trees.kept[CHAIN][10]
-    assert mirror.segments.planned[CHAIN].pop() == Note(8, 10, 10)
+    assert mirror.segments.planned[CHAIN, 0].pop() == Note(8, 10, 10)
     assert await mirror.compared() == Comparison(10, 8, 10, database_ok=False, archive_ok=True)
 
 
@@ -178,7 +178,7 @@ async def test_what_nobody_signed_is_believed_of_neither(mirror: Mirror) -> None
 async def test_what_no_checkpoint_ends_in_yet_is_compared_and_not_doubted(mirror: Mirror) -> None:
     assert await mirror.compared() == Comparison(0, 0, 0, database_ok=True, archive_ok=True)
     await mirror.grow(rules.MOST + 5)
-    mirror.segments.planned[CHAIN].pop()
+    mirror.segments.planned[CHAIN, 0].pop()
     mirror.objects.content.popitem()
     assert await mirror.compared() == Comparison(rules.MOST, 0, 0, database_ok=True, archive_ok=True)
 
@@ -204,3 +204,22 @@ def test_a_segment_is_the_same_bytes_each_time_and_nothing_else_is_one() -> None
     for other in (raw[:-1], raw + b"x", raw + raw, b""):
         with pytest.raises(NotASegment):
             unpack(other)
+
+
+async def test_after_an_acknowledged_restore_a_chain_is_archived_anew_beside_what_was(mirror: Mirror) -> None:
+    await mirror.grow(3, 4)
+    before = dict(mirror.objects.content)
+    mirror.chains.rows[CHAIN] = mirror.chains.rows[CHAIN][:3]
+    tree = mirror.trees.nodes[CHAIN]
+    mirror.trees.nodes[CHAIN] = {node: tree[node] for node in tree if (node.position + 1) << node.level <= 3}
+    mirror.trees.kept[CHAIN].pop(7)
+    mirror.numbers += 100
+    await mirror.append(2)
+    anchor = mirror.anchors.anchors[CHAIN]
+    assert await mirror.checkpoints.accept(CHAIN, anchor)
+    await mirror.grow(2)
+    assert mirror.objects.content.items() >= before.items()
+    fresh = [unpack(mirror.objects.content[name]) for name in sorted(mirror.objects.content.keys() - before.keys())]
+    assert [(one.first, one.last) for one in fresh] == [(1, 7)]
+    assert sorted(mirror.objects.content.keys() - before.keys()) == [name_of(CHAIN, 1, 1)]
+    assert await mirror.compared() == Comparison(7, 0, 7, database_ok=True, archive_ok=True)

@@ -56,19 +56,24 @@ def chain() -> str:
 
 async def test_segments_are_planned_then_archived_and_stay_as_they_were(segments: Segments, chain: str) -> None:
     first, second = Note(1, 3, 7), Note(4, 7, 7)
-    assert (await segments.open(chain), await segments.end(chain)) == (None, 0)
-    await segments.plan(chain, first)
-    await segments.plan(chain, Note(1, 9, 9))
-    assert (await segments.open(chain), await segments.end(chain)) == (first, 3)
-    assert [note async for note in segments.walk(chain)] == []
-    await segments.archived(chain, 1, '"a"', NOW)
-    await segments.archived(chain, 1, '"b"', NOW)
-    assert await segments.open(chain) is None
-    await segments.plan(chain, second)
-    assert (await segments.open(chain), await segments.end(chain)) == (second, 7)
-    assert [note async for note in segments.walk(chain)] == [first]
-    assert await segments.end(str(uuid.uuid4())) == 0
+    assert (await segments.open(chain, 0), await segments.end(chain, 0)) == (None, 0)
+    await segments.plan(chain, 0, first)
+    await segments.plan(chain, 0, Note(1, 9, 9))
+    assert (await segments.open(chain, 0), await segments.end(chain, 0)) == (first, 3)
+    assert [note async for note in segments.walk(chain, 0)] == []
+    await segments.archived(chain, 0, 1, '"a"', NOW)
+    await segments.archived(chain, 0, 1, '"b"', NOW)
+    assert await segments.open(chain, 0) is None
+    await segments.plan(chain, 0, second)
+    assert (await segments.open(chain, 0), await segments.end(chain, 0)) == (second, 7)
+    assert [note async for note in segments.walk(chain, 0)] == [first]
+    assert await segments.end(str(uuid.uuid4()), 0) == 0
     assert chain in await segments.chains()
+    # Another epoch begins from the first entry on.
+    assert (await segments.open(chain, 1), await segments.end(chain, 1)) == (None, 0)
+    await segments.plan(chain, 1, first)
+    await segments.archived(chain, 1, 1, '"c"', NOW)
+    assert [note async for note in segments.walk(chain, 1)] == [note async for note in segments.walk(chain, 0)]
 
 
 async def test_an_object_is_created_once(objects: Objects, chain: str) -> None:
@@ -82,9 +87,12 @@ async def test_an_object_is_created_once(objects: Objects, chain: str) -> None:
     assert found[1] == b"content"
     await objects.create(name_of(chain, 1_000_000), b"more")
     await objects.create(name_of(str(uuid.uuid4()), 7), b"another chain's")
-    assert {first async for first in objects.firsts(chain)} == {1, 1_000_000}
+    assert {first async for first in objects.firsts(chain, 0)} == {1, 1_000_000}
     assert chain in await objects.chains()
-    assert [first async for first in objects.firsts(str(uuid.uuid4()))] == []
+    assert await objects.create(name_of(chain, 7, 12), b"another epoch's")
+    assert [first async for first in objects.firsts(chain, 12)] == [7]
+    assert {first async for first in objects.firsts(chain, 0)} == {1, 1_000_000}
+    assert [first async for first in objects.firsts(str(uuid.uuid4()), 0)] == []
 
 
 async def test_what_is_not_a_segment_is_not_listed_and_what_is_too_large_not_read(folder: Path, chain: str) -> None:
@@ -92,7 +100,7 @@ async def test_what_is_not_a_segment_is_not_listed_and_what_is_too_large_not_rea
     await objects.create(name_of(chain, 1), b"content")
     for name in ("1.zst", "x.zst", "0000000000000002.txt"):
         (folder / chain / name).write_bytes(b"x")
-    assert [first async for first in objects.firsts(chain)] == [1]
+    assert [first async for first in objects.firsts(chain, 0)] == [1]
     with (folder / name_of(chain, 3)).open("wb") as file:
         file.truncate(LARGEST + 1)
     assert (await objects.read(name_of(chain, 3)) or ("", b"?"))[1] == b""
@@ -113,7 +121,7 @@ async def test_two_replicas_archive_a_chain_once_and_a_comparison_finds_the_alte
     signer = FakeSigner()
     checkpoints = Checkpoints(NAME, store, trees, FakeAnchors(), signer, clock)
     url = f"file://{folder}"
-    one, other = (Archive(store, trees, segments, ObjectArchive(url), clock) for _ in range(2))
+    one, other = (Archive(store, trees, checkpoints.anchors, segments, ObjectArchive(url), clock) for _ in range(2))
     soon = datetime.timedelta(hours=1)
     async with running(GroupWriter(pool, trusting(pool))) as writer:
         for count in (3, 4):

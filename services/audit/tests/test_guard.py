@@ -242,3 +242,17 @@ async def test_what_was_seen_before_an_acknowledgement_is_forgotten(vault: Vault
     await asyncio.sleep(0.2)
     assert await vault.refused() == ""
     assert await vault.holds()
+
+
+@pytest.mark.parametrize("change", ["nothing", "lost"])
+async def test_nothing_is_signed_for_a_chain_that_lost_what_was_seen(vault: Vault, change: str) -> None:
+    turn = vault.guard.before(vault.checkpoints.turn)
+    if change == "lost":
+        # The anchor knows nothing of what came after it.
+        vault.cut(9)
+        with pytest.raises(AuditDiverged):
+            await turn(CHAIN)
+        assert await vault.anchored() == 7
+    else:
+        await turn(CHAIN)
+        assert await vault.anchored() == 11
