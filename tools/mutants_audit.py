@@ -94,7 +94,7 @@ AUDIT = (
     Mutant(
         "A-4 what the database has forgotten is compared, too",
         ARCHIVE,
-        "noted.keys() | {first async for first in self.objects.firsts(chain)}",
+        "noted.keys() | {first async for first in self.objects.firsts(chain, epoch)}",
         "noted.keys()",
         MIRROR + "test_a_database_that_is_rewritten_behind_an_intact_archive_is_named",
     ),
