@@ -21,7 +21,7 @@ from libs.tlog.verify import NotProven
 from plexsphere.audit.v1 import audit_pb2, audit_pb2_grpc
 
 # Each row of a restored database is looked at once.
-WITHIN_S = 28.0
+WITHIN_S, CONNECTED_WITHIN_S = 28.0, 5.0
 COLUMNS = ("chain", "anchored_size", "seq", "reason")
 
 Answer = TypeVar("Answer")
@@ -131,10 +131,14 @@ def _ask(
 
     async def ask() -> Answer:
         async with Peer(settings.Peer(address=address, name="audit"), tls) as peer:
+            # A first attempt to connect may be slower than a call that is under way would wait for it.
+            await asyncio.wait_for(peer.channel_ready(), CONNECTED_WITHIN_S)
             return await call(audit_pb2_grpc.AuditRestoreServiceStub(peer))
 
     try:
         return asyncio.run(ask())
+    except TimeoutError:
+        fail(f"audit cannot be reached at {address}, or not with this certificate", EXIT_UNAVAILABLE)
     except OSError as error:
         fail(f"the operator's certificate cannot be read: {type(error).__name__}", EXIT_USAGE)
     except Unavailable as error:

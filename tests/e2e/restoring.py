@@ -117,6 +117,7 @@ async def plexctl(world: World, *arguments: str | Path) -> tuple[int, str]:
 async def acknowledge(world: World, note: str, caller: str = "operator") -> list[str]:
     """Send a note with the certificate of a process."""
     async with peer(world, "audit", caller) as channel:
+        await asyncio.wait_for(channel.channel_ready(), 10)
         stub = audit_pb2_grpc.AuditRestoreServiceStub(channel)
         answer = await stub.Acknowledge(audit_pb2.AcknowledgeRequest(note=note), timeout=20)
         return list(answer.chains)
