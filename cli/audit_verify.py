@@ -27,7 +27,7 @@ from cli.audit_chain import (
 from cli.audit_memory import Remembered, file_of, recall, remember
 from cli.edge import EXIT_UNAVAILABLE, EXIT_USAGE, EdgeClient, Refusal, edge, fail, say
 from cli.output import Json, emit
-from libs.archive import LARGEST, name_of
+from libs.archive import LARGEST, newest
 from libs.chain import Divergence
 from libs.export import Head, NotAnExport, read_head
 from libs.tlog.checkpoint import Checkpoint
@@ -220,9 +220,7 @@ def _objects(url: str, chain: str) -> tuple[list[str], Iterator[bytes]]:
         found = [str(entry["path"]) for batch in obstore.list(store, f"{chain}/") for entry in batch]
     except (BaseError, OSError, ValueError) as error:
         fail(f"the archive cannot be read: {type(error).__name__}", EXIT_UNAVAILABLE)
-    names = sorted(
-        name for name in found if (place := Path(name).stem).isdecimal() and name == name_of(chain, int(place))
-    )
+    names = newest(found, chain)
     if not names:
         fail(f"there is nothing of {chain} in the archive", EXIT_USAGE)
     return names, (_content(store, name) for name in names)

@@ -8,7 +8,10 @@ and a key.
 import hashlib
 import json
 import re
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 import rfc8785
 import zstandard
@@ -53,6 +56,17 @@ class Segment:
 def name_of(chain: str, first: int, epoch: int = 0) -> str:
     """Return the object that holds a segment; names sort as sequences do, each epoch after the first is a folder."""
     return f"{chain}/{epoch}/{first:016d}.zst" if epoch else f"{chain}/{first:016d}.zst"
+
+
+def newest(names: Iterable[str], chain: str) -> list[str]:
+    """Return the objects of a chain's newest epoch, in order; those before were of a history that is over."""
+    epochs: dict[int, list[str]] = defaultdict(list)
+    for name in names:
+        path = PurePosixPath(name)
+        epoch = path.parent.name if path.parent.name != chain else "0"
+        if path.stem.isdecimal() and epoch.isdecimal() and name == name_of(chain, int(path.stem), int(epoch)):
+            epochs[int(epoch)].append(name)
+    return sorted(epochs[max(epochs)]) if epochs else []
 
 
 def pack(segment: Segment) -> bytes:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from libs.archive import NotASegment, Segment, name_of, pack, unpack
+from libs.archive import NotASegment, Segment, name_of, newest, pack, unpack
 from libs.errors import AuditDiverged, DatastoreUnavailable
 from services.audit import archive as rules
 from services.audit.archive import Archive
@@ -223,3 +223,7 @@ async def test_after_an_acknowledged_restore_a_chain_is_archived_anew_beside_wha
     assert [(one.first, one.last) for one in fresh] == [(1, 7)]
     assert sorted(mirror.objects.content.keys() - before.keys()) == [name_of(CHAIN, 1, 1)]
     assert await mirror.compared() == Comparison(7, 0, 7, database_ok=True, archive_ok=True)
+    # Who reads the archive alone reads the history that goes on.
+    assert newest(mirror.objects.content, CHAIN) == [name_of(CHAIN, 1, 1)]
+    assert newest(before, CHAIN) == [name_of(CHAIN, 1), name_of(CHAIN, 4)]
+    assert newest([f"{CHAIN}/x/1.zst", f"{CHAIN}/1.zst", "another"], CHAIN) == []
