@@ -95,6 +95,8 @@ async def serve(
     address = f"{settings.listen.host}:{settings.listen.port}"
     if server.add_secure_port(address, credentials(settings.tls)) == 0:
         raise SettingsError(f"cannot listen on {address}")
+    # What nobody looked at yet is not there, while the library begins with the opposite.
+    await status.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     await server.start()
     log.info("server.started", address=address)
     try:
