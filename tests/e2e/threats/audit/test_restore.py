@@ -31,6 +31,9 @@ COUNT = "SELECT count(*) FROM audit.entries WHERE chain = $1"
 async def backups(ledger: Ledger, world: World, tmp_path: Path) -> AsyncIterator[Backups]:
     yield Backups(world, tmp_path)
     await ledger.forget()
+    # Whoever saw the chain would miss it.
+    async with stopped(world):
+        pass
     await mend(world, tmp_path)
 
 
