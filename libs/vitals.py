@@ -5,12 +5,15 @@ import contextlib
 import functools
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import asyncpg
 from cryptography import x509
 
 from libs.telemetry import EXPIRES, LAG, POOL
+
+if TYPE_CHECKING:
+    # The edge has no database, and its image no driver.
+    import asyncpg
 
 LOOK_S = 0.5
 
@@ -39,7 +42,7 @@ def watch_certificates(settings: Any) -> None:
         EXPIRES.labels(name).set_function(functools.partial(expires_at, path))
 
 
-def watch_pool(pool: asyncpg.Pool) -> None:
+def watch_pool(pool: "asyncpg.Pool") -> None:
     """Tell at each scrape how many connections are open, in use, and allowed."""
     POOL.labels("open").set_function(pool.get_size)
     POOL.labels("busy").set_function(lambda: pool.get_size() - pool.get_idle_size())
