@@ -1,8 +1,8 @@
 """Makes a fault at a service, and sees the right people woken and nobody else: `make drill SERVICE=audit FAULT=kill`.
 
 A real Prometheus reads the stack over mTLS and evaluates the rules that ship, with every window shortened by FACTOR:
-five minutes are twenty seconds here. Scrapes, 15 s apart in production, are three seconds apart: a busy machine can answer
-one in time, and one that it cannot wakes nobody.
+five minutes are twenty seconds here. Scrapes, 15 s apart in production, are three seconds apart: a busy machine can
+answer one in time, and one that it cannot wakes nobody.
 """
 
 import asyncio
