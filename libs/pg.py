@@ -122,6 +122,7 @@ async def check_durable(pool: asyncpg.Pool) -> None:
     """Raise NotDurable when an acknowledged commit could be lost."""
     async with connection(pool, "check_durable") as lent:
         rows = await lent.fetch("SELECT name, current_setting(name) AS value FROM unnest($1::text[]) AS name", DURABLE)
+        await _compare_clocks(lent)
     for row in rows:
         if row["value"] != "on":
             raise NotDurable(f"PostgreSQL runs with {row['name']} = {row['value']}; it must be on")
@@ -130,7 +131,11 @@ async def check_durable(pool: asyncpg.Pool) -> None:
 async def ping(pool: asyncpg.Pool) -> None:
     """Raise DatastoreUnavailable when PostgreSQL does not answer."""
     async with connection(pool, "ping") as lent:
-        asked_at = time.time()
-        theirs = await lent.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
-        # Their clock was read somewhere in between.
-        SKEW.labels("postgres").set(theirs - (asked_at + time.time()) / 2)
+        await _compare_clocks(lent)
+
+
+async def _compare_clocks(lent: asyncpg.Connection) -> None:
+    asked_at = time.time()
+    theirs = await lent.fetchval("SELECT extract(epoch FROM clock_timestamp())::float8")
+    # Their clock was read somewhere in between.
+    SKEW.labels("postgres").set(theirs - (asked_at + time.time()) / 2)

@@ -66,6 +66,7 @@ class Rules:
     owner: str
     records: dict[str, str]
     alerts: Sequence[Alert]
+    shared: bool = False
 
     def annotations(self, alert: Alert) -> dict[str, str]:
         """Return what a person who is woken reads; nothing is filled in, so that a pager can group by it."""

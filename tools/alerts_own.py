@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 
 from tools.alerts import Alert, Rules, Service, grew
-from tools.alerts_shared import MINUTES, records, shared
+from tools.alerts_shared import BY_ALL, MINUTES, MISSED, records, shared
 
 AUDIT = Service("audit", "@plexsphere/audit", ("postgres", "openbao"), 99.95, 0.25)
 IDENTITY = Service("identity", "@plexsphere/identity", ("postgres", "openbao", "spicedb"), 99.95, 0.5)
@@ -13,6 +13,7 @@ MESH = Service("mesh", "@plexsphere/mesh", ("postgres", "openbao", "nats"), 99.9
 GATEWAY = Service("gateway", "@plexsphere/edge", ("nats",), 99.9, 1.0)
 SERVICES = (IDENTITY, ACCESS, SECRETS, MESH, AUDIT, GATEWAY)
 # The backends that several services share, and who runs them.
+BACKENDS = '{dependency=~"postgres|openbao|nats"}'
 PLATFORM, PLATFORM_OWNER = "platform", "@plexsphere/platform"
 
 
@@ -222,9 +223,8 @@ def gateway() -> Iterator[Alert]:
 def platform() -> Iterator[Alert]:
     """Yield the alerts of what several services share."""
     one, other = (f'plexsphere_ready{{job="{job}",dependency="postgres"}}' for job in ("audit", "mesh"))
-    missed = 'max by (dependency, job) (plexsphere_ready{dependency=~"postgres|openbao|nats"}) == 0'
     yield Alert(
-        "BackendDown", f"count by (dependency) ({missed}) > 1",
+        "BackendDown", f"{MISSED} > 1",
         "1m", "page", "Several services cannot use a backend.",
         {one: f"0{MINUTES}", other: f"0{MINUTES}"}, {one: f"0{MINUTES}", other: f"1{MINUTES}"},
         {"dependency": "postgres"},
@@ -244,4 +244,4 @@ OWN: dict[str, Callable[[], Iterator[Alert]]] = {
 def all_rules() -> list[Rules]:
     """Return the rules of every service, and of what they share."""
     found = [Rules(one.name, one.owner, records(one), [*shared(one), *OWN[one.name]()]) for one in SERVICES]
-    return [*found, Rules(PLATFORM, PLATFORM_OWNER, {}, list(platform()))]
+    return [*found, Rules(PLATFORM, PLATFORM_OWNER, {MISSED: BY_ALL.format(BACKENDS)}, list(platform()), shared=True)]

@@ -14,6 +14,9 @@ CALLERS = 'method!~"/grpc[.].*"'
 FAILED, SLOW = "plexsphere:failed:ratio_rate", "plexsphere:slow:ratio_rate"
 DAY_S = 86400
 MINUTES = "x60"
+# What several services miss is a matter of whoever runs it, and wakes nobody else.
+MISSED = "plexsphere:backends_missed:count"
+BY_ALL = "count by (dependency) (max by (dependency, job) (plexsphere_ready{}) == 0) > 1"
 
 
 def records(service: Service) -> dict[str, str]:
@@ -61,12 +64,14 @@ def promise(service: Service) -> Iterator[Alert]:
             f"plexsphere_rpc_seconds_count{series}}}": f"0+10000{MINUTES}",
         }
 
+    # Short windows have forgotten after half an hour what the backend did.
+    unless = f" unless on () max_over_time({MISSED}[30m]) > 0"
     fails = f"Calls of {service.name} fail by its own fault"
     takes = f"Calls of {service.name} take longer than {service.within_s:g} s"
     promised = f"of its {service.available:g} % objective"
     quick = f"of its objective, {service.fast:g} % within that"
     yield Alert(
-        f"{title}Failing", burn(FAILED, service, PAGE, service.available), "2m", "page",
+        f"{title}Failing", f"({burn(FAILED, service, PAGE, service.available)}){unless}", "2m", "page",
         f"{fails}: the budget {promised} is used up within days.", failing(20), failing(5), job,
     )  # fmt: skip
     yield Alert(
@@ -74,7 +79,7 @@ def promise(service: Service) -> Iterator[Alert]:
         f"{fails}: the budget {promised} will not last the month.", failing(2), failing(0.5), job,
     )  # fmt: skip
     yield Alert(
-        f"{title}Slow", burn(SLOW, service, PAGE, service.fast), "2m", "page",
+        f"{title}Slow", f"({burn(SLOW, service, PAGE, service.fast)}){unless}", "2m", "page",
         f"{takes}: the budget {quick}, is used up within days.", slow(20), slow(5), job,
     )  # fmt: skip
     yield Alert(
@@ -96,8 +101,7 @@ def presence(service: Service) -> Iterator[Alert]:
         {up: f"0{MINUTES}"}, {up: f"1{MINUTES}"}, {"job": name, "instance": "a"},
     )  # fmt: skip
     ready = f'plexsphere_ready{{{job},dependency=~"{"|".join(service.backends)}"}}'
-    # What several services miss is a matter of whoever runs it, and wakes nobody else.
-    of_all = "count by (dependency) (max by (dependency, job) (plexsphere_ready) == 0) > 1"
+    of_all = BY_ALL.format("")
     backend = service.backends[0]
     own, others = (
         f'plexsphere_ready{{{job},dependency="{backend}"}}',

@@ -36,12 +36,13 @@ def calls(job: str) -> dict[str, list[str]]:
 
 def watched(rules: Rules) -> dict[str, list[str]]:
     """Return an expression for each metric that an alert looks at and no panel of calls shows."""
-    names = sorted({name for alert in rules.alerts for name in NAME.findall(alert.expr)})
+    expressions = [alert.expr for alert in rules.alerts] + (list(rules.records.values()) if rules.shared else [])
+    names = sorted({name for expr in expressions for name in NAME.findall(expr)})
     found = {}
     for name in names:
         if name.startswith(("plexsphere_rpc_", "plexsphere_refusals_")):
             continue
-        series = f'{name}{{job="{rules.name}"}}' if rules.records else name
+        series = f'{name}{{job="{rules.name}"}}' if not rules.shared else name
         title = name.removeprefix("plexsphere_").removesuffix("_bucket").replace("_", " ").capitalize()
         if name.endswith("_bucket"):
             series = f"histogram_quantile(0.95, sum by (le) (rate({series}[5m])))"
@@ -55,7 +56,7 @@ def watched(rules: Rules) -> dict[str, list[str]]:
 
 def dashboard(rules: Rules) -> dict[str, Any]:
     """Return the dashboard of a service."""
-    shown = (calls(rules.name) if rules.records else {}) | watched(rules)
+    shown = ({} if rules.shared else calls(rules.name)) | watched(rules)
     budget = [name for name in rules.records if name.endswith(("rate1h", "rate3d"))]
     if budget:
         shown["Share of calls that failed, and that were slow"] = [f'{name}{{job="{rules.name}"}}' for name in budget]
