@@ -15,14 +15,15 @@ FAILED, SLOW = "plexsphere:failed:ratio_rate", "plexsphere:slow:ratio_rate"
 DAY_S = 86400
 MINUTES = "x60"
 # What several services miss is a matter of whoever runs it, and wakes nobody else.
-MISSED = "plexsphere:backends_missed:count"
+MISSED, OWN_MISSED = "plexsphere:backends_missed:count", "plexsphere:own_backends_missed:count"
 BY_ALL = "count by (dependency) (max by (dependency, job) (plexsphere_ready{}) == 0) > 1"
 
 
 def records(service: Service) -> dict[str, str]:
     """Return the shares of calls that failed by the service's own fault, and that took too long, over each window."""
     job = f'job="{service.name}"'
-    found = {}
+    ready = f'plexsphere_ready{{{job},dependency=~"{"|".join(service.backends)}"}}'
+    found = {OWN_MISSED: f"count by (job) (max by (job, dependency) ({ready}) == 0)"}
     for window in WINDOWS:
         failed = f'plexsphere_rpc_failures_total{{{job},cause="own",{CALLERS}}}[{window}]'
         calls = f"plexsphere_rpc_calls_total{{{job},{CALLERS}}}[{window}]"
@@ -64,8 +65,8 @@ def promise(service: Service) -> Iterator[Alert]:
             f"plexsphere_rpc_seconds_count{series}}}": f"0+10000{MINUTES}",
         }
 
-    # Short windows have forgotten after half an hour what the backend did.
-    unless = f" unless on () max_over_time({MISSED}[30m]) > 0"
+    # Whoever has to know of the backend knows; short windows have forgotten after half an hour what it did.
+    unless = f' unless on () max_over_time({OWN_MISSED}{{job="{service.name}"}}[30m]) > 0'
     fails = f"Calls of {service.name} fail by its own fault"
     takes = f"Calls of {service.name} take longer than {service.within_s:g} s"
     promised = f"of its {service.available:g} % objective"
