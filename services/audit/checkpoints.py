@@ -73,7 +73,7 @@ class Checkpoints:
         anchored = self._opened(anchor, await self.keys(chain))
         size, head = await self.trees.size(chain), await self.store.head(chain)
         if size < anchored.size:
-            raise AuditDiverged(f"the database ends at entry {head.seq}, and {anchored.size} are anchored")
+            raise AuditDiverged(f"the database's tree ends at entry {size}, and {anchored.size} are anchored")
         await self._last(chain, size, head)
         if await self._root(chain, anchored.size) != anchored.root:
             raise AuditDiverged(f"the first {anchored.size} entries are not those that are anchored")

@@ -128,11 +128,11 @@ async def forked_at_once(vault: Vault) -> None:
 
 
 RESTORED: dict[str, tuple[Callable[[Vault], object], str]] = {
-    "older": (lambda vault: vault.cut(6), "the database ends at entry 6, and 7 are anchored"),
-    "gone": (lambda vault: vault.cut(0), "the database ends at entry 0, and 7 are anchored"),
+    "older": (lambda vault: vault.cut(6), "the database's tree ends at entry 6, and 7 are anchored"),
+    "gone": (lambda vault: vault.cut(0), "the database's tree ends at entry 0, and 7 are anchored"),
     "forked": (forked, "the first 7 entries are not those that are anchored"),
     "forked and longer": (forked_longer, "the first 7 entries are not those that are anchored"),
-    "another from the first on": (forked_at_once, "the database ends at entry 1, and 7 are anchored"),
+    "another from the first on": (forked_at_once, "the database's tree ends at entry 1, and 7 are anchored"),
     "altered": (lambda vault: vault.alter(3, relation="another"), "entry 3 is not as it was written"),
     "altered after the anchor": (lambda vault: vault.alter(9, relation="another"), "entry 9 is not as it was written"),
     "a person altered": (lambda vault: vault.alter(3, client_ip="another"), "entry 3 is not as it was written"),

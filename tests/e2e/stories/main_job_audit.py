@@ -12,6 +12,7 @@ from libs.archive import pack, unpack
 from libs.tlog.checkpoint import open_checkpoint
 from tests.e2e.attacker import eventually
 from tests.e2e.ledger import Ledger, hastened, new_chain
+from tests.e2e.restoring import Backups, ready, settled
 from tests.e2e.stories.main_job import Story, step
 from tests.e2e.stories.main_job_events import STEPS
 from tests.e2e.world import PLEXCTL
@@ -32,8 +33,9 @@ async def hostile(story: Story, chain: str = "") -> AsyncIterator[Ledger]:
         else:
             made = await new_chain(story.world, story.operator, dba)
             yield made
-            # A chain that is refused keeps audit from being ready, for good.
+            # A chain that is refused keeps audit from being ready, for good; whoever saw it would miss it.
             await made.forget()
+            await story.world.restart("audit", hastened(story.audit_config))
     finally:
         await dba.close()
 
@@ -91,6 +93,31 @@ async def rewritten(story: Story) -> str:
     root = open_checkpoint(anchor["note"], key.name, [key]).root.hex()
     by = "by the anchor" if after.get("expected_hash") == root else f"at {after.get('divergent_seq')} of {size}"
     return f"ok {str(before['ok']).lower()}; then ok {str(after['ok']).lower()}, {by}"
+
+
+@step("an older backup of the record is restored", "named; 503 audit_unavailable, nothing appended; the right one: 200")
+async def restored(story: Story) -> str:
+    with tempfile.TemporaryDirectory() as folder:
+        async with hostile(story) as ledger:
+            backups = Backups(story.world, Path(folder))
+            await ledger.fill(3)
+            old = await backups.dump("old")
+            await ledger.fill(3)
+            await settled(ledger)
+            new = await backups.dump("new")
+            await backups.restore(old)
+
+            async def told() -> bool:
+                return bool(ledger.alarms("restore"))
+
+            await eventually(told)
+            before = await ledger.head()
+            erased = await ledger.auditor.call("POST", f"{ledger.path}/erase-identity", {"identity_id": ledger.chain})
+            appended = await ledger.head() - before
+            await backups.restore(new)
+            await eventually(lambda: ready(story.world))
+            again = await ledger.ask("entries?limit=1")
+    return f"named; {erased}, {appended or 'nothing'} appended; the right one: {again}"
 
 
 ALTERED = "entry 2 differs; the database is as it was signed, the archive is not as it was signed; offline 0, then 5"
