@@ -71,9 +71,11 @@ def unavailable() -> Iterator[None]:
     """Turn a lost, refused or slow connection into DatastoreUnavailable; other errors of SQL stay what they are."""
     try:
         yield
-    # The last of them: what asyncpg raises when a server dies in the middle of an answer.
+    # InternalClientError: what asyncpg raises when a server dies in the middle of an answer.
     except (
         OSError, TimeoutError, asyncpg.InterfaceError, asyncpg.PostgresConnectionError, asyncpg.InternalClientError,
+        # A role that may not log in now, or whose password is being changed.
+        asyncpg.InvalidAuthorizationSpecificationError,
     ) as error:  # fmt: skip
         raise DatastoreUnavailable(type(error).__name__) from error
     except (asyncpg.CharacterNotInRepertoireError, asyncpg.UntranslatableCharacterError):
