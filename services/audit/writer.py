@@ -42,13 +42,7 @@ JOIN audit.chains c ON c.chain = last.chain
 LEFT JOIN audit.entries e ON e.chain = last.chain AND e.seq = last.seq
 ORDER BY c.chain FOR UPDATE OF c
 """
-# With what was recorded under each; an entry that is gone is like none that is asked for.
-KNOWN_KEYS = """
-SELECT i.key, i.seq, e.chain, e.occurred_at, e.pseudonym, e.relation, e.object_type, e.object_id, e.reason,
-    e.correlation_id
-FROM audit.idempotency i LEFT JOIN audit.entries e ON e.chain = i.chain AND e.seq = i.seq
-WHERE i.key = ANY ($1::uuid[])
-"""
+KNOWN_KEYS = "SELECT key, seq FROM audit.idempotency WHERE key = ANY ($1::uuid[])"
 WRITE = """
 WITH entry AS (
     INSERT INTO audit.entries (chain, seq, prev_hash, entry_hash, canonical, occurred_at, pseudonym, relation,
@@ -144,7 +138,7 @@ class GroupWriter:
                     waiting.fail(reason)
 
     async def _write(self, batch: list[Waiting]) -> None:
-        written, said = dict[UUID, int](), dict[UUID, tuple[object, ...]]()
+        written: dict[UUID, int] = {}
         async with transaction(self._pool, "append") as connection:
             heads = await self._heads(connection, sorted({waiting.entry.decision.chain for waiting in batch}))
             by_key: dict[UUID, list[Waiting]] = defaultdict(list)
@@ -153,12 +147,11 @@ class GroupWriter:
                     by_key[waiting.entry.decision.idempotency_key].append(waiting)
                 else:
                     waiting.fail(Doubted())
-            for key, seq, *content in await connection.fetch(KNOWN_KEYS, list(by_key)):
-                written[key], said[key] = seq, tuple(content)
+            for known in await connection.fetch(KNOWN_KEYS, list(by_key)):
+                written[known["key"]] = known["seq"]
             fresh: dict[str, list[Draft]] = defaultdict(list)
             for key, callers in by_key.items():
                 if key not in written:
-                    said[key] = saying(callers[0].entry)
                     fresh[callers[0].entry.decision.chain].append(callers[0].entry)
             rows = [row for chain, drafts in fresh.items() for row in link(drafts, heads[chain])]
             if rows:
@@ -168,12 +161,7 @@ class GroupWriter:
             self._guard.wrote(chain, Head(row.seq, row.entry_hash))
         for key, callers in by_key.items():
             for waiting in callers:
-                if saying(waiting.entry) == said[key]:
-                    waiting.settle(written[key])
-                else:
-                    # An effect must not pass for recorded by the row of another one.
-                    log.error("audit.key_of_another", chain=waiting.entry.decision.chain, seq=written[key])
-                    waiting.fail(AuditUnavailable("the key was used for another decision"))
+                waiting.settle(written[key])
 
     async def _heads(self, connection: asyncpg.Connection, chains: list[str]) -> dict[str, Head]:
         """Lock the heads and return those that may be appended to."""
@@ -188,15 +176,6 @@ class GroupWriter:
             for chain, (head, there, server) in heads.items()
             if self._guard.holds(chain, server, head, there)
         }
-
-
-def saying(entry: Draft) -> tuple[object, ...]:
-    """Return what tells a decision from another one, as known keys have it."""
-    decision = entry.decision
-    return (
-        decision.chain, decision.occurred_at, entry.pseudonym, decision.relation, decision.object_type,
-        decision.object_id, decision.reason, decision.correlation_id,
-    )  # fmt: skip
 
 
 def columns(rows: list[Row]) -> list[object]:

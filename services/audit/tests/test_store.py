@@ -3,10 +3,7 @@
 import asyncio
 import contextlib
 import uuid
-from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import replace
-from typing import Any
 
 import asyncpg
 import pytest
@@ -76,21 +73,6 @@ async def test_one_key_is_one_row_within_a_batch_and_across_replicas(pool: async
         assert set(seqs) == {1}
         assert await one.append(entry(chain)) == 2
     assert await whole(PgStore(pool), chain) == [1, 2]
-
-
-@pytest.mark.parametrize("batch", ["one batch", "two batches"])
-@pytest.mark.parametrize(
-    "other", [{"object_id": "other"}, {"reason": "unknown"}, {"subject_id": str(uuid.uuid4())}, {"chain": "platform"}]
-)
-async def test_a_key_records_no_other_decision(pool: asyncpg.Pool, batch: str, other: dict[str, Any]) -> None:
-    chain, key = str(uuid.uuid4()), uuid.uuid4()
-    reused = draft(replace(entry(chain, key).decision, **other), PEPPER)
-    async with running(GroupWriter(pool, trusting(pool))) as writer:
-        if batch == "two batches":
-            assert await writer.append(entry(chain, key)) == 1
-        both = (writer.append(entry(chain, key)), writer.append(reused))
-        answers = await asyncio.gather(*both, return_exceptions=True)
-    assert Counter(map(type, answers)) == {int: 1, AuditUnavailable: 1}
 
 
 async def test_a_lost_connection_fails_its_callers_and_the_next_append_works(pool: asyncpg.Pool) -> None:
