@@ -163,6 +163,8 @@ REQUESTS = (
     Request("ListAuditEntries", "/v1/domains/{domain}/audit/entries"),
     Request("GetAuditEntry", "/v1/domains/{domain}/audit/entries/1"),
     Request("VerifyAuditChain", "/v1/domains/{domain}/audit/verify", {}),
+    Request("VerifyAuditChainStream", "/v1/domains/{domain}/audit/verify/stream", {}),
+    Request("ExportAuditEntries", "/v1/domains/{domain}/audit/export"),
     Request("EraseIdentityFromAudit", "/v1/domains/{domain}/audit/erase-identity", {"identity_id": "{person}"}),
     Request("EraseIdentityFromPlatformAudit", "/v1/platform/audit/erase-identity", {"identity_id": "{person}"}),
     Request("GetAuditCheckpoint", "/v1/domains/{domain}/audit/checkpoint"),
@@ -188,6 +190,7 @@ NOT_TRIED = {
     "ListDomains": OWN, "PostKeysRotate": OWN,
     "CreateDomain": PLATFORM, "GetAdminPlatformIdPList": PLATFORM, "ListPlatformAuditEntries": PLATFORM,
     "GetPlatformAuditEntry": PLATFORM, "VerifyPlatformAuditChain": PLATFORM, "GetPlatformAuditCheckpoint": PLATFORM,
+    "VerifyPlatformAuditChainStream": PLATFORM, "ExportPlatformAuditEntries": PLATFORM,
     "GetPlatformAuditProof": PLATFORM, "GetPlatformAuditConsistency": PLATFORM, "GetPlatformPosture": PLATFORM,
     "ReconcileRelations": PLATFORM,
 }  # fmt: skip
