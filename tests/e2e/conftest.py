@@ -59,7 +59,7 @@ class Scene:
         return node
 
 
-async def _set_scene(world: World) -> tuple[Story, str]:
+async def _set_scene(world: World) -> Story:
     async with Outside(world.edge_url, world.ca_file) as outside:
         story = Story(world, outside, outside.edge())
         for step in (sign_in, create, issue_tokens, register, put_secret):
@@ -67,7 +67,7 @@ async def _set_scene(world: World) -> tuple[Story, str]:
         browser = await outside.sign_in(Login("operator"))
         token = await outside.access_token(browser)
         ISSUED["operator"] = (token, time.monotonic())
-        return story, token
+        return story
 
 
 FRESH_S = 300.0
@@ -76,17 +76,20 @@ ISSUED: dict[str, tuple[str, float]] = {}
 
 
 @pytest.fixture(scope="session")
-def set_scene(world: World) -> tuple[Story, str]:
+def set_scene(world: World) -> Story:
     return asyncio.run(_set_scene(world))
 
 
+async def operator_token(outside: Outside) -> str:
+    """Return an access token of the operator: they last a quarter of an hour, and a run takes longer."""
+    token, issued_at = ISSUED["operator"]
+    if time.monotonic() - issued_at > FRESH_S:
+        token = await outside.access_token(await outside.sign_in(Login("operator")))
+        ISSUED["operator"] = (token, time.monotonic())
+    return token
+
+
 @pytest.fixture
-async def scene(world: World, set_scene: tuple[Story, str]) -> AsyncIterator[Scene]:
-    story, _ = set_scene
+async def scene(world: World, set_scene: Story) -> AsyncIterator[Scene]:
     async with Outside(world.edge_url, world.ca_file) as outside:
-        token, issued_at = ISSUED["operator"]
-        if time.monotonic() - issued_at > FRESH_S:
-            # Access tokens last a quarter of an hour, and a run may take longer.
-            token = await outside.access_token(await outside.sign_in(Login("operator")))
-            ISSUED["operator"] = (token, time.monotonic())
-        yield Scene(replace(story, outside=outside), token, outside)
+        yield Scene(replace(set_scene, outside=outside), await operator_token(outside), outside)

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from services.gateway.document import Operation, operations
-from tests.e2e.conftest import Scene
+from tests.e2e.conftest import Scene, operator_token
 from tests.e2e.outside import JSON, Answer, Edge, Outside
 from tests.e2e.stories.main_job import Story, entries, now
 from tests.e2e.threats.identity.carried import HEADERS, NOT_TRIED, REQUESTS, Request
@@ -66,11 +66,11 @@ AT_ONCE = 8
 
 
 @pytest.fixture(scope="module")
-def tenants(set_scene: tuple[Story, str]) -> tuple[Tenant, Tenant]:
+def tenants(set_scene: Story) -> tuple[Tenant, Tenant]:
     async def make() -> tuple[Tenant, Tenant]:
-        story, token = set_scene
-        async with Outside(story.world.edge_url, story.world.ca_file) as outside:
-            scene = Scene(story, token, outside)
+        world = set_scene.world
+        async with Outside(world.edge_url, world.ca_file) as outside:
+            scene = Scene(set_scene, await operator_token(outside), outside)
             return await tenant(scene), await tenant(scene)
 
     return asyncio.run(make())

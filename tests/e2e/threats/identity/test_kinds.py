@@ -21,7 +21,7 @@ from joserfc.jwk import KeySet
 from devstack.layout import State
 from plexsphere.identity.v1 import sign_in_pb2, sign_in_pb2_grpc
 from tests.e2e.attacker import peer
-from tests.e2e.conftest import Scene
+from tests.e2e.conftest import Scene, operator_token
 from tests.e2e.outside import JSON, Answer, Edge, Login, Outside, own_browser
 from tests.e2e.sessions import issue, resource_of
 from tests.e2e.stories.main_job import Story
@@ -218,16 +218,16 @@ REMEMBERED = {
 }  # fmt: skip
 
 
-async def _fill(story: Story, token: str) -> tuple[dict[str, str], str]:
+async def _fill(story: Story) -> tuple[dict[str, str], str]:
     async with Outside(story.world.edge_url, story.world.ca_file) as outside:
-        wallet = Wallet(Scene(story, token, outside))
+        wallet = Wallet(Scene(story, await operator_token(outside), outside))
         await wallet.fill()
         return wallet.values, wallet.client_id
 
 
 @pytest.fixture(scope="module")
-def filled(set_scene: tuple[Story, str]) -> tuple[dict[str, str], str]:
-    return asyncio.run(_fill(*set_scene))
+def filled(set_scene: Story) -> tuple[dict[str, str], str]:
+    return asyncio.run(_fill(set_scene))
 
 
 @pytest.fixture

@@ -48,10 +48,10 @@ class Pair:
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def pair(world: World, set_scene: tuple[Story, str]) -> AsyncIterator[Pair]:
+async def pair(world: World, set_scene: Story) -> AsyncIterator[Pair]:
     async with Outside(world.edge_url, world.ca_file) as outside:
         token = await outside.access_token(await outside.sign_in(Login("operator")))
-        scene = Scene(replace(set_scene[0], outside=outside), token, outside)
+        scene = Scene(replace(set_scene, outside=outside), token, outside)
         bare: Any = type("Bare", (), {"world": world, "operator": scene.operator})()
         async with another_gateway(bare) as second:
             yield Pair(world, scene, scene.operator, (scene.edge, second.edge))
