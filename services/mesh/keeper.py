@@ -72,6 +72,7 @@ class Keeper:
             except PlexError as error:
                 log.warning("keeper.roll_postponed", code=error.code)
             except Exception:
+                # As above: the next turn may go well.
                 log.exception("keeper.roll_bug")
             await asyncio.sleep(ROLL_EVERY_S)
 

@@ -6,8 +6,8 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -214,6 +214,22 @@ class Ledger:
     async def forget_checkpoints(self, above: int = 0) -> None:
         """Delete stored checkpoints."""
         await self.dba.execute("DELETE FROM audit.checkpoints WHERE chain = $1 AND size > $2", self.chain, above)
+
+
+@asynccontextmanager
+async def breakable(world: World, operator: Edge, entries: int) -> AsyncIterator[Ledger]:
+    """A chain of some entries, all of them anchored, and its DBA with triggers off; nothing of it is left."""
+    dba = await world.superuser()
+    try:
+        await dba.execute("SET session_replication_role = replica")
+        made = await new_chain(world, operator, dba)
+        await made.fill(entries)
+        await made.checkpointed()
+        yield made
+        # A chain that is refused keeps audit from being ready, for good.
+        await made.forget()
+    finally:
+        await dba.close()
 
 
 async def new_chain(world: World, operator: Edge, dba: asyncpg.Connection) -> Ledger:

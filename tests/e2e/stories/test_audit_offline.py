@@ -22,7 +22,7 @@ from libs.tlog.note import VerifierKey, seal_note
 from libs.tlog.tree import Run
 from tests.e2e.attacker import ask_vault
 from tests.e2e.conftest import Scene
-from tests.e2e.ledger import Ledger, hurried, new_chain
+from tests.e2e.ledger import Ledger, breakable, hurried
 from tests.e2e.stories.test_plexctl import Cli, cli
 from tests.e2e.world import World
 
@@ -40,15 +40,8 @@ def quick(world: World) -> Iterator[None]:
 
 @pytest.fixture
 async def ledger(quick: None, scene: Scene) -> AsyncIterator[Ledger]:
-    dba = await scene.story.world.superuser()
-    await dba.execute("SET session_replication_role = replica")
-    made = await new_chain(scene.story.world, scene.operator, dba)
-    await made.fill(9)
-    await made.checkpointed()
-    yield made
-    # A chain that is refused keeps audit from being ready, for good.
-    await made.forget()
-    await dba.close()
+    async with breakable(scene.story.world, scene.operator, 9) as made:
+        yield made
 
 
 async def plexctl(cli: Cli, *arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
