@@ -66,18 +66,14 @@ class Witness:
             return self._wrong("gap", entry.prev_hash)
         if entry.prev_hash != self.before:
             return self._wrong("link", entry.prev_hash)
-        own = entry_hash(self.before, hashlib.sha256(entry.canonical).digest())
+        own = self._hash(entry.canonical)
         if own != entry.entry_hash:
             return Divergence(entry.seq, own.hex(), entry.entry_hash.hex(), "hash")
-        return self.add(entry.canonical)
+        return self._take(entry.canonical, own)
 
     def add(self, canonical: bytes) -> Divergence | None:
         """Take the bytes of the entry that follows."""
-        if not self._belongs(canonical):
-            return self._wrong("content")
-        self.before = entry_hash(self.before, hashlib.sha256(canonical).digest())
-        self.run.push(self.before)
-        return self._judge()
+        return self._take(canonical, self._hash(canonical))
 
     def end(self, last: int = 0) -> Divergence | None:
         """Say whether entries are missing up to `last`, or up to what was signed."""
@@ -133,6 +129,16 @@ class Witness:
         for canonical in segment.entries:
             found = found or self.add(canonical)
         return found
+
+    def _hash(self, canonical: bytes) -> bytes:
+        return entry_hash(self.before, hashlib.sha256(canonical).digest())
+
+    def _take(self, canonical: bytes, own: bytes) -> Divergence | None:
+        if not self._belongs(canonical):
+            return self._wrong("content")
+        self.before = own
+        self.run.push(own)
+        return self._judge()
 
     def _belongs(self, canonical: bytes) -> bool:
         """Say whether the bytes name this chain and place, without which an entry could be another chain's."""
