@@ -78,6 +78,12 @@ class Ledger:
         """Return the last sequence, without leaving a row."""
         return int(await self.dba.fetchval(HEAD, self.chain))
 
+    async def goes_on(self) -> bool:
+        """Say whether the chain takes an entry: what reads a refused one is recorded elsewhere."""
+        head = await self.head()
+        await self.ask("entries?limit=1")
+        return await self.head() == head + 1
+
     async def size(self) -> int:
         """Return the size of the newest stored checkpoint, without leaving a row."""
         return await self.dba.fetchval(NEWEST, self.chain) or 0

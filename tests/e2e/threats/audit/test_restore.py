@@ -116,13 +116,7 @@ async def refused(ledger: Ledger) -> None:
 
 async def goes_on(ledger: Ledger) -> None:
     """Wait until a chain takes entries again, and see it checkpointed from there on."""
-
-    async def appended() -> bool:
-        head = await ledger.head()
-        await ledger.ask("entries?limit=1")
-        return await ledger.head() == head + 1
-
-    await eventually(appended)
+    await eventually(ledger.goes_on)
     await ledger.checkpointed()
 
 
