@@ -1,6 +1,6 @@
 """OpenBao over HTTP: login by certificate or pod, KV version 2, transit.
 
-aiohttp with a bounded pool of TLS connections; docs/decisions/0039-openbao-without-hvac.md says why. What is read or
+aiohttp with a bounded pool of TLS connections; docs/decisions/0043-openbao-without-hvac.md says why. What is read or
 written is never logged, and an error carries a status and a path, never a body. A read whose connection was closed
 before an answer is sent once more, a write never; an OpenBao that hangs is soon not waited for (libs/breaker.py).
 """

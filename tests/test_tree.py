@@ -82,6 +82,14 @@ def test_each_decision_has_a_number_of_its_own() -> None:
     assert records == [f"{number:04}" for number in range(1, len(records) + 1)]
 
 
+def test_a_decision_that_is_named_is_there() -> None:
+    named = re.compile(r"docs/decisions/[0-9]{4}(?:-[a-z0-9-]+\.md)?")
+    for path in tracked():
+        if path.suffix in {".py", ".md", ".toml", ".hcl", ".yaml", ".yml"}:
+            for page in named.findall(path.read_text()):
+                assert [*ROOT.glob(page + "*")], f"{path.relative_to(ROOT)}: {page}"
+
+
 def test_files_stay_short() -> None:
     long = {
         str(path.relative_to(ROOT)): count
