@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 
+from services.audit.writer import LONGEST_QUEUE
 from tools.alerts import Alert, Rules, Service, grew
 from tools.alerts_shared import BY_ALL, MINUTES, MISSED, records, shared
 
@@ -97,8 +98,8 @@ def audit() -> Iterator[Alert]:
     )  # fmt: skip
     queue = 'plexsphere_append_queue_length{job="audit"}'
     yield above(
-        "AuditQueueLong", queue, f"max({queue}) > 2048", "1m", "ticket",
-        "Half of the places of those who wait to append are taken.", "3000", "100",
+        "AuditQueueLong", queue, f"max({queue}) > {LONGEST_QUEUE // 2}", "1m", "ticket",
+        "Half of the places of those who wait to append are taken.", str(LONGEST_QUEUE), "100",
     )  # fmt: skip
 
 
