@@ -1,7 +1,7 @@
 """The store's chained appends, against a raw group commit of the same rows without a chain.
 
 The raw side inserts what ours would have written, made beforehand: the same columns of the same three tables, personal
-record and idempotency key included, under the same CHECKs, keys and indexes but for the uniqueness of links. It commits
+record and idempotency key included, under the same CHECKs, keys and indexes. It commits
 in the same way, one writer that takes what came meanwhile as its next batch, by one statement. It looks up no key and
 locks no head, and hashes and canonicalises nothing. Ours begins with the decision: pseudonym, commitment, canonical
 bytes and hashes are its own work.
@@ -31,7 +31,6 @@ CREATE SCHEMA IF NOT EXISTS bench;
 CREATE TABLE bench.entries (LIKE audit.entries INCLUDING ALL);
 CREATE TABLE bench.idempotency (LIKE audit.idempotency INCLUDING ALL);
 CREATE TABLE bench.personal (LIKE audit.personal INCLUDING ALL);
-ALTER TABLE bench.entries DROP CONSTRAINT IF EXISTS entries_chain_prev_hash_key;
 GRANT USAGE ON SCHEMA bench TO audit;
 GRANT INSERT ON ALL TABLES IN SCHEMA bench TO audit;
 """

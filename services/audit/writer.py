@@ -25,6 +25,8 @@ from services.audit.store import SERVER
 
 # What callers wait for at most is done within their deadline.
 LARGEST_BATCH, LONGEST_QUEUE = 256, 1024
+# How long the callers of a batch wait for the next one to be under way.
+TOLD_WITHIN_S = 0.05
 TRIES = 3
 
 log = structlog.get_logger()
@@ -91,6 +93,8 @@ class GroupWriter:
         self._pool = pool
         self._guard = guard
         self._queue: asyncio.Queue[Waiting] = asyncio.Queue(LONGEST_QUEUE)
+        # Callers whose entries are durable.
+        self._untold: list[tuple[Waiting, int]] = []
         QUEUE.set_function(self._queue.qsize)
 
     async def append(self, entry: Draft) -> int:
@@ -155,13 +159,23 @@ class GroupWriter:
                     fresh[callers[0].entry.decision.chain].append(callers[0].entry)
             rows = [row for chain, drafts in fresh.items() for row in link(drafts, heads[chain])]
             if rows:
-                await connection.execute(WRITE, *columns(rows))
+                writing = asyncio.ensure_future(connection.execute(WRITE, *columns(rows)))
+                self._tell()
+                await writing
             written |= {row.draft.decision.idempotency_key: row.seq for row in rows}
         for chain, row in {row.draft.decision.chain: row for row in rows}.items():
             self._guard.wrote(chain, Head(row.seq, row.entry_hash))
-        for key, callers in by_key.items():
-            for waiting in callers:
-                waiting.settle(written[key])
+        self._untold += [(waiting, written[key]) for key, callers in by_key.items() for waiting in callers]
+        if self._queue.empty():
+            self._tell()
+        else:
+            # What they do next is done while PostgreSQL writes, and not while it waits for the next batch.
+            asyncio.get_running_loop().call_later(TOLD_WITHIN_S, self._tell)
+
+    def _tell(self) -> None:
+        untold, self._untold = self._untold, []
+        for waiting, seq in untold:
+            waiting.settle(seq)
 
     async def _heads(self, connection: asyncpg.Connection, chains: list[str]) -> dict[str, Head]:
         """Lock the heads and return those that may be appended to."""

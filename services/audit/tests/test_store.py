@@ -96,6 +96,25 @@ async def test_a_lost_connection_fails_its_callers_and_the_next_append_works(poo
     assert await whole(PgStore(pool), chain) == [1, 2]
 
 
+async def test_who_is_durable_is_told_though_the_next_batch_waits(pool: asyncpg.Pool) -> None:
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    lock = "SELECT 1 FROM audit.chains WHERE chain = $1 FOR UPDATE"
+    async with running(GroupWriter(pool, trusting(pool))) as writer, pool.acquire() as one, pool.acquire() as other:
+        await asyncio.gather(writer.append(entry(first)), writer.append(entry(second)))
+        async with other.transaction():
+            await other.fetch(lock, second)
+            async with one.transaction():
+                await one.fetch(lock, first)
+                mine = asyncio.create_task(writer.append(entry(first)))
+                await asyncio.sleep(0.2)
+                theirs = asyncio.create_task(writer.append(entry(second)))
+                await asyncio.sleep(0)
+            # The other's head is held, so that its batch is not under way.
+            assert await asyncio.wait_for(mine, 1) == 2
+            assert not theirs.done()
+        assert await theirs == 2
+
+
 async def test_a_full_queue_refuses_at_once(pool: asyncpg.Pool) -> None:
     writer = GroupWriter(pool, trusting(pool))  # nobody runs it
     waiting = [asyncio.create_task(writer.append(entry("x"))) for _ in range(LONGEST_QUEUE)]
