@@ -56,7 +56,7 @@ fmt: setup ## Format the code
 proto: setup ## Generate the protobuf stubs and lint the contracts
 	$(BIN)/python tools/protogen.py
 
-proto-check: setup ## Say whether the committed stubs are current
+proto-check: setup ## Say whether the committed stubs are current, and go together with the last release
 	$(BIN)/python tools/protogen.py --check
 
 docs: setup ## Generate docs/errors.md, the README and the schema of the chart, alerts and dashboards

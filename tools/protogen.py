@@ -1,5 +1,7 @@
 """Generate the protobuf stubs and lint the contracts; `--check` says whether the committed stubs are current.
 
+Each run compares the contracts with those of the last release; `--release` declares that these now are.
+
 The rules of protovalidate come as a descriptor from an installed package, so that
 nothing of somebody else's is copied into this repository and nothing is fetched.
 """
@@ -12,6 +14,8 @@ from pathlib import Path
 import grpc_tools
 from buf.validate import validate_pb2
 from google.protobuf import descriptor, descriptor_pb2
+
+from tools import protocompat
 
 ROOT = Path(__file__).resolve().parent.parent
 PROTO = ROOT / "proto"
@@ -42,8 +46,8 @@ def run(*command: str) -> None:
         raise SystemExit(done.returncode)
 
 
-def generate(out: Path, scratch: Path) -> None:
-    """Write stubs for every .proto under `out`, and lint the result with buf's STANDARD rules."""
+def generate(out: Path, scratch: Path) -> descriptor_pb2.FileDescriptorSet:
+    """Write stubs for every .proto under `out`, lint the result with buf's STANDARD rules, and return it."""
     imports, image = scratch / "imports.binpb", scratch / "image.binpb"
     imports.write_bytes(imported_descriptors())
     sources = sorted(str(path.relative_to(PROTO)) for path in PROTO.rglob("*.proto"))
@@ -60,18 +64,21 @@ def generate(out: Path, scratch: Path) -> None:
         str(binaries / "buf"), "lint", str(image), "--path", "plexsphere",
         "--config", '{"version":"v2","lint":{"use":["STANDARD","COMMENTS"]}}',
     )  # fmt: skip
+    return descriptor_pb2.FileDescriptorSet.FromString(image.read_bytes())
 
 
 def main() -> None:
     """Regenerate in place, or compare with `--check`."""
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        if "--check" not in sys.argv[1:]:
-            generate(PROTO, scratch)
+        out = scratch / "out" if "--check" in sys.argv[1:] else PROTO
+        out.mkdir(exist_ok=True)
+        image = generate(out, scratch)
+        if "--release" in sys.argv[1:]:
+            protocompat.RELEASED.write_text(protocompat.text(image))
+        protocompat.check(image, scratch)
+        if out is PROTO:
             return
-        out = scratch / "out"
-        out.mkdir()
-        generate(out, scratch)
         fresh = {path.relative_to(out): path.read_bytes() for path in out.rglob("*.py*")}
         committed = {
             path.relative_to(PROTO): path.read_bytes()
