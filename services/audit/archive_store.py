@@ -5,18 +5,24 @@ import datetime
 import functools
 import os
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
 import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError
-from obstore.store import LocalStore, ObjectStore, from_url
+from obstore.store import LocalStore, ObjectStore, S3Store
 
 from libs.archive import LARGEST, name_of
 from libs.errors import ArchiveUnavailable
 from libs.pg import connection
 from services.audit.model import Note
+
+# A call, or a page of a listing; a store that takes longer is one that hangs.
+WITHIN_S = 30.0
+# Few: the next turn tries again.
+RETRIES = 3
 
 OPEN = """
 SELECT s.first, s.last, s.size FROM audit.segments s
@@ -103,57 +109,72 @@ class PgSegments:
 class ObjectArchive:
     """Objects by URL: `file:///…` for a folder, `s3://bucket/prefix` with the usual AWS_* variables for S3."""
 
-    def __init__(self, url: str) -> None:
-        self._url = url
+    def __init__(self, url: str, within_s: float = WITHIN_S) -> None:
+        self._url, self._within_s = url, within_s
         self._folder = Path(url.removeprefix("file://")) if url.startswith("file://") else None
 
     @functools.cached_property
     def _store(self) -> ObjectStore:
         # Not before it is used: without its mirror the chain goes on.
-        return LocalStore(self._folder, mkdir=True) if self._folder else from_url(self._url)
+        if self._folder:
+            return LocalStore(self._folder, mkdir=True)
+        return S3Store.from_url(
+            self._url,
+            # A bucket with object lock takes nothing without a checksum.
+            config={"checksum_algorithm": "SHA256"},
+            client_options={"allow_http": False},
+            retry_config={"max_retries": RETRIES},
+        )
+
+    @asynccontextmanager
+    async def _reached(self) -> AsyncIterator[ObjectStore]:
+        """Bound what is done in the block, and say of all that goes wrong in it that the archive cannot be used."""
+        try:
+            async with asyncio.timeout(self._within_s):
+                yield self._store
+        except (BaseError, OSError) as error:
+            raise ArchiveUnavailable(type(error).__name__) from error
 
     async def create(self, name: str, content: bytes) -> str | None:
         """Store an object durably and return its etag, or None when there is one of this name, which stays."""
-        try:
-            answer = await obstore.put_async(self._store, name, content, mode="create")
+        async with self._reached() as store:
+            try:
+                answer = await obstore.put_async(store, name, content, mode="create")
+            except AlreadyExistsError:
+                return None
             if self._folder:
                 await asyncio.to_thread(_make_durable, self._folder / name, self._folder)
-        except AlreadyExistsError:
-            return None
-        except (BaseError, OSError) as error:
-            raise ArchiveUnavailable(type(error).__name__) from error
         return str(answer["e_tag"])
 
     async def read(self, name: str) -> tuple[str, bytes] | None:
         """Return the etag and the content of an object; None when there is none."""
-        try:
-            answer = await obstore.get_async(self._store, name)
-            if answer.meta["size"] > LARGEST:
-                return str(answer.meta["e_tag"]), b""
-            return str(answer.meta["e_tag"]), bytes(await answer.bytes_async())
-        except FileNotFoundError:
-            return None
-        except (BaseError, OSError) as error:
-            raise ArchiveUnavailable(type(error).__name__) from error
+        async with self._reached() as store:
+            try:
+                answer = await obstore.get_async(store, name)
+            except FileNotFoundError:
+                return None
+            content = bytes(await answer.bytes_async()) if answer.meta["size"] <= LARGEST else b""
+        return str(answer.meta["e_tag"]), content
 
     async def chains(self) -> list[str]:
         """Return the chains of which something is there."""
-        try:
-            found = await obstore.list_with_delimiter_async(self._store)
-        except (BaseError, OSError) as error:
-            raise ArchiveUnavailable(type(error).__name__) from error
+        async with self._reached() as store:
+            found = await obstore.list_with_delimiter_async(store)
         return [prefix.rstrip("/") for prefix in found["common_prefixes"]]
 
     async def firsts(self, chain: str, epoch: int) -> AsyncIterator[int]:
         """Yield the first entry of each segment of an epoch that is there, in no order."""
-        try:
-            async for batch in obstore.list(self._store, f"{chain}/{epoch}/" if epoch else f"{chain}/"):
-                for entry in batch:
-                    number = Path(entry["path"]).stem
-                    if number.isdecimal() and entry["path"] == name_of(chain, int(number), epoch):
-                        yield int(number)
-        except (BaseError, OSError) as error:
-            raise ArchiveUnavailable(type(error).__name__) from error
+        async with self._reached() as store:
+            pages = aiter(obstore.list(store, f"{chain}/{epoch}/" if epoch else f"{chain}/"))
+        while True:
+            async with self._reached():
+                page = await anext(pages, None)
+            if page is None:
+                return
+            for entry in page:
+                number = Path(entry["path"]).stem
+                if number.isdecimal() and entry["path"] == name_of(chain, int(number), epoch):
+                    yield int(number)
 
 
 def _make_durable(path: Path, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The audit service's own doors to the real backends, twice: two replicas see the same state."""
 
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
 
 import asyncpg
 import pytest
@@ -11,6 +12,7 @@ from libs.bao import Bao, open_bao
 from libs.pg import create_pool
 from libs.settings import load
 from services.audit.settings import AuditSettings
+from services.audit.tests.s3 import Env, serving
 from services.audit.vault import BaoAnchors
 
 
@@ -30,6 +32,20 @@ async def bao(settings: AuditSettings, backends: State) -> AsyncIterator[Bao]:
     async with open_bao(settings.openbao, settings.tls) as opened:
         yield opened
         await forget_anchors(opened, backends)
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Env]:
+    with serving(tmp_path_factory.mktemp("s3")) as env:
+        yield env
+
+
+@pytest.fixture
+def bucket(seaweed: Env, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of a place of one's own in a real object store."""
+    for name, value in seaweed.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://archive/{uuid.uuid4()}"
 
 
 async def forget_anchors(bao: Bao, backends: State) -> None:

@@ -3,10 +3,13 @@
 import asyncio
 import datetime
 import uuid
+from dataclasses import replace
 from pathlib import Path
 
 import asyncpg
+import obstore
 import pytest
+from obstore.store import LocalStore, ObjectStore, from_url
 
 from libs.archive import LARGEST, name_of
 from libs.clock import SystemClock
@@ -44,9 +47,16 @@ def blocked(folder: Path) -> Path:
     return folder
 
 
-@pytest.fixture(params=["fake", "folder"])
+@pytest.fixture(params=["folder", "S3"])
+def url(request: pytest.FixtureRequest, folder: Path) -> str:
+    return f"file://{folder}" if request.param == "folder" else str(request.getfixturevalue("bucket"))
+
+
+@pytest.fixture(params=["fake", "folder", "S3"])
 def objects(request: pytest.FixtureRequest, folder: Path) -> Objects:
-    return FakeObjects() if request.param == "fake" else ObjectArchive(f"file://{folder}")
+    if request.param == "fake":
+        return FakeObjects()
+    return ObjectArchive(f"file://{folder}" if request.param == "folder" else request.getfixturevalue("bucket"))
 
 
 @pytest.fixture
@@ -95,15 +105,30 @@ async def test_an_object_is_created_once(objects: Objects, chain: str) -> None:
     assert [first async for first in objects.firsts(str(uuid.uuid4()), 0)] == []
 
 
-async def test_what_is_not_a_segment_is_not_listed_and_what_is_too_large_not_read(folder: Path, chain: str) -> None:
-    objects = ObjectArchive(f"file://{folder}")
+def attacker(url: str) -> ObjectStore:
+    """Who holds the archive, and may do in it whatever the store lets."""
+    return LocalStore(url.removeprefix("file://"), mkdir=True) if url.startswith("file://") else from_url(url)
+
+
+async def test_what_is_not_a_segment_is_not_listed_and_what_is_too_large_not_read(url: str, chain: str) -> None:
+    objects, store = ObjectArchive(url), attacker(url)
     await objects.create(name_of(chain, 1), b"content")
     for name in ("1.zst", "x.zst", "0000000000000002.txt"):
-        (folder / chain / name).write_bytes(b"x")
+        await obstore.put_async(store, f"{chain}/{name}", b"x")
     assert [first async for first in objects.firsts(chain, 0)] == [1]
-    with (folder / name_of(chain, 3)).open("wb") as file:
-        file.truncate(LARGEST + 1)
+    await obstore.put_async(store, name_of(chain, 3), bytes(LARGEST + 1))
     assert (await objects.read(name_of(chain, 3)) or ("", b"?"))[1] == b""
+
+
+async def test_a_listing_has_all_of_its_pages(url: str, chain: str) -> None:
+    store, count = attacker(url), 1005
+    chains = {str(uuid.uuid4()) for _ in range(count)}
+    names = [name_of(chain, first) for first in range(1, count + 1)] + [name_of(other, 1) for other in chains]
+    for begin in range(0, len(names), 100):
+        await asyncio.gather(*(obstore.put_async(store, name, b"x") for name in names[begin : begin + 100]))
+    objects = ObjectArchive(url)
+    assert {first async for first in objects.firsts(chain, 0)} == set(range(1, count + 1))
+    assert set(await objects.chains()) == chains | {chain}
 
 
 async def test_a_folder_that_cannot_be_written_is_unavailable_until_it_can(blocked: Path, chain: str) -> None:
@@ -114,13 +139,19 @@ async def test_a_folder_that_cannot_be_written_is_unavailable_until_it_can(block
     assert await objects.create(name_of(chain, 1), b"content")
 
 
-async def test_two_replicas_archive_a_chain_once_and_a_comparison_finds_the_altered_object(
-    pool: asyncpg.Pool, folder: Path, chain: str
+class Crashing(PgSegments):
+    """Ends before it notes what was uploaded."""
+
+    async def archived(self, *_: object) -> None:
+        raise ConnectionAbortedError
+
+
+async def test_two_replicas_archive_a_chain_once_and_a_comparison_finds_the_replaced_object(
+    pool: asyncpg.Pool, url: str, chain: str
 ) -> None:
     store, trees, segments, clock = PgStore(pool), PgTrees(pool), PgSegments(pool), SystemClock()
     signer = FakeSigner()
     checkpoints = Checkpoints(NAME, store, trees, FakeAnchors(), signer, clock)
-    url = f"file://{folder}"
     one, other = (Archive(store, trees, checkpoints.anchors, segments, ObjectArchive(url), clock) for _ in range(2))
     soon = datetime.timedelta(hours=1)
     async with running(GroupWriter(pool, trusting(pool))) as writer:
@@ -129,12 +160,17 @@ async def test_two_replicas_archive_a_chain_once_and_a_comparison_finds_the_alte
                 await writer.append(entry(chain))
             await checkpoints.turn(chain)
             assert chain in await segments.due(1, NOW - soon)
+            with pytest.raises(ConnectionAbortedError):
+                await replace(one, segments=Crashing(pool)).turn(chain)
+            assert chain in await segments.due(1, NOW - soon)
             for archive in (one, other):
                 await archive.turn(chain)
             assert chain not in await segments.due(1, NOW - soon)
     keys = await checkpoints.keys(chain)
     found = await one.compare(chain, keys)
     assert (found.entries, found.difference, found.database_ok, found.archive_ok) == (7, 0, True, True)
-    (folder / name_of(chain, 4)).write_bytes((folder / name_of(chain, 1)).read_bytes())
+    first = await one.objects.read(name_of(chain, 1))
+    assert first is not None
+    await obstore.put_async(attacker(url), name_of(chain, 4), first[1])
     found = await other.compare(chain, keys)
     assert (found.difference, found.database_ok, found.archive_ok) == (4, True, False)
