@@ -99,7 +99,7 @@ class Rules:
         """Return promtool's tests: every alert firing and not firing."""
         cases = [self._case(alert, series) for alert in self.alerts for series in (alert.fires, alert.quiet)]
         rules = f"../../deploy/observability/rules/{self.name}.yaml"
-        return {"rule_files": [rules], "evaluation_interval": "1m", "tests": cases}
+        return {"rule_files": [rules], "evaluation_interval": "5m", "tests": cases}
 
     def _case(self, alert: Alert, series: Series) -> dict[str, Any]:
         fired = {"exp_labels": self.labels(alert) | alert.labels, "exp_annotations": self.annotations(alert)}
