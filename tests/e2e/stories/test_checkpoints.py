@@ -4,6 +4,7 @@ import base64
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import metamorphic_log as foreign
 import pytest
 from pymerkle import InmemoryTree
 
@@ -64,8 +65,10 @@ async def test_an_auditor_proves_entries_and_that_nothing_was_taken_back(ledger:
         assert [value.hex() for value in file.hashes] == proof["hashes"]
         with pytest.raises(NotProven):
             file.verify(leaf_hash(own), key.name, [key])
+        # So does a verifier that is not ours.
+        foreign.checkpoint_verify_inclusion(file.note, [str(key)], seq - 1, leaf_hash(own), list(file.hashes))
 
-    # An implementation that is not ours comes to the same root from the entries themselves.
+    # Another one comes to the same root from the entries themselves.
     tree: Any = InmemoryTree(algorithm="sha256")
     for row in reversed((await ledger.ask("entries?limit=200")).json["items"]):
         tree.append_entry(bytes.fromhex(row["entry_hash"]))
@@ -75,6 +78,7 @@ async def test_an_auditor_proves_entries_and_that_nothing_was_taken_back(ledger:
     hashes = [bytes.fromhex(value) for value in answer["hashes"]]
     verify_consistency(older.size, older.root, newer.size, newer.root, hashes)
     assert [await opened(ledger, answer[which]) for which in ("older", "newer")] == [older, newer]
+    foreign.checkpoint_verify_consistency(answer["older"]["note"], answer["newer"]["note"], [str(key)], hashes)
 
 
 async def test_each_read_is_a_row_and_what_is_not_there_is_said(ledger: Ledger) -> None:
