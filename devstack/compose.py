@@ -10,9 +10,11 @@ import os
 import re
 import secrets
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
+from devstack import nats as broker
 from devstack import openbao, pki
 from devstack.layout import CLIENT_ID, ROOT, SERVICES, State, write_private
 
@@ -51,8 +53,8 @@ def settings(name: str, *, observability: bool) -> str:
     return text
 
 
-def bao(state: State) -> JSON:
-    """Return OpenBao's configuration: the embedded stack's, but for places and without the attacker's role."""
+def bao(state: State, *, operator: bool = False) -> JSON:
+    """Return OpenBao's configuration: the embedded stack's, but for places, and for the operator's role."""
     text = json.dumps(openbao.configuration(state))
     for here, inside in {
         f"127.0.0.1:{state.port('openbao-cluster')}": "0.0.0.0:8201",
@@ -66,17 +68,19 @@ def bao(state: State) -> JSON:
         text = text.replace(here, inside)
     found: JSON = json.loads(text)
     found["cluster_addr"] = "https://openbao:8201"
-    requests = [one for one in found["initialize"][0]["setup"]["request"] if not next(iter(one)).endswith("-operator")]
+    requests = found["initialize"][0]["setup"]["request"]
+    requests = [one for one in requests if operator or not next(iter(one)).endswith("-operator")]
     lent = {"client_secret": state.secret("oidc-a.secret"), "client_id": CLIENT_ID}
     requests.append({"idp": {"operation": "update", "path": "kv/data/idp/platform/oidc-a", "data": {"data": lent}}})
     found["initialize"][0]["setup"]["request"] = requests
     return found
 
 
-def nats() -> str:
-    """Return the broker's configuration, without the attacker's user."""
+def nats(*, operator: bool = False) -> str:
+    """Return the broker's configuration."""
     text = (ROOT / "deploy/nats/nats.conf").read_text()
-    wanted = {"LISTEN": "0.0.0.0:4222", "STORE": "/var/lib/plexsphere", "TLS": f"{INSIDE}/tls", "SUPERUSER": ""}
+    superuser = broker.SUPERUSER if operator else ""
+    wanted = {"LISTEN": "0.0.0.0:4222", "STORE": "/var/lib/plexsphere", "TLS": f"{INSIDE}/tls", "SUPERUSER": superuser}
     for name, value in wanted.items():
         text = text.replace(f"@{name}@", value)
     return text
@@ -121,8 +125,11 @@ def give(state: State, folder: Path, certificates: tuple[str, ...], files: tuple
         write_private(folder / "secrets" / name, (state / f"secrets/{name}").read_bytes())
 
 
-def prepare(folder: Path, *, observability: bool = False) -> None:
-    """Make the folder; certificates, keys and data that are there are kept."""
+def prepare(folder: Path, *, observability: bool = False, operator: bool = False) -> None:
+    """Make the folder; certificates, keys and data that are there are kept.
+
+    `operator` lets the superuser's certificate into OpenBao and NATS: for attacks and tests only.
+    """
     state, config = State(folder / "state"), folder / "config"
     state.prepare()
     for name in PASSWORDS:
@@ -140,8 +147,8 @@ def prepare(folder: Path, *, observability: bool = False) -> None:
         leaves = sorted({file.removesuffix(".crt") for file in named["tls"] if file.endswith(".crt")} - {"ca"})
         wanted["migrator" if name == "migrate" else name] = (tuple(leaves), tuple(sorted(set(named["secrets"]))))
     write_private(config / "oidc-a.json", json.dumps(provider(state), indent=1).encode())
-    write_private(config / "openbao.json", json.dumps(bao(state), indent=1).encode())
-    write_private(config / "nats.conf", nats().encode())
+    write_private(config / "openbao.json", json.dumps(bao(state, operator=operator), indent=1).encode())
+    write_private(config / "nats.conf", nats(operator=operator).encode())
     write_private(config / "spicedb.env", spicedb(state).encode())
     for name, (certificates, files) in wanted.items():
         give(state, folder / name, certificates, files)
@@ -151,13 +158,24 @@ def prepare(folder: Path, *, observability: bool = False) -> None:
 def _hand_over(folder: Path) -> None:
     """Make the files those of the user that containers run as, and tell Compose who that is."""
     user, group = (UNPRIVILEGED, UNPRIVILEGED) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+    revision, created = _commit()
     (folder / "compose.env").write_text(
         f"PLEX_UID={user}\nPLEX_GID={group}\nPLEX_COMPOSE={folder}\nPLEX_OIDC_NETWORK={OIDC_NETWORK}\n"
+        f"PLEX_REVISION={revision}\nPLEX_CREATED={created}\n"
     )
     if os.geteuid() == 0:
         for path in folder.rglob("*"):
             if (folder / "state") not in (path, *path.parents):
                 os.chown(path, user, group)
+
+
+def _commit() -> tuple[str, str]:
+    """Return the commit that is checked out and its time, for the labels of images."""
+    asked = subprocess.run(
+        ["git", "log", "-1", "--format=%H %cI"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    revision, _, created = asked.stdout.strip().partition(" ")
+    return (revision, created) if created else ("unknown", "1970-01-01T00:00:00Z")
 
 
 def main() -> None:

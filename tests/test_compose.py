@@ -2,6 +2,7 @@
 
 import json
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ FILES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text()
 CONTAINERS: dict[str, Any] = FILES["services"]
 ONCE = {"migrate", "spicedb-migrate"}
 OBSERVABILITY = {"otel", "prometheus", "grafana"}
+SOURCES = "/etc/grafana/provisioning/datasources/prometheus.yaml"
 # Who owns something in which backend, after the table of the design.
 OWNERS = {
     "postgres": {"identity", "access", "secrets", "mesh", "audit", "migrate", "spicedb", "spicedb-migrate"},
@@ -190,10 +192,56 @@ def test_to_make_it_again_changes_no_key(folder: Path) -> None:
     )
 
 
+# What watches it ------------------------------------------------------------------------------------------------------
+
+
+def outside_of(name: str, inside: str) -> Path:
+    """Return what is mounted at a place of a container."""
+    pairs = [volume.split(":")[:2] for volume in CONTAINERS[name]["volumes"]]
+    return ROOT / next(outside for outside, place in pairs if place == inside)
+
+
+def test_prometheus_takes_its_settings_and_finds_the_shipped_rules(folder: Path, tmp_path: Path) -> None:
+    (pattern,) = yaml.safe_load((ROOT / "deploy/compose/prometheus.yml").read_text())["rule_files"]
+    rules = outside_of("prometheus", str(Path(pattern).parent))
+    assert rules == ROOT / "deploy/observability/rules"
+    text = outside_of("prometheus", "/etc/plexsphere/prometheus.yml").read_text()
+    text = text.replace(str(Path(pattern).parent), str(rules)).replace("/run/plexsphere", str(folder / "prometheus"))
+    (tmp_path / "prometheus.yml").write_text(text)
+    checked = subprocess.run(
+        ["promtool", "check", "config", tmp_path / "prometheus.yml"], capture_output=True, text=True, check=False
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert len(re.findall(r"SUCCESS: [1-9]\d* rules found", checked.stdout)) == len(list(rules.glob("*.yaml"))) > 0
+
+
+def test_prometheus_sees_each_service_as_the_job_that_rules_ask_for() -> None:
+    (scrape,) = yaml.safe_load((ROOT / "deploy/compose/prometheus.yml").read_text())["scrape_configs"]
+    (relabel,) = scrape["relabel_configs"]
+    found = [re.fullmatch(relabel["regex"], target) for target in scrape["static_configs"][0]["targets"]]
+    assert (relabel["source_labels"], relabel["target_label"]) == (["__address__"], "job")
+    assert {match[1] for match in found if match} == set(SERVICES)
+
+
+def test_grafana_is_provisioned_with_the_shipped_dashboards() -> None:
+    settings = outside_of("grafana", "/etc/grafana/provisioning/dashboards/plexsphere.yaml")
+    (provider,) = yaml.safe_load(settings.read_text())["providers"]
+    dashboards = outside_of("grafana", provider["options"]["path"])
+    assert dashboards == ROOT / "deploy/observability/dashboards"
+    made = [json.loads(path.read_text()) for path in dashboards.glob("*.json")]
+    assert len({one["uid"] for one in made}) == len(made) == len(SERVICES) + 1
+    # Each asks for a source by its type, and the default one is Prometheus.
+    (source,) = yaml.safe_load(outside_of("grafana", SOURCES).read_text())["datasources"]
+    assert (source["type"], source["isDefault"]) == ("prometheus", True)
+    assert {panel["datasource"]["uid"] for one in made for panel in one["panels"] if "datasource" in panel} == {
+        "${source}"
+    }
+
+
 # Without a registry ---------------------------------------------------------------------------------------------------
 
 LOCAL: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.local.yml").read_text())
-STAND_INS = {"postgres", "nats", "openbao", "spicedb", "oidc-a"}
+STAND_INS = {"postgres", "nats", "openbao", "spicedb", "oidc-a", "prometheus"}
 
 
 def test_stand_ins_swap_images_and_nothing_that_hardens() -> None:

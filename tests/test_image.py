@@ -124,6 +124,24 @@ def test_the_bill_of_materials_names_each_package_by_its_hashes() -> None:
     assert all(re.fullmatch(r"pkg:pypi/[a-z0-9.-]+@\S+", one["purl"]) and one["hashes"] for one in bill["components"])
 
 
+def test_the_bill_of_materials_names_what_the_base_image_has_installed() -> None:
+    status = """Package: libc6
+Status: install ok installed
+Architecture: amd64
+Version: 2.41-12+deb13u1
+Description: shared libraries
+ Version: of nothing
+
+Package: gone
+Status: deinstall ok config-files
+Architecture: all
+Version: 1.0"""
+    (found,) = image.debian(status)
+    assert (found["name"], found["version"]) == ("libc6", "2.41-12+deb13u1")
+    assert found["purl"] == "pkg:deb/debian/libc6@2.41-12%2Bdeb13u1?arch=amd64"
+    assert found in image.bill("audit", status)["components"]
+
+
 def test_what_is_filled_is_whole(tmp_path: Path) -> None:
     (tmp_path / "venv/lib/python3.11/site-packages").mkdir(parents=True)
     image.fill("gateway", tmp_path)

@@ -12,10 +12,12 @@ import tomllib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = "plexsphere-security-core"
 MIGRATE = "migrate"
+DPKG = Path("/var/lib/dpkg/status")
 PIN = re.compile(r"(?P<name>[a-z0-9.-]+)==(?P<version>\S+)")
 PARENT = re.compile(r"^ +# (?:via |  )([a-z0-9-]+)", re.MULTILINE)
 SHEBANG = """#!{python}
@@ -54,9 +56,21 @@ def part_of(service: str) -> dict[str, str]:
     return {name: all_blocks[name] for name in sorted(found)}
 
 
-def bill(service: str) -> JSON:
-    """Return the bill of materials (CycloneDX 1.6)."""
-    components = []
+def debian(status: str) -> list[JSON]:
+    """Return the components that the base image brings, as its package manager lists them."""
+    found = []
+    for block in status.split("\n\n"):
+        named = dict(re.findall(r"^(Package|Version|Architecture|Status): (.+)$", block, re.MULTILINE))
+        if named.get("Status", "").endswith(" installed"):
+            name, version = named["Package"], named["Version"]
+            purl = f"pkg:deb/debian/{name}@{quote(version)}?arch={named['Architecture']}"
+            found.append({"type": "library", "name": name, "version": version, "purl": purl, "bom-ref": purl})
+    return found
+
+
+def bill(service: str, status: str = "") -> JSON:
+    """Return the bill of materials (CycloneDX 1.6): the lock's part, and what the base image brings."""
+    components = debian(status)
     for name, block in part_of(service).items():
         pin = PIN.match(block)
         assert pin is not None
@@ -113,7 +127,8 @@ def fill(service: str, app: Path) -> None:
     about = site / f"{PROJECT.replace('-', '_')}-{version}.dist-info"
     about.mkdir()
     (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {PROJECT}\nVersion: {version}\n")
-    (app / "sbom.cdx.json").write_text(json.dumps(bill(service), indent=1))
+    status = DPKG.read_text() if DPKG.exists() else ""
+    (app / "sbom.cdx.json").write_text(json.dumps(bill(service, status), indent=1))
 
 
 def main() -> None:

@@ -49,3 +49,9 @@ FROM stand-in AS oidc
 COPY --from=packages /build/node_modules /app/node_modules
 COPY devstack/oidc/provider.mjs /app/
 CMD ["oidc"]
+
+# Debian's package; Grafana has none.
+FROM ${BASE_IMAGE} AS prometheus
+RUN apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends prometheus >/dev/null
+USER 10001:10001
+ENTRYPOINT ["/usr/bin/prometheus"]
