@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants chart-test bench-access bench-audit bench-identity bench-mesh bench-secrets soak-audit soak-mesh soak-secrets drill ci-deps lock clean
+.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants chart-test compose-test bench-access bench-audit bench-identity bench-mesh bench-secrets soak-audit soak-mesh soak-secrets drill ci-deps lock clean
 
 help: ## Print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -66,6 +66,9 @@ docs: setup ## Generate docs/errors.md, the README and the schema of the chart, 
 
 chart-test: setup ## Render the chart with every values file and hold its objects against what they must be
 	$(BIN)/python -m pytest -q tests/chart
+
+compose-test: setup ## Build and start the system in containers, play the demo, hold what they can do; needs a Docker daemon
+	@$(BIN)/python -m tests.compose
 
 mutants: setup ## Remove one control at a time in a scratch copy and see its attack succeed
 	$(BIN)/python -m tools.mutants

@@ -123,7 +123,7 @@ def test_every_test_module_says_what_it_needs() -> None:
         str(path.relative_to(ROOT))
         for path in sources()
         if path.name.startswith("test_")
-        and not re.search(r"^pytestmark = .*(unit|integration|e2e)", path.read_text(), re.MULTILINE)
+        and not re.search(r"^pytestmark = .*(unit|integration|e2e|compose)", path.read_text(), re.MULTILINE)
     ]
     assert unmarked == []
 

@@ -89,16 +89,22 @@ class Edge:
 
 @dataclass
 class Outside:
-    """Opens the network for an outside client that trusts the given CA file only; `local` is its own address."""
+    """Opens the network for an outside client that trusts the given CA file only.
+
+    `local` is its own address, `resolver` who tells it where a name leads.
+    """
 
     url: str
     ca_file: str
     local: str = ""
+    resolver: aiohttp.abc.AbstractResolver | None = None
 
     async def __aenter__(self) -> Self:
         trust = ssl.create_default_context(cafile=self.ca_file)
         self.http = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=trust, local_addr=(self.local, 0) if self.local else None),
+            connector=aiohttp.TCPConnector(
+                ssl=trust, local_addr=(self.local, 0) if self.local else None, resolver=self.resolver
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),
             timeout=aiohttp.ClientTimeout(total=30),
             trace_configs=[recorder()],
