@@ -198,7 +198,7 @@ def test_to_make_it_again_changes_no_key(folder: Path) -> None:
 def outside_of(name: str, inside: str) -> Path:
     """Return what is mounted at a place of a container."""
     pairs = [volume.split(":")[:2] for volume in CONTAINERS[name]["volumes"]]
-    return ROOT / next(outside for outside, place in pairs if place == inside)
+    return ROOT.joinpath(next(outside for outside, place in pairs if place == inside))
 
 
 def test_prometheus_takes_its_settings_and_finds_the_shipped_rules(folder: Path, tmp_path: Path) -> None:
