@@ -14,9 +14,10 @@ RESTORED = THREATS + "audit/test_restore.py::"
 SUBSTITUTED = RESTORED + "test_a_substituted_backup_is_refused_until_it_is_acknowledged"
 ACKNOWLEDGED = RESTORED + "test_an_acknowledgement_that_is_not_exactly_that_changes_nothing"
 SAME = "            await self._require_same(chain, anchored, run)\n"
-# Who appends would find what these attacks leave before a checkpoint does.
+# Who appends would find what these attacks leave before a checkpoint does, and who looks at all rows of a new storage.
 SEEN = (RESTORES, "            await self._require_seen(chain, seen.head)\n", "            pass\n")
 CONTINUES = (RESTORES, "            await self.checkpoints.require_continues(chain, anchor)\n", "")
+WHOLE = (RESTORES, "                await self.checkpoints.require_whole(chain, anchor)\n", "")
 
 AUDIT = (
     Mutant(
@@ -39,7 +40,7 @@ AUDIT = (
         SAME,
         "",
         ATTACKS + "test_a_chain_that_is_cut_off_and_grown_beyond_its_anchor_is_found",
-        (SEEN, CONTINUES),
+        (SEEN, CONTINUES, WHOLE),
     ),
     Mutant(
         "A-1 the last leaf is the last entry",
@@ -47,7 +48,7 @@ AUDIT = (
         "        if row is None or leaf_hash(row.entry_hash) != stored[leaf]:\n",
         "        if row is None:\n",
         ATTACKS + "test_a_chain_that_is_recomputed_from_an_entry_on_is_found_there",
-        (SEEN,),
+        (SEEN, WHOLE),
     ),
     Mutant(
         "A-1 nothing is shown that does not verify",
@@ -136,9 +137,7 @@ AUDIT = (
     Mutant("A-3 a chain goes on from its anchor", *CONTINUES, SUBSTITUTED),
     Mutant(
         "A-3 each row is looked at in a new storage",
-        RESTORES,
-        "                await self.checkpoints.require_whole(chain, anchor)\n",
-        "",
+        *WHOLE,
         SUBSTITUTED,
     ),
     Mutant(

@@ -26,6 +26,7 @@ from libs.errors import (
 from libs.ids import uuid7
 from libs.tlog.checkpoint import decimal
 from libs.tlog.note import VerifierKey, from_base64, open_note
+from libs.tlog.tree import EMPTY
 from libs.tlog.verify import NotProven
 from services.audit.checkpoints import Checkpoints
 from services.audit.entry import draft
@@ -115,12 +116,13 @@ class Acknowledgements:
         return [claim.chain for claim in claims]
 
     async def _state(self, chain: str, reason: str) -> State | None:
-        """Return a chain as it is now; None when nothing is anchored of it."""
+        """Return a chain as it is now; None when nothing is anchored of it, nor known of it otherwise."""
         anchored = await self.checkpoints.anchored(chain)
-        if anchored is None:
+        if anchored is None and not reason:
             return None
         head = await self.checkpoints.store.head(chain)
-        return State(Claim(chain, anchored.size, anchored.root, head), reason)
+        size, root = (anchored.size, anchored.root) if anchored else (0, EMPTY)
+        return State(Claim(chain, size, root, head), reason)
 
     def _statement(self, claims: Sequence[Claim]) -> str:
         if not claims:
@@ -152,11 +154,11 @@ class Acknowledgements:
             raise AcknowledgementInvalid("the text is no statement of this log")
         return claims
 
-    async def _require_true(self, claim: Claim, digest: str) -> Anchor:
+    async def _require_true(self, claim: Claim, digest: str) -> Anchor | None:
         """Return the anchor of a claim; raises AcknowledgementStale when it is another one, or the database is."""
         (reason,) = await self.guard.look_at([claim.chain])
         anchor, state = await self.checkpoints.anchors.read(claim.chain), await self._state(claim.chain, reason)
-        if anchor is None or state is None or not reason:
+        if state is None or not reason:
             raise AcknowledgementStale(f"{claim.chain} is not refused")
         if state.claim not in (claim, await self._after(claim, digest)):
             raise AcknowledgementStale(f"{claim.chain} is not what was signed")
@@ -175,7 +177,9 @@ class Acknowledgements:
         except AuditDiverged as error:
             raise RestoreInconsistent(str(error)) from error
 
-    async def _go_on(self, correlation_id: str, claim: Claim, anchor: Anchor, said: dict[str, list[str]]) -> None:
+    async def _go_on(
+        self, correlation_id: str, claim: Claim, anchor: Anchor | None, said: dict[str, list[str]]
+    ) -> None:
         entry = self._decision(correlation_id, claim.chain, ACKNOWLEDGED, "granted", said)
         # The same for the same note, so that a repetition does not say it twice.
         key = uuid5(UUID(int=0), f"{said['restore'][0]} {claim.chain}")

@@ -42,7 +42,7 @@ PAGE = """
 SELECT s.first, s.last, s.size FROM audit.segments s JOIN audit.archived a USING (chain, epoch, first)
 WHERE s.chain = $1 AND s.epoch = $2 AND s.first > $3 ORDER BY s.first LIMIT 1000
 """
-# By the newest epoch that is here; the one that begins is due by the entry that began it.
+# By the newest epoch that is here; the one that begins is due by the entry that began it, and by being shorter.
 DUE = """
 SELECT c.chain FROM audit.chains c
 JOIN LATERAL (SELECT size FROM audit.checkpoints k WHERE k.chain = c.chain ORDER BY size DESC LIMIT 1) k ON true
@@ -50,7 +50,7 @@ LEFT JOIN LATERAL (
     SELECT s.last, a.archived_at FROM audit.segments s LEFT JOIN audit.archived a USING (chain, epoch, first)
     WHERE s.chain = c.chain ORDER BY s.epoch DESC, s.first DESC LIMIT 1
 ) s ON true
-WHERE (k.size > coalesce(s.last, 0) OR s.archived_at IS NULL)
+WHERE (k.size <> coalesce(s.last, 0) OR s.archived_at IS NULL)
   AND (s.archived_at IS NULL OR k.size >= s.last + $1 OR s.archived_at <= $2)
 ORDER BY c.chain
 """

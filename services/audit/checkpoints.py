@@ -110,9 +110,9 @@ class Checkpoints:
         if newest is not None and (newest.size > run.end or await self._root(chain, newest.size) != newest.root):
             raise AuditDiverged("a stored checkpoint is not of this chain")
 
-    async def accept(self, chain: str, anchor: Anchor) -> bool:
+    async def accept(self, chain: str, anchor: Anchor | None) -> bool:
         """Anchor a chain as it is now in place of what was anchored; returns whether that was still the anchor."""
-        return await self._publish(chain, await self._grown(chain), anchor, anchor.epoch + 1)
+        return await self._publish(chain, await self._grown(chain), anchor, anchor.epoch + 1 if anchor else 1)
 
     async def _grown(self, chain: str) -> Run:
         for wait_s in AGAIN_S:

@@ -3,6 +3,7 @@
 import datetime
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import TypeVar
 from uuid import UUID
 
 from libs.clock import Clock
@@ -41,6 +42,10 @@ from services.audit.verification import Verification, pieces
 
 AUDIT, MANAGE = "audit", "manage"
 SUBJECT_KINDS = ("user", "service", "node")
+# How long a stream goes on after what let it begin was taken away.
+ASK_AGAIN = datetime.timedelta(seconds=2)
+
+Part = TypeVar("Part")
 
 
 @dataclass(frozen=True)
@@ -75,10 +80,12 @@ class Audit:
     async def list(self, request: Request, chain: str, wanted: Filter, cursor: str, limit: int) -> Page:
         """Return a page, newest first; the upper bound is fixed in the first cursor, so that paging ends."""
         await self._admit(request, chain, AUDIT, "audit.list", chain)
-        below = self._position(request, chain, cursor)
-        rows = await self.store.page(chain, wanted, below, limit)
-        # Recorded after the query and before the bytes leave: a page never contains its own row.
-        await self._record(request, chain, AUDIT, "audit.list", chain, "granted")
+        try:
+            below = self._position(request, chain, cursor)
+            rows = await self.store.page(chain, wanted, below, limit)
+        finally:
+            # Recorded after the query and before the bytes leave: a page never contains its own row.
+            await self._record(request, chain, AUDIT, "audit.list", chain, "granted")
         if len(rows) < limit:
             return Page(rows)
         return Page(rows, self.cursors.seal(f"audit:{chain}", request.principal.subject, {"below": rows[-1].seq}))
@@ -141,16 +148,19 @@ class Audit:
     ) -> AsyncIterator[Progress | Verdict]:
         """Do the same, and yield how far it is; the verdict comes last."""
         await self._admit(request, chain, AUDIT, "audit.verify", chain)
-        # The anchor first: a chain that goes on meanwhile is never shorter than it.
-        anchored = await self.proofs.checkpoints.anchored(chain)
-        head = await self.store.head(chain)
-        newest = max(head.seq, 1)
-        first, last = first or 1, min(last or newest, newest)
-        if first > last:
-            raise InvalidRequest("from_seq is beyond the segment's end")
-        await self._record(request, chain, AUDIT, "audit.verify", chain, "granted")
-        async for found in Verification(self.store, self.proofs).run(chain, anchored, first, last, head):
-            yield found
+        try:
+            # The anchor first: a chain that goes on meanwhile is never shorter than it.
+            anchored = await self.proofs.checkpoints.anchored(chain)
+            head = await self.store.head(chain)
+            newest = max(head.seq, 1)
+            first, last = first or 1, min(last or newest, newest)
+            if first > last:
+                raise InvalidRequest("from_seq is beyond the segment's end")
+        finally:
+            await self._record(request, chain, AUDIT, "audit.verify", chain, "granted")
+        found = Verification(self.store, self.proofs).run(chain, anchored, first, last, head)
+        async for step in self._while_admitted(request, chain, found):
+            yield step
 
     async def export(self, request: Request, chain: str, first: int, last: int) -> Export:
         """Hand out entries as they are stored, and what was last signed for them; nothing of it is judged here."""
@@ -162,7 +172,8 @@ class Audit:
         finally:
             await self._record(request, chain, AUDIT, "audit.export", chain, "granted")
         first, last = first or 1, min(last or head.seq, head.seq)
-        return Export(first, last, checkpoint, pieces(self.store, chain, first, last))
+        rows = pieces(self.store, chain, first, last)
+        return Export(first, last, checkpoint, self._while_admitted(request, chain, rows))
 
     async def _newest(self, chain: str) -> Shown | None:
         try:
@@ -182,6 +193,15 @@ class Audit:
             await self.store.erase(chain, names, before)
             return names[0], before
         return names[0], await self.store.erase(chain, names, self.clock.now())
+
+    async def _while_admitted(self, request: Request, chain: str, parts: AsyncIterator[Part]) -> AsyncIterator[Part]:
+        """Yield parts as long as who asked may have them; raises Forbidden once that is over."""
+        asked_at = self.clock.now()
+        async for part in parts:
+            if self.clock.now() - asked_at >= ASK_AGAIN:
+                (await self.relations.check(request.principal.reference, AUDIT, resource_of(chain))).require()
+                asked_at = self.clock.now()
+            yield part
 
     async def _admit(self, request: Request, chain: str, permission: str, action: str, object_id: str) -> None:
         decision = await self.relations.check(request.principal.reference, permission, resource_of(chain))

@@ -11,13 +11,14 @@ from libs.errors import (
     AcknowledgementInvalid,
     AcknowledgementNotTrusted,
     AcknowledgementStale,
+    AuditDiverged,
     DatastoreUnavailable,
     OpenbaoUnavailable,
     PlexError,
     RestoreInconsistent,
 )
 from libs.tlog.signer import SignerKey, make_key, parse_signer
-from libs.tlog.tree import Node
+from libs.tlog.tree import EMPTY, Node
 from services.audit.acknowledgements import Acknowledgements
 from services.audit.guard import Guard
 from services.audit.model import PLATFORM, Anchor
@@ -105,6 +106,27 @@ async def test_what_was_acknowledged_goes_on_with_an_entry_and_its_own_anchor(na
     await vault.checkpoints.turn(CHAIN)
     assert await vault.anchored() == row.seq + 2
     assert await vault.statement() == ""
+
+
+@pytest.mark.parametrize("left", [0, 2])
+async def test_what_a_process_saw_of_a_chain_that_has_no_anchor_is_shown_and_acknowledged_as_well(left: int) -> None:
+    vault = Restored()
+    await vault.append(4)
+    await vault.guard.require(CHAIN)
+    assert await vault.holds()
+    vault.cut(left)
+    assert not await vault.holds()
+    with pytest.raises(AuditDiverged):
+        await vault.guard.require(CHAIN)
+    (state,), text = await vault.acknowledgements.check("c", every=False)
+    assert (state.claim.chain, state.claim.size, state.claim.root, state.claim.head.seq) == (CHAIN, 0, EMPTY, left)
+    assert state.reason == "entry 4 was there and is not any longer"
+    assert await vault.acknowledge(text) == [CHAIN]
+    assert [row.context["action"][0] for row in vault.chains.rows[CHAIN]][left:] == ["audit.restore-acknowledged"]
+    assert vault.anchors.anchors[CHAIN].epoch == 1
+    assert await vault.refused() == ""
+    assert await vault.holds()
+    assert await vault.acknowledgements.check("c", every=False) == ([], "")
 
 
 async def test_all_chains_are_shown_and_those_that_are_refused_are_to_be_signed_for() -> None:

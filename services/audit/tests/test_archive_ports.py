@@ -86,6 +86,20 @@ async def test_segments_are_planned_then_archived_and_stay_as_they_were(segments
     assert [note async for note in segments.walk(chain, 1)] == [note async for note in segments.walk(chain, 0)]
 
 
+async def test_a_chain_that_goes_on_shorter_than_it_was_archived_is_due(pool: asyncpg.Pool, chain: str) -> None:
+    segments, before = PgSegments(pool), NOW + datetime.timedelta(hours=1)
+    checkpoints = Checkpoints(NAME, PgStore(pool), PgTrees(pool), FakeAnchors(), FakeSigner(), SystemClock())
+    async with running(GroupWriter(pool, trusting(pool))) as writer:
+        for _ in range(3):
+            await writer.append(entry(chain))
+        await checkpoints.turn(chain)
+    for epoch, last in ((0, 9), (1, 3)):
+        assert chain in await segments.due(1000, before)
+        await segments.plan(chain, epoch, Note(1, last, last))
+        await segments.archived(chain, epoch, 1, '"a"', NOW)
+    assert chain not in await segments.due(1000, before)
+
+
 async def test_an_object_is_created_once(objects: Objects, chain: str) -> None:
     name = name_of(chain, 1)
     assert await objects.read(name) is None

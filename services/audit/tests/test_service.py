@@ -2,6 +2,7 @@
 
 import datetime
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,14 +11,25 @@ import pytest
 from libs.clock import FixedClock
 from libs.cursor import Cursors
 from libs.custody import Secret
-from libs.errors import AuditDiverged, AuditUnavailable, Forbidden, InvalidCursor, InvalidRequest, NotFound
+from libs.decision import Decision as Verdict
+from libs.errors import (
+    AuditDiverged,
+    AuditUnavailable,
+    AuthzUnavailable,
+    Forbidden,
+    InvalidCursor,
+    InvalidRequest,
+    NotFound,
+    PlexError,
+)
 from libs.principal import Principal
 from services.audit.checkpoints import Checkpoints
 from services.audit.entry import draft, link
 from services.audit.model import PLATFORM, Decision, Draft, Filter, Head
 from services.audit.proofs import Proofs
-from services.audit.service import Audit, Request
+from services.audit.service import ASK_AGAIN, Audit, Request
 from services.audit.tests.fakes import FakeAnchors, FakeChains, FakePeppers, FakeRelations, FakeSigner, FakeTrees
+from services.audit.verification import PIECE
 
 pytestmark = pytest.mark.unit
 
@@ -96,6 +108,62 @@ async def test_a_cursor_of_another_chain_or_caller_is_invalid(audit: Audit) -> N
     for request, chain, text in ((foreign, CHAIN, cursor), (AUDITOR, CHAIN, cursor[:-2] + "xx")):
         with pytest.raises(InvalidCursor):
             await audit.list(request, chain, Filter(), text, 1)
+
+
+async def test_a_read_that_is_admitted_and_then_wrong_is_recorded_once(audit: Audit, chains: FakeChains) -> None:
+    await fill(audit, 3)
+    with pytest.raises(InvalidCursor):
+        await audit.list(AUDITOR, CHAIN, Filter(), "altered", 1)
+    for refused in (audit.verify(AUDITOR, CHAIN, 50, 0), audit.verify(AUDITOR, CHAIN, 3, 2)):
+        with pytest.raises(InvalidRequest):
+            await refused
+    assert [row.context["action"][0] for row in chains.rows[CHAIN]][3:] == [
+        "audit.list",
+        "audit.verify",
+        "audit.verify",
+    ]
+
+
+@dataclass
+class Taken(FakeRelations):
+    """Relations that are taken away, or cannot be asked, when they were asked so often."""
+
+    asked: int = 0
+    refusal: PlexError | None = None
+
+    async def check(self, subject: str, permission: str, resource: str) -> Verdict:
+        self.asked += 1
+        if self.asked < 3:
+            return await super().check(subject, permission, resource)
+        if self.refusal:
+            raise self.refusal
+        return Verdict("insufficient_relation")
+
+
+async def read(audit: Audit, kind: str, seen: list[object]) -> None:
+    """Read a stream, between whose parts some seconds pass."""
+    assert isinstance(audit.clock, FixedClock)
+    stream: AsyncIterator[object] = audit.verify_stream(AUDITOR, CHAIN, 0, 0)
+    if kind == "export":
+        stream = (await audit.export(AUDITOR, CHAIN, 0, 0)).pieces
+    async for part in stream:
+        seen.append(part)
+        audit.clock.advance(ASK_AGAIN.total_seconds())
+
+
+@pytest.mark.parametrize("refusal", [None, AuthzUnavailable()])
+@pytest.mark.parametrize("kind", ["export", "verify"])
+async def test_a_stream_ends_when_its_reader_may_not_read_any_longer(
+    audit: Audit, chains: FakeChains, kind: str, refusal: PlexError | None
+) -> None:
+    await fill(audit, 3 * PIECE)
+    relations = Taken({("audit", f"domain:{CHAIN}")}, refusal=refusal)
+    seen, audit = list[object](), replace(audit, relations=relations)
+    with pytest.raises(AuthzUnavailable if refusal else Forbidden):
+        await read(audit, kind, seen)
+    # Asked when it began and once between its parts, the second time of which was too late.
+    assert (len(seen), relations.asked) == (2, 3)
+    assert [row.reason for row in chains.rows[CHAIN]][3 * PIECE :] == ["granted"]
 
 
 async def test_a_denied_read_is_recorded_and_refused(audit: Audit, chains: FakeChains) -> None:

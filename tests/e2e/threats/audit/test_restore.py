@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from devstack.layout import State
+from libs.archive import unpack
 from libs.custody import read_secret_file
 from libs.errors import (
     AcknowledgementInvalid,
@@ -120,12 +122,32 @@ async def goes_on(ledger: Ledger) -> None:
     await ledger.checkpointed()
 
 
+def objects(ledger: Ledger, epoch: str = "") -> dict[str, bytes]:
+    """Return what the archive has of a chain and epoch."""
+    folder = State(ledger.world.state) / "audit" / ledger.chain / epoch
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.zst"))}
+
+
+async def archived_anew(ledger: Ledger) -> None:
+    """Wait until a chain that goes on is archived from its first entry on, in a folder of its own."""
+    size = await ledger.checkpointed()
+
+    async def done() -> bool:
+        ends = [unpack(content).last for content in objects(ledger, "1").values()]
+        return bool(ends) and ends[-1] >= size
+
+    await eventually(done)
+    segments = [unpack(content) for content in objects(ledger, "1").values()]
+    assert [one.first for one in segments] == [1, *(one.last + 1 for one in segments[:-1])]
+
+
 @pytest.mark.parametrize("service", ["stopped", "running"])
 @pytest.mark.parametrize("name", FORGED)
 async def test_a_substituted_backup_is_refused_until_it_is_acknowledged(
     ledger: Ledger, bystander: Ledger, backups: Backups, name: str, service: str
 ) -> None:
     world, folder = ledger.world, backups.folder
+    await ledger.archived()
     reason = await substitute(backups, ledger, service, FORGED[name])
     assert reason
     await refused(ledger)
@@ -137,6 +159,7 @@ async def test_a_substituted_backup_is_refused_until_it_is_acknowledged(
     head = await bystander.head()
     await bystander.fill(2)
     assert await bystander.head() == head + 2
+    before = objects(ledger)
     status, said = await plexctl(world, "check-restore", "--statement", folder / "statement.txt")
     assert status == DIVERGED
     assert ledger.chain in said
@@ -147,6 +170,8 @@ async def test_a_substituted_backup_is_refused_until_it_is_acknowledged(
     assert entry["decision"]["caveat_context"]["action"] == ["audit.restore-acknowledged"]
     assert entry["decision"]["caveat_context"]["acknowledged_by"][0] == "plexsphere-dev-restore"
     await goes_on(ledger)
+    await archived_anew(ledger)
+    assert objects(ledger).items() >= before.items() > set()
     await eventually(lambda: ready(world))
     verdict = await ledger.verify()
     # What was altered stays altered, and says so for ever.
