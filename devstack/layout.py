@@ -53,6 +53,8 @@ class State:
             raise StackError(f"{self.folder} is too long a path for a Unix socket; choose a shorter --state")
         for name in RANDOM_FILES:
             self._random_file(name)
+        # What SpiceDB takes: while the key is rotated also the next one.
+        write_private(self / "secrets/spicedb.keys", self.secret("spicedb.key").encode())
         seal = self / "secrets/openbao-seal.key"
         if not seal.exists():
             write_private(seal, secrets.token_bytes(32))

@@ -19,6 +19,6 @@ def spec(state: State) -> Spec:
     command = [
         sys.executable, "-m", "devstack.spicedb_server", "--library", str(LIBRARY),
         "--certificate", str(state / "pki/spicedb.crt"), "--key", str(state / "pki/spicedb.key"),
-        "--preshared", str(state / "secrets/spicedb.key"), "--listen", f"127.0.0.1:{state.port('spicedb')}",
+        "--preshared", str(state / "secrets/spicedb.keys"), "--listen", f"127.0.0.1:{state.port('spicedb')}",
     ]  # fmt: skip
     return Spec("spicedb", command, ready)

@@ -87,9 +87,9 @@ class Library:
 class Handlers(grpc.GenericRpcHandler):
     """Serves what the library can, to callers with the key."""
 
-    def __init__(self, library: Library, key: str) -> None:
+    def __init__(self, library: Library, preshared: Path) -> None:
         self._library = library
-        self._expected = f"Bearer {key}".encode()
+        self._preshared = preshared
         self._readers = ThreadPoolExecutor(8)
         # The library's memory store files writes that meet out of order, and then answers without the later one.
         self._writer = ThreadPoolExecutor(1)
@@ -130,7 +130,10 @@ class Handlers(grpc.GenericRpcHandler):
 
     async def _authenticate(self, rpc: Context) -> None:
         metadata: dict[str, Any] = dict(rpc.invocation_metadata() or ())
-        if not hmac.compare_digest(str(metadata.get("authorization", "")).encode(), self._expected):
+        shown = str(metadata.get("authorization", "")).encode()
+        # As SpiceDB, it takes several, so that one can replace another while both are in use.
+        keys = self._preshared.read_bytes().split(b",")
+        if not any(hmac.compare_digest(shown, b"Bearer " + key) for key in keys):
             await rpc.abort(grpc.StatusCode.UNAUTHENTICATED, "the preshared key is wrong")
 
 
@@ -142,7 +145,7 @@ async def main() -> None:
     parser.add_argument("--listen", required=True)
     arguments = parser.parse_args()
     server = grpc.aio.server()
-    handlers = Handlers(Library(arguments.library), arguments.preshared.read_text())
+    handlers = Handlers(Library(arguments.library), arguments.preshared)
     server.add_generic_rpc_handlers((handlers,))
     pair = (arguments.key.read_bytes(), arguments.certificate.read_bytes())
     server.add_secure_port(arguments.listen, grpc.ssl_server_credentials([pair]))

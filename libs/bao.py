@@ -54,6 +54,7 @@ class Bao:
         self.settings = settings
         self.identity = identity
         self._http: aiohttp.ClientSession | None = None
+        self._retired: aiohttp.ClientSession | None = None
         self._seen: tuple[int, ...] = ()
         self._look_at = 0.0
         self._token = Secret(b"")
@@ -64,8 +65,9 @@ class Bao:
     async def close(self) -> None:
         """Close the connections and forget the token."""
         self._token.wipe()
-        if self._http is not None:
-            await self._http.close()
+        for session in (self._http, self._retired):
+            if session is not None:
+                await session.close()
 
     async def request(self, method: str, path: str, body: JSON | None = None) -> JSON:
         """Send one request and read its answer; raises BaoRefused for a refusal and OpenbaoUnavailable for none."""
@@ -183,13 +185,21 @@ class Bao:
             return self._http
         self._look_at, seen = time.monotonic() + LOOK_EVERY_S, tls.changed_at(self.identity)
         if self._http is None or seen != self._seen:
-            old, self._seen = self._http, seen
-            connector = aiohttp.TCPConnector(ssl=tls.client(self.identity), limit=MOST_CONNECTIONS)
+            try:
+                context = tls.client(self.identity)
+            except OSError:
+                # Files that are just being replaced must not fail a request that the open connections can carry.
+                if self._http is None:
+                    raise
+                return self._http
+            if self._retired is not None:
+                await self._retired.close()
+            # It closes what is idle by itself; what is under way ends there.
+            self._retired, self._seen = self._http, seen
+            connector = aiohttp.TCPConnector(ssl=context, limit=MOST_CONNECTIONS)
             # OpenBao sets no cookies; looking for them would cost every request.
             jar = aiohttp.DummyCookieJar()
             self._http = aiohttp.ClientSession(connector=connector, cookie_jar=jar, middlewares=(writes_once,))
-            if old is not None:
-                await old.close()
         return self._http
 
     async def _send(self, method: str, path: str, body: JSON | None, token: Secret | None) -> Secret:

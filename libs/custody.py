@@ -3,6 +3,7 @@
 Copies inside libraries (OpenSSL, protobuf, sockets) are out of reach; docs/security-model.md states that risk.
 """
 
+import contextlib
 import ctypes
 import faulthandler
 import hmac
@@ -33,10 +34,10 @@ class Secret:
 
     def matches(self, other: "Secret | bytes | bytearray") -> bool:
         """Compare in constant time."""
-        return hmac.compare_digest(self._bytes, other.reveal() if isinstance(other, Secret) else other)
+        return hmac.compare_digest(self.reveal(), other.reveal() if isinstance(other, Secret) else other)
 
     def __len__(self) -> int:
-        return len(self._bytes)
+        return len(self.reveal())
 
     def __enter__(self) -> Self:
         return self
@@ -86,3 +87,32 @@ def read_secret_file(path: Path) -> Secret:
     if path.stat().st_mode & stat.S_IROTH:
         raise PermissionError(f"{path} is readable by everybody; its mode must not allow others")
     return Secret(path.read_bytes())
+
+
+class SecretFile(Secret):
+    """The secret that a file holds now: one that is replaced is read anew, so that rotation needs no restart."""
+
+    __slots__ = ("_path", "_seen")
+
+    def __init__(self, path: Path) -> None:
+        """Raise OSError for a file that cannot be read or is open to others, and ValueError for an empty one."""
+        super().__init__(b"")
+        self._path = path
+        self._seen: tuple[int, ...] = ()
+        self._read()
+
+    def reveal(self) -> bytearray:
+        """Return the bytes that the file holds; what was read last while it cannot be read, or holds nothing."""
+        with contextlib.suppress(OSError, ValueError):
+            self._read()
+        return self._bytes
+
+    def _read(self) -> None:
+        at = self._path.stat()
+        if (now := (at.st_ino, at.st_mtime_ns, at.st_size)) == self._seen:
+            return
+        fresh = read_secret_file(self._path).reveal()
+        # Under a key of no bytes everybody could sign.
+        if not fresh:
+            raise ValueError(f"{self._path} is empty")
+        self._bytes, self._seen = fresh, now

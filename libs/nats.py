@@ -73,13 +73,14 @@ class Bus:
 
     async def run(self) -> None:
         """Keep a connection, and follow the certificate files, for as long as the process lives."""
-        context, seen = tls.client(self._identity), tls.changed_at(self._identity)
+        context = tls.client(self._identity)
+        follow = tls.follow(self._identity, context)
         while True:
             ended = asyncio.get_running_loop().create_future()
             try:
                 self._client = await self._connect(context, ended)
             except (NatsError, OSError, TimeoutError):
-                seen = self._follow(context, seen)
+                follow()
                 await asyncio.sleep(RETRY_S)
                 continue
             self.generation += 1
@@ -87,18 +88,11 @@ class Bus:
             try:
                 while not ended.done():
                     await asyncio.wait([ended], timeout=FOLLOW_EVERY_S)
-                    seen = self._follow(context, seen)
+                    follow()
             finally:
                 with contextlib.suppress(NatsError, OSError, TimeoutError):
                     await asyncio.wait_for(self._client.close(), self._settings.timeout_s)
             await asyncio.sleep(self._refused_retry_s)
-
-    def _follow(self, context: ssl.SSLContext, seen: tuple[int, ...]) -> tuple[int, ...]:
-        with contextlib.suppress(OSError):
-            if (now := tls.changed_at(self._identity)) != seen:
-                context.load_cert_chain(self._identity.certificate_file, self._identity.key_file)
-                return now
-        return seen
 
     async def _connect(self, context: ssl.SSLContext, ended: "asyncio.Future[None]") -> Client:
         def end() -> None:

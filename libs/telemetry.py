@@ -12,7 +12,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +27,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON
 from prometheus_client import Counter, Gauge, Histogram, start_http_server
 from structlog.typing import Processor
 
+from libs import tls
 from libs.settings import Runtime, SettingsError
 
 CALLS = Counter("plexsphere_rpc_calls_total", "Calls served, by method and outcome.", ["method", "code"])
@@ -193,6 +194,27 @@ class FileExporter(SpanExporter):
         self._file.close()
 
 
+class CollectorExporter(SpanExporter):
+    """Sends spans to the collector, with the certificate files as they are then."""
+
+    def __init__(self, settings: Runtime) -> None:
+        self._settings = settings
+        self._seen = tls.changed_at(settings.tls)
+        self._exporter = collector(settings)
+
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Send the spans."""
+        with suppress(OSError):
+            if (now := tls.changed_at(self._settings.tls)) != self._seen:
+                old, self._exporter, self._seen = self._exporter, collector(self._settings), now
+                old.shutdown()
+        return self._exporter.export(spans)
+
+    def shutdown(self) -> None:
+        """Close the connection."""
+        self._exporter.shutdown()
+
+
 def set_up(settings: Runtime) -> None:
     """Set up logs, spans and the metrics port of a process."""
     telemetry = settings.telemetry
@@ -203,18 +225,26 @@ def set_up(settings: Runtime) -> None:
     sampler = ALWAYS_ON if _collected else ALWAYS_OFF
     provider = TracerProvider(sampler=sampler, resource=Resource.create({"service.name": settings.service}))
     if telemetry.otlp_endpoint:
-        provider.add_span_processor(BatchSpanProcessor(collector(settings)))
+        provider.add_span_processor(BatchSpanProcessor(CollectorExporter(settings)))
     if telemetry.trace_file:
         provider.add_span_processor(SimpleSpanProcessor(FileExporter(Path(telemetry.trace_file))))
     trace.set_tracer_provider(provider)
-    start_http_server(
-        telemetry.metrics_port,
-        addr=telemetry.metrics_host,
+    serve_metrics(settings)
+
+
+def serve_metrics(settings: Runtime) -> None:
+    """Serve metrics from a thread of their own, with the certificate files as they are then."""
+    server, _ = start_http_server(
+        settings.telemetry.metrics_port,
+        addr=settings.telemetry.metrics_host,
         certfile=str(settings.tls.certificate_file),
         keyfile=str(settings.tls.key_file),
         client_cafile=str(settings.tls.ca_file),
         client_auth_required=True,
     )
+    listener: Any = server.socket
+    # What that thread does between two requests.
+    server.service_actions = tls.follow(settings.tls, listener.context)  # type: ignore[method-assign]
 
 
 def count_call(method: str, code: str, failed: str, seconds: float | None) -> None:

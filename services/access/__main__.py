@@ -6,7 +6,7 @@ from libs.clock import SystemClock
 from libs.columns import guard_columns
 from libs.counted import Counted
 from libs.cursor import Cursors
-from libs.custody import read_secret_file
+from libs.custody import SecretFile
 from libs.outbox import MeshPublisher, Relay
 from libs.pg import check_durable, create_pool, ping
 from libs.process import main
@@ -45,7 +45,7 @@ async def run(settings: AccessSettings) -> None:
         clock = SystemClock()
         audit = Counted(AuditClient(audit_peer, clock), clock)
         store, authority = PgStore(pool), IdentityAuthority(identity)
-        directory, own_key, doubt = IdentityDirectory(identity), read_secret_file(settings.cursor_key_file), Doubt()
+        directory, own_key, doubt = IdentityDirectory(identity), SecretFile(settings.cursor_key_file), Doubt()
         keys = SessionKeys(BaoVault(bao), PgKeyStore(pool), audit, authority, clock, doubt)
         access = Access(
             store, keys, directory, authority, audit, Cursors(own_key), clock, settings.issuer, Seals(own_key), doubt

@@ -9,7 +9,7 @@ from libs.bao import open_bao
 from libs.clock import SystemClock
 from libs.columns import guard_columns
 from libs.cursor import Cursors
-from libs.custody import read_secret_file
+from libs.custody import SecretFile
 from libs.pg import check_durable, create_pool
 from libs.process import main
 from libs.relations import Relations
@@ -66,7 +66,7 @@ async def run(settings: AuditSettings) -> None:
             peppers=BaoPeppers(bao),
             relations=Relations(identity),
             proofs=Proofs(checkpoints),
-            cursors=Cursors(read_secret_file(settings.cursor_key_file)),
+            cursors=Cursors(SecretFile(settings.cursor_key_file)),
             clock=clock,
         )
         keys = [parse_key(key) for key in settings.restore.acknowledged_by]

@@ -12,7 +12,7 @@ from libs.clock import Clock, SystemClock
 from libs.columns import guard_columns
 from libs.counted import Counted
 from libs.cursor import Cursors
-from libs.custody import read_secret_file
+from libs.custody import SecretFile, read_secret_file
 from libs.errors import AuditUnavailable
 from libs.ids import uuid7
 from libs.outbox import MeshPublisher, Relay
@@ -143,7 +143,7 @@ async def run(settings: IdentitySettings) -> None:
         feed = Feed()
         store, sign_in_store, vault, mesh = PgStore(pool), PgSignInStore(pool), BaoVault(bao), MeshKeys(mesh_peer)
         gate = Gate(relations, audit, store, clock)
-        cursors, token_store = Cursors(read_secret_file(settings.cursor_key_file)), PgTokenStore(pool)
+        cursors, token_store = Cursors(SecretFile(settings.cursor_key_file)), PgTokenStore(pool)
         identity = Identity(store, gate, mesh, cursors, clock)
         policy_store = PgAccessPolicyStore(pool)
         authorization = Authorization(relations, PgTupleDirectory(pool), gate, policy_store, cursors)
@@ -171,8 +171,8 @@ async def run(settings: IdentitySettings) -> None:
             audit=audit,
             admins=PlatformAdmins(sign_in_store, relations),
             clock=clock,
-            pkce_key=read_secret_file(settings.sign_in.pkce_key_file),
-            csrf_key=read_secret_file(settings.sign_in.csrf_key_file),
+            pkce_key=SecretFile(settings.sign_in.pkce_key_file),
+            csrf_key=SecretFile(settings.sign_in.csrf_key_file),
             redirect_uri=f"{settings.sign_in.edge_url}/v1/auth/callback",
             bootstrap_issuer=settings.bootstrap.issuer,
             platform_admins=tuple(settings.bootstrap.platform_admins),

@@ -5,6 +5,7 @@ write carries a mark of its own and has arrived once a check has found that: who
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.struct_pb2 import Struct
 from opentelemetry import trace
 
-from libs.custody import read_secret_file
+from libs.custody import Secret, SecretFile
 from libs.errors import AuthzUnavailable, LookupTooLarge
 from libs.ids import uuid7
 from services.identity import schema
@@ -101,24 +102,51 @@ def row_of(found: Relationship) -> Tuple:
     )
 
 
+class Bearer(grpc.AuthMetadataPlugin):
+    """Shows the preshared key as its file has it."""
+
+    def __init__(self, key: Secret) -> None:
+        self._key = key
+
+    def __call__(self, _: grpc.AuthMetadataContext, answer: grpc.AuthMetadataPluginCallback) -> None:
+        """Answer with the header; gRPC calls it from a thread of its own."""
+        answer((("authorization", f"Bearer {self._key.reveal().decode().strip()}"),), None)
+
+
 class SpiceDb:
     """The relation store behind identity."""
 
     def __init__(self, address: str, name: str, key_file: Path, ca_file: Path, sentinel: Tuple = SENTINEL) -> None:
         self._sentinel = sentinel
+        self._address = address
+        self._name = name
+        self._bearer = Bearer(SecretFile(key_file))
+        self._ca_file = ca_file
+        self._seen = 0
+        self._opened = self._open()
+        self._spent: set[Tuple] = set()
+
+    def _open(self) -> AsyncClient:
+        self._seen = self._ca_file.stat().st_mtime_ns
         credentials = grpc.composite_channel_credentials(
-            grpc.ssl_channel_credentials(ca_file.read_bytes()),
-            grpc.access_token_call_credentials(read_secret_file(key_file).reveal().decode().strip()),
+            grpc.ssl_channel_credentials(self._ca_file.read_bytes()), grpc.metadata_call_credentials(self._bearer)
         )
         options = [
-            ("grpc.ssl_target_name_override", name),
+            ("grpc.ssl_target_name_override", self._name),
             ("grpc.initial_reconnect_backoff_ms", 50),
             # How long one attempt may take, for which 50 ms were too few on a busy machine.
             ("grpc.min_reconnect_backoff_ms", 1000),
             ("grpc.max_reconnect_backoff_ms", 1000),
         ]
-        self._client = AsyncClient(address, credentials, options)
-        self._spent: set[Tuple] = set()
+        return AsyncClient(self._address, credentials, options)
+
+    @property
+    def _client(self) -> AsyncClient:
+        """The client for the CA's file as it is now; the key is read with each call."""
+        with contextlib.suppress(OSError):
+            if self._ca_file.stat().st_mtime_ns != self._seen:
+                self._opened = self._open()
+        return self._opened
 
     async def check(self, questions: list[Question]) -> list[bool | None]:
         """Answer from one snapshot, None where a caveat's context decides.

@@ -11,7 +11,7 @@ from libs.clock import SystemClock
 from libs.columns import guard_columns
 from libs.counted import Counted
 from libs.cursor import Cursors
-from libs.custody import read_secret_file
+from libs.custody import SecretFile
 from libs.errors import PlexError
 from libs.outbox import MeshPublisher, Relay
 from libs.pg import create_pool, ping
@@ -63,7 +63,7 @@ async def run(settings: SecretsSettings) -> None:
     ):
         await guard_columns(pool, "secrets", COLUMNS)
         store, vault, relations = PgStore(pool), BaoVault(bao), IdentityRelations(identity)
-        clock, cursors = SystemClock(), Cursors(read_secret_file(settings.cursor_key_file))
+        clock, cursors = SystemClock(), Cursors(SecretFile(settings.cursor_key_file))
         chain = AuditClient(audit, clock)
         # Reads have a row each: their limits bound them.
         reads = Secrets(

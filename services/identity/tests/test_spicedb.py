@@ -22,6 +22,7 @@ from devstack.layout import State
 from libs.errors import AuthzUnavailable
 from libs.ids import uuid7
 from libs.settings import Tls
+from libs.tests.pki import make_authority
 from services.identity.model import Caveat, Tuple
 from services.identity.relations import Question
 from services.identity.spicedb import SpiceDb
@@ -145,3 +146,36 @@ async def test_a_mark_goes_with_the_next_write(behind: SpiceDb, lagging: tuple[L
     ((_, mark),) = first
     assert (RelationshipUpdate.OPERATION_DELETE, mark) in second
     assert len(second) == 2
+
+
+async def test_a_key_that_is_replaced_is_shown_from_the_next_call_on(
+    backends: State, tls: Tls, key_file: Path, tmp_path: Path
+) -> None:
+    own, keys = tmp_path / "spicedb.key", backends / "secrets/spicedb.keys"
+    old, new = key_file.read_bytes(), b"the-next-one"
+    own.touch(0o600)
+    own.write_bytes(old)
+    found = SpiceDb(f"127.0.0.1:{backends.port('spicedb')}", "spicedb", own, tls.ca_file)
+    await found.write_schema()
+    own.write_bytes(new)
+    with pytest.raises(AuthzUnavailable):
+        await found.write_schema()
+    try:
+        keys.write_bytes(old + b"," + new)
+        await found.write_schema()
+        own.write_bytes(old)
+        await found.write_schema()
+    finally:
+        keys.write_bytes(old)
+
+
+async def test_a_ca_that_is_replaced_is_believed_from_the_next_call_on(
+    backends: State, tls: Tls, key_file: Path, tmp_path: Path
+) -> None:
+    ca_file, good = tmp_path / "ca.crt", tls.ca_file.read_bytes()
+    ca_file.write_bytes(make_authority(tmp_path / "foreign").ca_file.read_bytes())
+    found = SpiceDb(f"127.0.0.1:{backends.port('spicedb')}", "spicedb", key_file, ca_file)
+    with pytest.raises(AuthzUnavailable):
+        await found.write_schema()
+    ca_file.write_bytes(good)
+    await found.write_schema()
