@@ -168,6 +168,26 @@ def env(folder: StateOption = DEFAULT_STATE) -> None:
         print(f"export {name}={shlex.quote(value)}")
 
 
+@app.command()
+def rotate(
+    thing: Annotated[
+        str, typer.Argument(help="certificates, wrapping-key, spicedb-key, cursor-key, csrf-key, pkce-key.")
+    ],
+    folder: StateOption = DEFAULT_STATE,
+) -> None:
+    """Replace certificates or a key of a running stack; the processes use the next one without a restart.
+
+    Example: plexctl dev rotate certificates
+    """
+    from devstack import rotate as rotation  # noqa: PLC0415 — as in ask
+
+    if thing not in rotation.THINGS:
+        fail(f"{thing} is not rotated; what is: {', '.join(rotation.THINGS)}", EXIT_USAGE)
+    state = State(folder.resolve())
+    _do(ask(state, do="status"))
+    _do(rotation.rotate(state, thing))
+
+
 @app.command("idp-secret")
 def idp_secret(
     domain_id: str,

@@ -81,6 +81,7 @@ def nats(*, operator: bool = False) -> str:
     text = (ROOT / "deploy/nats/nats.conf").read_text()
     superuser = broker.SUPERUSER if operator else ""
     wanted = {"LISTEN": "0.0.0.0:4222", "STORE": "/var/lib/plexsphere", "TLS": f"{INSIDE}/tls", "SUPERUSER": superuser}
+    wanted |= {"NAME": "plexsphere"}
     for name, value in wanted.items():
         text = text.replace(f"@{name}@", value)
     return text

@@ -156,6 +156,8 @@ def _free(port: int) -> bool:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file of mode 0600."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+    """Write a file of mode 0600, or replace one in a step: nobody reads half of it."""
+    beside = path.with_name(f"{path.name}.next")
+    with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
         file.write(content)
+    beside.rename(path)

@@ -13,6 +13,7 @@ def prepare(state: State) -> None:
     (state / "nats").mkdir(exist_ok=True)
     text = TEMPLATE.read_text()
     for name, value in {
+        "NAME": "plexsphere",
         "LISTEN": f"127.0.0.1:{state.port('nats')}",
         "STORE": str(state / "nats"),
         "TLS": str(state / "pki"),

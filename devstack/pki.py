@@ -25,8 +25,17 @@ Key = ec.EllipticCurvePrivateKey | ed25519.Ed25519PrivateKey
 
 def prepare(state: State, more: Sequence[str] = ()) -> None:
     """Make what is missing: the CA, a leaf for every process and for `more`, and identity's assertion signer."""
+    _issue(state, (*SERVICES, *SERVERS, *CLIENTS, *more))
+
+
+def renew(state: State) -> None:
+    """Replace the certificates of the six processes and identity's assertion signer, with new keys."""
+    _issue(state, SERVICES, anew=True)
+
+
+def _issue(state: State, names: Sequence[str], *, anew: bool = False) -> None:
     authority_key, authority = _authority(state)
-    for name in (*SERVICES, *SERVERS, *CLIENTS, *more):
+    for name in names:
         _leaf(
             state,
             name,
@@ -34,9 +43,11 @@ def prepare(state: State, more: Sequence[str] = ()) -> None:
             ec.generate_private_key(ec.SECP256R1()),
             authority_key,
             authority,
+            anew=anew,
         )
     signer = ed25519.Ed25519PrivateKey.generate()
-    _leaf(state, "assertion", "spiffe://plexsphere/identity/assertion", signer, authority_key, authority, tls=False)
+    uri = "spiffe://plexsphere/identity/assertion"
+    _leaf(state, "assertion", uri, signer, authority_key, authority, tls=False, anew=anew)
 
 
 def _authority(state: State) -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
@@ -75,9 +86,10 @@ def _leaf(
     authority: x509.Certificate,
     *,
     tls: bool = True,
+    anew: bool,
 ) -> None:
     certificate_file = state / f"pki/{name}.crt"
-    if certificate_file.exists():
+    if certificate_file.exists() and not anew:
         return
     now = datetime.datetime.now(datetime.UTC)
     names: list[x509.GeneralName] = [x509.UniformResourceIdentifier(uri)]
@@ -101,7 +113,7 @@ def _leaf(
         usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
         builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
     write_private(state / f"pki/{name}.key", _pem(key))
-    certificate_file.write_bytes(builder.sign(authority_key, hashes.SHA256()).public_bytes(Encoding.PEM))
+    write_private(certificate_file, builder.sign(authority_key, hashes.SHA256()).public_bytes(Encoding.PEM))
 
 
 def _usage(*, signs_certificates: bool) -> x509.KeyUsage:

@@ -15,7 +15,7 @@ from typing import Any
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from joserfc import jws, jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import OKPKey
@@ -117,9 +117,16 @@ class AssertionSigner:
             certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
             leaf = base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
             key = OKPKey.import_key(self.key_file.read_bytes())
+            if self._read and key.thumbprint() != OKPKey.import_key(_public(certificate)).thumbprint():
+                # One of the two is just being replaced.
+                return next(iter(self._read.values()))
             self._read.clear()
             self._read[seen] = {"alg": ALGORITHM, "typ": TYPE, "x5c": [leaf]}, key
         return self._read[seen]
+
+
+def _public(certificate: x509.Certificate) -> bytes:
+    return certificate.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
 
 
 class AssertionVerifier:

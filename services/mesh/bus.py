@@ -23,8 +23,6 @@ SETTINGS: dict[str, Any] = {
     "subjects": ["events.>"],
     "retention": "limits",
     "storage": "file",
-    # One replica as one server has no more. With three servers this is three; the log refills what a lost one had.
-    "num_replicas": 1,
     # Envelopes are good for five minutes and gateways keep as long; the rest is for one that is behind.
     "max_age": 15 * 60 * SECOND_NS,
     # A flood by who holds the broker must not fill the disk; what it pushes out comes from the log.
@@ -59,8 +57,9 @@ CONSUMER: dict[str, Any] = {
 class JetStream:
     """The stream."""
 
-    def __init__(self, bus: Bus) -> None:
+    def __init__(self, bus: Bus, replicas: int) -> None:
         self._bus = bus
+        self._settings = SETTINGS | {"num_replicas": replicas}
 
     async def publish(self, rows: Sequence[Logged]) -> list[int]:
         """Publish in order, all or nothing, and return the acknowledged sequences.
@@ -89,7 +88,7 @@ class JetStream:
         try:
             state = _checked(answer)["state"]
             deleted, config = tuple(state.get("deleted") or ()), answer["config"]
-            ours = all(config.get(name, False) == value for name, value in SETTINGS.items())
+            ours = all(config.get(name, False) == value for name, value in self._settings.items())
             ours = ours and not any(config.get(name) for name in FOREIGN)
             return StreamState(int(state["first_seq"]), int(state["last_seq"]), deleted, ours)
         except (ValueError, KeyError, TypeError) as error:
@@ -97,9 +96,9 @@ class JetStream:
 
     async def create(self, first: int) -> None:
         """Make the stream; its first message gets the sequence `first`. Changes the settings of one that is there."""
-        answer = await self._bus.request(f"$JS.API.STREAM.CREATE.{STREAM}", SETTINGS | {"first_seq": first})
+        answer = await self._bus.request(f"$JS.API.STREAM.CREATE.{STREAM}", self._settings | {"first_seq": first})
         if "error" in answer:
-            _checked(await self._bus.request(f"$JS.API.STREAM.UPDATE.{STREAM}", SETTINGS))
+            _checked(await self._bus.request(f"$JS.API.STREAM.UPDATE.{STREAM}", self._settings))
 
     async def restart(self, first: int) -> None:
         """Empty the stream; its next message gets the sequence `first`."""

@@ -148,11 +148,9 @@ async def test_a_mark_goes_with_the_next_write(behind: SpiceDb, lagging: tuple[L
     assert len(second) == 2
 
 
-async def test_a_key_that_is_replaced_is_shown_from_the_next_call_on(
-    backends: State, tls: Tls, key_file: Path, tmp_path: Path
-) -> None:
+async def test_a_key_that_is_replaced_is_shown_from_the_next_call_on(backends: State, tls: Tls, tmp_path: Path) -> None:
     own, keys = tmp_path / "spicedb.key", backends / "secrets/spicedb.keys"
-    old, new = key_file.read_bytes(), b"the-next-one"
+    old, new = backends.secret("spicedb.key").encode(), b"the-next-one"
     own.touch(0o600)
     own.write_bytes(old)
     found = SpiceDb(f"127.0.0.1:{backends.port('spicedb')}", "spicedb", own, tls.ca_file)

@@ -57,7 +57,7 @@ def log(request: pytest.FixtureRequest, pools: Pools) -> Log:
 
 @pytest.fixture(params=["fake", "JetStream"])
 async def stream(request: pytest.FixtureRequest, bus: Bus) -> Stream:
-    made: Stream = FakeStream(gone=True) if request.param == "fake" else JetStream(bus)
+    made: Stream = FakeStream(gone=True) if request.param == "fake" else JetStream(bus, 1)
     state = await made.state()
     await made.create((state.last if state else 0) + 1)
     return made
@@ -371,7 +371,7 @@ CHANGED: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
 async def test_settings_that_somebody_changed_are_noticed_and_made_right(bus: Bus, change: dict[str, Any]) -> None:
-    stream = JetStream(bus)
+    stream = JetStream(bus, 1)
     await stream.create(1)
     await bus.request(f"$JS.API.STREAM.UPDATE.{STREAM}", SETTINGS | change)
     state = await stream.state()
