@@ -171,7 +171,10 @@ def env(folder: StateOption = DEFAULT_STATE) -> None:
 @app.command()
 def rotate(
     thing: Annotated[
-        str, typer.Argument(help="certificates, wrapping-key, spicedb-key, cursor-key, csrf-key, pkce-key.")
+        str,
+        typer.Argument(
+            help="certificates, wrapping-key, checkpoint-key, spicedb-key, cursor-key, csrf-key or pkce-key.",
+        ),
     ],
     folder: StateOption = DEFAULT_STATE,
 ) -> None:

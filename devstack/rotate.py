@@ -8,7 +8,11 @@ from devstack.layout import State, write_private
 # The others stay: the pseudonym key and the pepper make names that must not change, the restore key and the seal are
 # somebody's, the providers' client secrets are the providers'.
 FILES = ("cursor", "csrf", "pkce")
-THINGS = ("certificates", "wrapping-key", "spicedb-key", *(f"{name}-key" for name in FILES))
+TRANSIT = {
+    "wrapping-key": ("transit-identity/keys/nsk", "transit-identity/keys/refresh"),
+    "checkpoint-key": ("transit-audit/keys/acp",),
+}
+THINGS = ("certificates", *TRANSIT, "spicedb-key", *(f"{name}-key" for name in FILES))
 
 
 async def rotate(state: State, thing: str) -> None:
@@ -16,8 +20,8 @@ async def rotate(state: State, thing: str) -> None:
     match thing:
         case "certificates":
             pki.renew(state)
-        case "wrapping-key":
-            await _rotate_wrapping_keys(state)
+        case "wrapping-key" | "checkpoint-key":
+            await _rotate_transit(state, TRANSIT[thing])
         case "spicedb-key":
             _rotate_spicedb_key(state)
         case _:
@@ -28,11 +32,11 @@ def _fresh() -> bytes:
     return secrets.token_urlsafe(32).encode()
 
 
-async def _rotate_wrapping_keys(state: State) -> None:
+async def _rotate_transit(state: State, keys: tuple[str, ...]) -> None:
     bao = openbao.client(state, "operator")
     try:
-        for key in ("nsk", "refresh"):
-            await bao.request("POST", f"transit-identity/keys/{key}/rotate", {})
+        for key in keys:
+            await bao.request("POST", f"{key}/rotate", {})
     finally:
         await bao.close()
 

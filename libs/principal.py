@@ -114,15 +114,24 @@ class AssertionSigner:
         stats = [path.stat() for path in (self.certificate_file, self.key_file)]
         seen = tuple(part for stat in stats for part in (stat.st_ino, stat.st_mtime_ns, stat.st_size))
         if seen not in self._read:
-            certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
-            leaf = base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
-            key = OKPKey.import_key(self.key_file.read_bytes())
-            if self._read and key.thumbprint() != OKPKey.import_key(_public(certificate)).thumbprint():
-                # One of the two is just being replaced.
+            try:
+                fresh = self._load()
+            except (OSError, ValueError):
+                # One of the two is just being replaced: the old pair signs until they fit.
+                if not self._read:
+                    raise
                 return next(iter(self._read.values()))
             self._read.clear()
-            self._read[seen] = {"alg": ALGORITHM, "typ": TYPE, "x5c": [leaf]}, key
+            self._read[seen] = fresh
         return self._read[seen]
+
+    def _load(self) -> tuple[dict[str, Any], OKPKey]:
+        certificate = x509.load_pem_x509_certificate(self.certificate_file.read_bytes())
+        leaf = base64.b64encode(certificate.public_bytes(Encoding.DER)).decode()
+        key = OKPKey.import_key(self.key_file.read_bytes())
+        if key.thumbprint() != OKPKey.import_key(_public(certificate)).thumbprint():
+            raise ValueError("the assertion certificate is not of its key")
+        return {"alg": ALGORITHM, "typ": TYPE, "x5c": [leaf]}, key
 
 
 def _public(certificate: x509.Certificate) -> bytes:

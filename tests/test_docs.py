@@ -9,6 +9,7 @@ import pytest
 import typer
 
 from cli.plexctl import app
+from devstack.rotate import THINGS
 
 pytestmark = pytest.mark.unit
 
@@ -34,3 +35,11 @@ def test_a_command_that_a_page_shows_exists(page: str, words: str) -> None:
 
 def test_the_pages_show_commands() -> None:
     assert len(shown()) > 60
+
+
+def test_the_runbook_has_every_rotation_and_a_test_that_exists_for_it() -> None:
+    page = (ROOT / "docs/runbooks/platform.md").read_text()
+    assert {f"plexctl dev rotate {thing}" for thing in THINGS} <= set(page.splitlines())
+    tests = re.findall(r"`([a-z0-9/_]+/test_[a-z_]+\.py)`", page)
+    assert len(tests) > len(THINGS)
+    assert [test for test in tests if not (ROOT / test).exists()] == []

@@ -62,6 +62,24 @@ def test_a_certificate_that_was_renewed_signs_at_once(authority: Authority, veri
     assert leaf_of(before) != leaf_of(after)
 
 
+@pytest.mark.parametrize("left", ["certificate_file", "key_file"])
+@pytest.mark.parametrize("kept", [0.5, 1])
+def test_a_pair_that_does_not_fit_yet_signs_nothing(
+    authority: Authority, verifier: AssertionVerifier, left: str, kept: float
+) -> None:
+    own = authority.signer()
+    signer = AssertionSigner(own.certificate_file, own.key_file, SystemClock())
+    before, _ = signer.sign(NODE, "identity")
+    path = getattr(own, left)
+    old = path.read_bytes()
+    authority.signer()
+    path.write_bytes(old[: int(len(old) * kept)])
+    assert leaf_of(signer.sign(NODE, "identity")[0]) == leaf_of(before)
+    assert verifier.verify(signer.sign(NODE, "identity")[0], "gateway").subject == SUBJECT
+    with pytest.raises(ValueError, match=r"."):
+        AssertionSigner(own.certificate_file, own.key_file, SystemClock()).sign(NODE, "identity")
+
+
 def leaf_of(token: str) -> object:
     return jws.extract_compact(token.encode(), registry=REGISTRY).headers()["x5c"]
 

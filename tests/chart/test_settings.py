@@ -9,6 +9,7 @@ import pytest
 
 from libs.migrations import Migrate
 from libs.settings import Runtime, load
+from services.mesh.settings import MeshSettings
 from tests.chart.rendering import (
     EVERYTHING,
     JSON,
@@ -57,6 +58,12 @@ def test_they_are_those_that_ship_but_for_what_is_meant(name: str, tmp_path: Pat
         flat(tomllib.loads(path.read_text())) for path in (settings_file(name, tmp_path), SHIPPED / f"{name}.toml")
     )
     assert {key for key in rendered | shipped if rendered.get(key) != shipped.get(key)} == OTHERWISE[name]
+
+
+@pytest.mark.parametrize(("release", "replicas"), [("values.yaml", 1), ("values-ha.yaml", 3)])
+def test_in_three_zones_three_servers_hold_the_stream(release: str, replicas: int, tmp_path: Path) -> None:
+    settings = load(settings_file("mesh", tmp_path, RELEASES[release]), MeshSettings)
+    assert settings.stream.replicas == replicas
 
 
 def test_the_migration_job_takes_its_settings(tmp_path: Path) -> None:

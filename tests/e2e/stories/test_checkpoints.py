@@ -8,6 +8,8 @@ import metamorphic_log as foreign
 import pytest
 from pymerkle import InmemoryTree
 
+from devstack.layout import State
+from devstack.rotate import rotate
 from libs.tlog.checkpoint import Checkpoint, open_checkpoint
 from libs.tlog.note import parse_key
 from libs.tlog.proof import parse_proof
@@ -79,6 +81,22 @@ async def test_an_auditor_proves_entries_and_that_nothing_was_taken_back(ledger:
     verify_consistency(older.size, older.root, newer.size, newer.root, hashes)
     assert [await opened(ledger, answer[which]) for which in ("older", "newer")] == [older, newer]
     foreign.checkpoint_verify_consistency(answer["older"]["note"], answer["newer"]["note"], [str(key)], hashes)
+
+
+async def test_checkpoints_of_a_key_and_of_the_next_one_are_of_one_log(ledger: Ledger) -> None:
+    await ledger.fill(3)
+    await ledger.checkpointed()
+    first, older = await ledger.key(), await opened(ledger, (await ledger.ask("checkpoint")).json)
+    await rotate(State(ledger.world.state), "checkpoint-key")
+    await ledger.fill(3)
+    await ledger.checkpointed()
+    newer = await opened(ledger, (await ledger.ask("checkpoint")).json)
+    assert await ledger.key() != first
+    answer = (await ledger.ask(f"consistency?from={older.size}&to={newer.size}")).json
+    hashes = [bytes.fromhex(value) for value in answer["hashes"]]
+    verify_consistency(older.size, older.root, newer.size, newer.root, hashes)
+    assert open_checkpoint(answer["older"]["note"], first.name, [first]) == older
+    assert (await ledger.verify())["ok"]
 
 
 async def test_each_read_is_a_row_and_what_is_not_there_is_said(ledger: Ledger) -> None:
