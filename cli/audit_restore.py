@@ -3,28 +3,19 @@
 The edge has no part in it: while audit refuses chains, the edge may be refused as well.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import typer
 
-from cli.edge import EXIT_DIVERGED, EXIT_REFUSED, EXIT_UNAVAILABLE, EXIT_USAGE, fail, say, write_private
+from cli.edge import EXIT_DIVERGED, EXIT_USAGE, fail, say, write_private
 from cli.output import Json, emit
-from libs import settings
 from libs.custody import read_secret_file
-from libs.errors import PlexError, Unavailable
-from libs.rpc.channel import Peer
 from libs.tlog.signer import SignerKey, make_key, parse_signer
 from libs.tlog.verify import NotProven
-from plexsphere.audit.v1 import audit_pb2, audit_pb2_grpc
 
-# Each row of a restored database is looked at once.
-WITHIN_S, CONNECTED_WITHIN_S = 28.0, 5.0
 COLUMNS = ("chain", "anchored_size", "seq", "reason")
 
-Answer = TypeVar("Answer")
 Address = Annotated[str, typer.Option(envvar="PLEX_AUDIT_ADDR", help="The audit service, host:port.")]
 Certificate = Annotated[Path, typer.Option("--cert", envvar="PLEX_OPERATOR_CERT", help="The operator's certificate.")]
 CertificateKey = Annotated[Path, typer.Option("--cert-key", envvar="PLEX_OPERATOR_KEY", help="The certificate's key.")]
@@ -44,10 +35,9 @@ def check_restore(
 
     Example: plexctl audit check-restore --statement restored.txt
     """
-    request = audit_pb2.CheckRestoreRequest(all=every)
-    found = _ask(
-        address, certificate, certificate_key, authority, lambda stub: stub.CheckRestore(request, timeout=WITHIN_S)
-    )
+    from cli import audit_operator  # noqa: PLC0415 — see there
+
+    found = audit_operator.check((address, certificate, certificate_key, authority), every=every)
     rows = [{name: _shown(one, name) for name in (*COLUMNS, "anchored_root", "entry_hash")} for one in found.chains]
     emit({"items": rows}, as_json=as_json, columns=COLUMNS)
     refused = sum(bool(one.reason) for one in found.chains)
@@ -72,14 +62,13 @@ def acknowledge_restore(
 
     Example: plexctl audit acknowledge-restore restored.txt --key restore.key
     """
+    from cli import audit_operator  # noqa: PLC0415 — see there
+
     try:
         note = _signer(key).seal(statement.read_text())
     except (OSError, UnicodeDecodeError) as error:
         fail(f"{statement}: {type(error).__name__}", EXIT_USAGE)
-    request = audit_pb2.AcknowledgeRequest(note=note)
-    found = _ask(
-        address, certificate, certificate_key, authority, lambda stub: stub.Acknowledge(request, timeout=WITHIN_S)
-    )
+    found = audit_operator.acknowledge((address, certificate, certificate_key, authority), note)
     for chain in found.chains:
         say(f"{chain} goes on")
 
@@ -111,7 +100,7 @@ def register(app: typer.Typer) -> None:
         app.command(name)(command)
 
 
-def _shown(chain: audit_pb2.CheckedChain, name: str) -> str | int:
+def _shown(chain: Any, name: str) -> str | int:
     value: str | int = getattr(chain, name)
     return value or ("goes on" if name == "reason" else value)
 
@@ -122,26 +111,3 @@ def _signer(path: Path) -> SignerKey:
             return parse_signer(content)
     except (OSError, NotProven) as error:
         fail(f"{path}: {error if isinstance(error, NotProven) else type(error).__name__}", EXIT_USAGE)
-
-
-def _ask(
-    address: str, certificate: Path, key: Path, authority: Path, call: Callable[[Any], Awaitable[Answer]]
-) -> Answer:
-    tls = settings.Tls(certificate_file=certificate, key_file=key, ca_file=authority)
-
-    async def ask() -> Answer:
-        async with Peer(settings.Peer(address=address, name="audit"), tls) as peer:
-            # A first attempt to connect may be slower than a call that is under way would wait for it.
-            await asyncio.wait_for(peer.channel_ready(), CONNECTED_WITHIN_S)
-            return await call(audit_pb2_grpc.AuditRestoreServiceStub(peer))
-
-    try:
-        return asyncio.run(ask())
-    except TimeoutError:
-        fail(f"audit cannot be reached at {address}, or not with this certificate", EXIT_UNAVAILABLE)
-    except OSError as error:
-        fail(f"the operator's certificate cannot be read: {type(error).__name__}", EXIT_USAGE)
-    except Unavailable as error:
-        fail(f"{error.code}: {error.detail}", EXIT_UNAVAILABLE)
-    except PlexError as error:
-        fail(f"{error.code}: {error.detail}", EXIT_REFUSED)
