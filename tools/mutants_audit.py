@@ -107,6 +107,21 @@ AUDIT = (
         "services/audit/tests/test_archive_ports.py::test_an_object_is_created_once",
     ),
     Mutant(
+        "A-4 the archive is reached over TLS alone",
+        "services/audit/archive_store.py",
+        '            client_options={"allow_http": False},\n',
+        "",
+        "services/audit/tests/test_archive_failures.py::"
+        "test_nothing_is_sent_without_tls_even_where_the_environment_allows_it",
+    ),
+    Mutant(
+        "audit: a stream ends with its reader's relation",
+        "services/audit/service.py",
+        "            if self.clock.now() - asked_at >= ASK_AGAIN:\n",
+        "            if False:\n",
+        THREATS + "audit/test_streams.py::test_an_export_is_cut_off_when_its_auditor_is_one_no_longer",
+    ),
+    Mutant(
         "A-1 a reader recomputes each hash",
         WITNESS,
         "        if own != entry.entry_hash:\n",
