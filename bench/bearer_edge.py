@@ -13,6 +13,7 @@ from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF
 
+from devstack.process import nothing
 from libs import telemetry
 from libs.audit import AuditClient
 from libs.clock import SystemClock
@@ -134,7 +135,7 @@ async def serve_edge(state: Path, port: int, empty_port: int, bearer: str, *, ca
         background = [calls.keep()] + ([follow_revocations(identity, cache, None)] if cached else [])
         listen = Listen(host="127.0.0.1", port=port)
         async with listening(build(edge, rules, routes), listen, tls_context(settings.certificate), 1.0):
-            await until_told(background)
+            await until_told(background, nothing)
 
 
 def _quiet(settings: Runtime) -> None:

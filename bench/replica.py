@@ -1,10 +1,12 @@
-"""A second process of a service beside the embedded stack's own, on ports of its own and with the same certificate."""
+"""Further processes of a service beside the embedded stack's own, on ports of their own, with the same certificate."""
 
 import asyncio
 import re
+import signal
 import socket
 import sys
 from dataclasses import dataclass, field, replace
+from typing import Self
 
 from bench.deployment import Deployment
 from devstack import services
@@ -23,25 +25,30 @@ class Beside(State):
         return self.own.get(name) or super().port(name)
 
 
-@dataclass(frozen=True)
-class Replicated(Deployment):
-    """A stack whose service `of` has a replica, which is called by the service's name and `-2`."""
+@dataclass
+class Replica:
+    """One more process of the service `of`."""
 
+    state: State
     of: str
+    number: int
     own: dict[str, int]
-    running: list[asyncio.subprocess.Process] = field(default_factory=list)
+    process: asyncio.subprocess.Process | None = None
 
     @classmethod
-    async def beside(cls, deployment: Deployment, of: str) -> "Replicated":
-        """Start a replica."""
-        made = cls(deployment.state, deployment.world, of, {of: free_port(), f"{of}-metrics": free_port()})
-        await made.start(made.name)
-        return made
+    def beside(cls, state: State, of: str, number: int) -> Self:
+        """Return one that is not started yet."""
+        return cls(state, of, number, {of: free_port(), f"{of}-metrics": free_port()})
 
     @property
     def name(self) -> str:
-        """Name of the replica."""
-        return f"{self.of}-2"
+        """Its name: the service's, and a number."""
+        return f"{self.of}-{self.number}"
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return self.own[self.of]
 
     @property
     def spec(self) -> Spec:
@@ -52,32 +59,69 @@ class Replicated(Deployment):
             there, name=self.name, command=[sys.executable, "-m", f"services.{self.of}", "--config", str(path)]
         )
 
-    async def kill(self, name: str) -> None:
-        """SIGKILL a process."""
-        if name != self.name:
-            await super().kill(name)
-            return
-        process = self.running.pop()
-        process.kill()
-        await process.wait()
+    @property
+    def up(self) -> bool:
+        """Whether it runs."""
+        return self.process is not None and self.process.returncode is None
 
-    async def start(self, name: str) -> None:
-        """Start a process that is down."""
-        if name != self.name:
-            await super().start(name)
-            return
+    async def start(self) -> None:
+        """Start it, with the settings that the stack's own process has, and wait until it is ready."""
         text = (self.state / f"config/{self.of}.toml").read_text()
         for kind, port in self.own.items():
             text = re.sub(rf"port = {self.state.port(kind)}\b", f"port = {port}", text)
         (self.state / f"config/{self.name}.toml").write_text(text.replace(f"{self.of}.trace", f"{self.name}.trace"))
-        self.running.append(await spawn(self.state, self.spec))
-        await until_ready(self.state, self.spec, self.running[0])
+        self.process = await spawn(self.state, self.spec)
+        await until_ready(self.state, self.spec, self.process)
+
+    async def end(self, number: signal.Signals = signal.SIGKILL, within_s: float = 10.0) -> bool:
+        """Send it a signal and wait for its end; says whether that came in time. Later it is killed."""
+        if self.process is None or not self.up:
+            return False
+        self.process.send_signal(number)
+        try:
+            await asyncio.wait_for(self.process.wait(), within_s)
+        except TimeoutError:
+            self.process.kill()
+            await self.process.wait()
+            return False
+        return True
+
+
+@dataclass(frozen=True)
+class Replicated(Deployment):
+    """A stack whose service `of` has a replica, which is called by the service's name and `-2`."""
+
+    replica: Replica = field(kw_only=True)
+
+    @classmethod
+    async def beside(cls, deployment: Deployment, of: str) -> "Replicated":
+        """Start a replica."""
+        made = cls(deployment.state, deployment.world, replica=Replica.beside(deployment.state, of, 2))
+        await made.replica.start()
+        return made
+
+    @property
+    def name(self) -> str:
+        """Name of the replica."""
+        return self.replica.name
+
+    async def kill(self, name: str) -> None:
+        """SIGKILL a process."""
+        if name == self.name:
+            await self.replica.end()
+        else:
+            await super().kill(name)
+
+    async def start(self, name: str) -> None:
+        """Start a process that is down."""
+        if name == self.name:
+            await self.replica.start()
+        else:
+            await super().start(name)
 
     async def down(self) -> list[str]:
         """Return the processes that are not running."""
-        alone = [] if self.running and self.running[0].returncode is None else [self.name]
-        self.running[:] = [] if alone else self.running
-        return [*await super().down(), *alone]
+        return [*await super().down(), *([] if self.replica.up else [self.name])]
 
 
 def free_port() -> int:

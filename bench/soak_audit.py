@@ -205,11 +205,11 @@ class Soak:
 @contextlib.asynccontextmanager
 async def calling(deployment: Replicated) -> AsyncIterator[dict[str, AuditClient]]:
     """Connect to each replica as another service."""
-    places = {deployment.of: deployment.state.port(deployment.of), deployment.name: deployment.own[deployment.of]}
+    places = {"audit": deployment.state.port("audit"), deployment.name: deployment.replica.port}
     async with contextlib.AsyncExitStack() as stack:
         found = {}
         for service, (name, port) in zip(AS, places.items(), strict=True):
-            peer = Peer(address=f"127.0.0.1:{port}", name=deployment.of)
+            peer = Peer(address=f"127.0.0.1:{port}", name="audit")
             found[name] = AuditClient(await stack.enter_async_context(connect(peer, deployment.identity(service))))
         yield found
 

@@ -24,6 +24,8 @@ HEALTH = health.SERVICE_NAME
 LIVE = "live"
 READINESS_EVERY_S = 1.0
 READINESS_WITHIN_S = 2.0
+# How soon a replica that was added gets its share: behind one address a connection stays where it is until it ends.
+CONNECTION_AGE_S = 30.0
 EXIT_SIGNALLED = 128
 Check = Callable[[], Awaitable[object]]
 
@@ -99,18 +101,23 @@ async def serve(
     await status.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
     await server.start()
     log.info("server.started", address=address)
-    try:
-        await until_told([*background, watch_readiness(readiness, status)])
-    finally:
+
+    async def drain() -> None:
         # Health first, so that nobody is sent here any more while the last calls end.
         await status.enter_graceful_shutdown()
         log.info("server.draining", seconds=settings.drain_s)
         await server.stop(settings.drain_s)
         log.info("server.stopped")
 
+    await until_told([*background, watch_readiness(readiness, status)], drain)
+
 
 def build(
-    settings: Runtime, registrations: Sequence[Registration], status: health.aio.HealthServicer, clock: Clock
+    settings: Runtime,
+    registrations: Sequence[Registration],
+    status: health.aio.HealthServicer,
+    clock: Clock,
+    age_s: float = CONNECTION_AGE_S,
 ) -> grpc.aio.Server:
     """Return the guarded server with health and reflection, not yet listening."""
     served = {registration.name for registration in registrations} | {HEALTH, REFLECTION}
@@ -125,6 +132,8 @@ def build(
             ("grpc.max_receive_message_length", LARGEST_MESSAGE),
             ("grpc.max_send_message_length", LARGEST_MESSAGE),
             ("grpc.so_reuseport", 0),
+            # Calls under way end first, however long they take: no grace is set for them, so that none is cut.
+            ("grpc.max_connection_age_ms", round(age_s * 1000)),
             ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
         ],
     )
@@ -135,8 +144,8 @@ def build(
     return server
 
 
-async def until_told(background: Sequence[Awaitable[None]]) -> None:
-    """Run background tasks until SIGTERM or SIGINT; raises what one of them raised. A second signal ends it."""
+async def until_told(background: Sequence[Awaitable[None]], drain: Callable[[], Awaitable[None]]) -> None:
+    """Run background tasks until SIGTERM or SIGINT, then drain; raises what a task raised. A second signal ends it."""
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -152,9 +161,13 @@ async def until_told(background: Sequence[Awaitable[None]]) -> None:
         # the kernel withholds from the first process of a container.
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, os._exit, EXIT_SIGNALLED + number)
-        for task in [waiting, *tasks]:
-            task.cancel()
-        await asyncio.gather(waiting, *tasks, return_exceptions=True)
+        try:
+            # Calls under way still need what runs in the background: the writer of their rows, the feed of revocations.
+            await drain()
+        finally:
+            for task in [waiting, *tasks]:
+                task.cancel()
+            await asyncio.gather(waiting, *tasks, return_exceptions=True)
 
 
 async def watch_readiness(checks: Mapping[str, Check], status: health.aio.HealthServicer) -> None:

@@ -1,7 +1,8 @@
 """The gateway process: its parts, and how they fit."""
 
+import asyncio
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import AsyncExitStack, nullcontext
 
 from aiohttp import web
 
@@ -146,11 +147,18 @@ async def run(settings: GatewaySettings) -> None:
             RING.set_function(lambda: hub.held)
             background += [hub.run(), hub.beat(), hub.pulse(), hub.probe(), refusals.run()]
             background.append(keep_settled(lambda: hub.opened, lambda: hub.held))
-        async with listening(app, settings.listen, context, settings.drain_s):
-            await until_told(background)
-            health.draining = True
-            if hub is not None:
-                await hub.drain(settings.drain_s / 2)
+        half_s = settings.drain_s / 2
+        async with AsyncExitStack() as door:
+            leave = await door.enter_async_context(listening(app, settings.listen, context, half_s))
+
+            async def drain() -> None:
+                health.draining = True
+                # Whoever still comes is answered, and told to come by another connection from then on.
+                leave()
+                await asyncio.gather(asyncio.sleep(half_s), *([hub.drain(half_s)] if hub else []))
+                await door.aclose()
+
+            await until_told(background, drain)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 import structlog
 from aiohttp import web
@@ -57,8 +57,21 @@ async def follow_certificate(certificate: Certificate, context: ssl.SSLContext) 
 @contextlib.asynccontextmanager
 async def listening(
     app: web.Application, listen: Listen, context: ssl.SSLContext, drain_s: float
-) -> AsyncIterator[asyncio.Server]:
-    """Serve the application for the block; then take no new requests and let those under way finish."""
+) -> AsyncIterator[Callable[[], None]]:
+    """Serve the application for the block; then take no new requests and let those under way finish.
+
+    From the call of what it yields on, each answer ends its connection: nobody sends one more request on one that is
+    about to be closed, where it would be lost (RFC 9112, 9.6).
+    """
+    leaving = asyncio.Event()
+
+    async def part(_: web.Request, response: web.StreamResponse) -> None:
+        if leaving.is_set():
+            response.force_close()
+            # The framework has written it for a connection that stays.
+            response.headers["Connection"] = "close"
+
+    app.on_response_prepare.append(part)
     runner = web.AppRunner(app, access_log=None, shutdown_timeout=drain_s)
     await runner.setup()
     server = runner.server
@@ -85,7 +98,7 @@ async def listening(
         raise SettingsError(f"cannot listen on {listen.host}:{listen.port}: {error.strerror}") from None
     log.info("server.started", address=f"{listen.host}:{listen.port}")
     try:
-        yield listener
+        yield leaving.set
     finally:
         log.info("server.draining", seconds=drain_s)
         listener.close()
