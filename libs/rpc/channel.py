@@ -29,7 +29,8 @@ OPTIONS = [
     ("grpc.max_send_message_length", LARGEST_MESSAGE),
     # A restarted peer is found at once, not after the default back-off of up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 50),
-    ("grpc.min_reconnect_backoff_ms", 50),
+    # Not a back-off, whatever its name says: how long one attempt may take, TLS included.
+    ("grpc.min_reconnect_backoff_ms", 2_000),
     ("grpc.max_reconnect_backoff_ms", 250),
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 3_000),

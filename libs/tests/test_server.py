@@ -232,7 +232,7 @@ async def process(authority: Authority, takes_s: float) -> AsyncIterator[tuple[P
         await running.communicate()
 
 
-async def test_sigterm_ends_health_first_then_lets_calls_end(authority: Authority) -> None:
+async def test_sigterm_ends_health_first_then_lets_calls_end_and_what_they_need(authority: Authority) -> None:
     async with process(authority, 1) as (peer, running), connect(peer, authority.issue("gateway")) as channel:
         watcher: Any = health_pb2_grpc.HealthStub(channel)
         told = aiter(watcher.Watch(health_pb2.HealthCheckRequest()))

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -75,7 +75,9 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 
 @contextlib.asynccontextmanager
-async def edge(files: Certificate, context: ssl.SSLContext) -> AsyncIterator[int]:
+async def edge(
+    files: Certificate, context: ssl.SSLContext, leaving: list[Callable[[], None]] | None = None
+) -> AsyncIterator[int]:
     async def hello(_: web.Request) -> web.Response:
         await asyncio.sleep(0.2)
         return web.Response(text="hello")
@@ -83,7 +85,9 @@ async def edge(files: Certificate, context: ssl.SSLContext) -> AsyncIterator[int
     app = web.Application()
     app.router.add_get("/", hello)
     port = free_port()
-    async with listening(app, Listen(host="127.0.0.1", port=port), context, 2.0):
+    async with listening(app, Listen(host="127.0.0.1", port=port), context, 2.0) as leave:
+        if leaving is not None:
+            leaving.append(leave)
         yield port
 
 
@@ -134,6 +138,23 @@ async def test_a_request_under_way_is_finished_before_the_end(tmp_path: Path) ->
         asking = asyncio.create_task(ask(port, GET))
         await asyncio.sleep(0.15)
     assert (await asking)[1].endswith(b"hello")
+
+
+async def test_who_leaves_answers_and_says_that_the_connection_ends(tmp_path: Path) -> None:
+    files, leaving = issue(tmp_path, "x"), list[Callable[[], None]]()
+    async with edge(files, tls_context(files), leaving) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client())
+        heads = []
+        for leave in (lambda: None, leaving[0]):
+            leave()
+            writer.write(GET.replace(b"Connection: close\r\n", b""))
+            heads.append(await reader.readuntil(b"\r\n\r\n"))
+            assert await reader.readexactly(5) == b"hello"
+        assert [b"Connection: close" in head for head in heads] == [False, True]
+        # As it said; and whoever comes anew meanwhile is answered as well.
+        assert await asyncio.wait_for(reader.read(), 1) == b""
+        writer.close()
+        assert (await ask(port, GET))[1].endswith(b"hello")
 
 
 class FakeFeed:
