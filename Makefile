@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants chart-test compose-test bench-access bench-audit bench-identity bench-mesh bench-secrets soak-audit soak-mesh soak-secrets drill ci-deps lock clean
+.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants chart-test compose-test bench-access bench-audit bench-identity bench-mesh bench-secrets soak-audit soak-mesh soak-secrets rolling drill ci-deps lock clean
 
 help: ## Print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ soak-mesh: setup ## Publish and listen for SOAK_S seconds (300) while processes 
 
 soak-secrets: setup ## Read secrets for SOAK_S seconds (600) while one process after the other is killed
 	$(BIN)/python -m bench.soak_secrets $(or $(SOAK_S),600)
+
+rolling: setup ## Roll each service in turn under the load of the story, then see who gets the calls, about 5 minutes
+	$(BIN)/python -m bench.rolling
 
 drill: setup ci-deps ## Make a FAULT (kill, hang, backend) at a SERVICE and see its alert fire, no other, and end (audit, kill)
 	$(BIN)/python -m bench.drill $(or $(SERVICE),audit) $(or $(FAULT),kill)

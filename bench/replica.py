@@ -51,9 +51,14 @@ class Replica:
         return self.own[self.of]
 
     @property
+    def beside_it(self) -> Beside:
+        """The stack's folder as it sees it."""
+        return Beside(self.state.folder, self.own)
+
+    @property
     def spec(self) -> Spec:
         """How it is started, and how it is known to be ready."""
-        there = services.spec(Beside(self.state.folder, self.own), self.of)
+        there = services.spec(self.beside_it, self.of)
         path = self.state / f"config/{self.name}.toml"
         return replace(
             there, name=self.name, command=[sys.executable, "-m", f"services.{self.of}", "--config", str(path)]

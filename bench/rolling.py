@@ -24,10 +24,11 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from bench.agent import FINAL, Agent
 from bench.deployment import Deployment, Operator, deployed
-from bench.measure import Report, console
+from bench.measure import Check, Report, console
 from bench.replica import Replica
 from bench.soak import none
 from bench.virtual import Virtual
+from bench.work import calls
 from devstack.layout import SERVICES
 from tests.e2e import sessions
 from tests.e2e.enrolling import Desk
@@ -38,6 +39,7 @@ from tests.e2e.stories.main_job import SECRET_NAME, Story, create, issue_tokens,
 # As the chart has it; how long others take to notice that a pod ends is a guess.
 PRE_STOP_S, NOTICED_S, GRACE_S = 5.0, 1.0, 10.0
 SETTLED_S = 2.0
+SPREAD_S = 90.0
 PAUSE_S = 0.15
 TRIES = 8
 UNAVAILABLE, TOO_MANY = 503, 429
@@ -52,6 +54,7 @@ ROW_OF = {
     "register": "node.register", "read": "secret.read", "publish": "event.publish", "issue": "session.issue",
     "revoke": "session.revoke",
 }  # fmt: skip
+DONE = ROW_OF.keys() | {"adopt", "bootstrap", "heartbeat", "entries", "verify"}
 ROWS = "SELECT correlation_id, context -> 'action' ->> 0 AS action FROM audit.entries WHERE chain = $1"
 
 Send = Callable[[], Awaitable[Answer]]
@@ -79,6 +82,7 @@ class Load:
     done: Counter[str] = field(default_factory=Counter)
     retried: Counter[str] = field(default_factory=Counter)
     failed: list[str] = field(default_factory=list)
+    cut: list[str] = field(default_factory=list)
     effects: list[tuple[str, str]] = field(default_factory=list)
     published: list[Published] = field(default_factory=list)
 
@@ -91,6 +95,7 @@ class Load:
                 answer = await send()
             except (aiohttp.ClientError, OSError, TimeoutError) as error:
                 said = type(error).__name__
+                self.cut.append(f"while {self.rolling} was rolled: {what}: {said}")
                 if not again:
                     break
             else:
@@ -202,8 +207,11 @@ class Load:
         told = [event for agent in self.agents for event in agent.received if event.type == "node_state_updated"]
         final = [f"{agent.node.handle}: {code}" for agent in self.agents for code in agent.answers if code in FINAL]
         wanted = sum(1 for agent in self.agents for one in self.published if one.scope in agent.scopes)
+        missing = sorted(DONE - self.done.keys())
         report.checks += [
+            Check("kinds of requests that were never granted", "none", ", ".join(missing) or "none", not missing),
             none(f"requests failed at the edge ({self.done.total()} done)", self.failed),
+            none("requests whose connection was cut", self.cut),
             none(f"events that a stream missed ({wanted} wanted)", [x for a in self.agents for x in self._missed(a)]),
             none(
                 "events that a stream got twice, or out of order", [x for a in self.agents for x in self._disorder(a)]
@@ -271,20 +279,27 @@ class Rollout:
     deployment: Deployment
     addresses: dict[str, Virtual]
     replicas: dict[str, Replica]
-    pre_stop_s: float = PRE_STOP_S
+    pre_stop_s: float
+    drain_s: float | None
+    shipped: dict[str, str] = field(default_factory=dict)
     late: list[str] = field(default_factory=list)
     took_s: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def of(cls, deployment: Deployment, pre_stop_s: float = PRE_STOP_S) -> AsyncIterator["Rollout"]:
+    async def of(
+        cls, deployment: Deployment, pre_stop_s: float = PRE_STOP_S, drain_s: float | None = None
+    ) -> AsyncIterator["Rollout"]:
         """Put the stack's services behind their own addresses for the block; then they are as they were."""
         state = deployment.state
-        made = cls(deployment, {}, {}, pre_stop_s)
+        made = cls(deployment, {}, {}, pre_stop_s, drain_s)
         async with contextlib.AsyncExitStack() as stack:
             stack.push_async_callback(made._back)
             for name in SERVICES:
                 await deployment.kill(name)
+                made.shipped[name] = (state / f"config/{name}.toml").read_text()
+                if drain_s:
+                    deployment.configure(name, r"(?m)^drain_s = .*$", f"drain_s = {drain_s}")
                 first = made.replicas[name] = Replica.beside(state, name, 2)
                 made.addresses[name] = await stack.enter_async_context(Virtual(state.port(name), [first.port]))
             await asyncio.gather(*(replica.start() for replica in made.replicas.values()))
@@ -293,8 +308,9 @@ class Rollout:
     async def _back(self) -> None:
         for replica in self.replicas.values():
             await replica.end()
-        for name in SERVICES:
-            await self.deployment.start(name)
+        for name, text in self.shipped.items():
+            (self.deployment.state / f"config/{name}.toml").write_text(text)
+        await asyncio.gather(*(self.deployment.start(name) for name in SERVICES))
 
     async def roll(self, name: str) -> None:
         """Replace a service's process."""
@@ -307,17 +323,51 @@ class Rollout:
         await asyncio.sleep(SETTLED_S)
         asyncio.get_running_loop().call_later(min(NOTICED_S, self.pre_stop_s / 2), address.behind.remove, old.port)
         await asyncio.sleep(self.pre_stop_s)
-        if not await old.end(signal.SIGTERM, self.drain_s(name) + GRACE_S):
+        if not await old.end(signal.SIGTERM, self._drain_s(name) + GRACE_S):
             self.late.append(f"{old.name} had not ended")
         self.took_s[name] = asyncio.get_running_loop().time() - began
 
-    def drain_s(self, name: str) -> float:
-        """How long a service may drain, by its settings."""
+    def _drain_s(self, name: str) -> float:
         return float(tomllib.loads((self.deployment.state / f"config/{name}.toml").read_text())["drain_s"])
 
+    async def all(self, load: Load) -> None:
+        """Replace one after the other."""
+        for name in SERVICES:
+            load.rolling = name
+            await self.roll(name)
+            console.print(f"  {name}: {self.took_s[name]:.1f} s, {load.done.total()} done")
+        load.rolling = "nothing"
+        await asyncio.sleep(SETTLED_S)
 
-async def rolled(rollout: Rollout, load: Load, report: Report, services: Iterable[str] = SERVICES) -> None:
-    """Roll one service after the other under load, and judge what was seen."""
+    async def spread(self, report: Report) -> None:
+        """Add a replica of each gRPC service, and report which share of the calls it gets in some time."""
+        added = [Replica.beside(self.deployment.state, name, 100) for name in SERVICES if name != "gateway"]
+        await asyncio.gather(*(one.start() for one in added))
+        pairs = [(self.replicas[one.of], one) for one in added]
+        before = [[await self._calls(one) for one in pair] for pair in pairs]
+        for one in added:
+            self.addresses[one.of].behind.append(one.port)
+        await asyncio.sleep(SPREAD_S)
+        shares: dict[str, float] = {}
+        for pair, then in zip(pairs, before, strict=True):
+            counts = [await self._calls(one) - known for one, known in zip(pair, then, strict=True)]
+            shares[pair[0].of] = counts[1] / max(1, sum(counts))
+        report.shares[f"of calls in {SPREAD_S:.0f} s, to a replica that was added"] = shares
+        for one in added:
+            self.addresses[one.of].behind.remove(one.port)
+            await one.end(signal.SIGTERM, self._drain_s(one.of) + GRACE_S)
+
+    def tell(self, report: Report) -> None:
+        """Add whether all ended in time, and how long each roll took."""
+        report.checks.append(none("processes that did not end in time", self.late))
+        report.shares["s from its successor's start to its own end"] = dict(self.took_s)
+
+    async def _calls(self, replica: Replica) -> int:
+        return (await calls(Deployment(replica.beside_it, self.deployment.world), replica.of)).total()
+
+
+async def under(load: Load, report: Report, doing: Iterable[Awaitable[None]]) -> None:
+    """Do one thing after the other under load, then judge what was seen."""
     listening = [asyncio.ensure_future(agent.run()) for agent in load.agents]
     try:
         async with asyncio.timeout(30):
@@ -327,11 +377,8 @@ async def rolled(rollout: Rollout, load: Load, report: Report, services: Iterabl
             for one in load.busy():
                 group.create_task(one)
             await asyncio.sleep(SETTLED_S)
-            for name in services:
-                load.rolling = name
-                await rollout.roll(name)
-                console.print(f"  {name}: {rollout.took_s[name]:.1f} s, {load.done.total()} done")
-            await asyncio.sleep(SETTLED_S)
+            for each in doing:
+                await each
             load.stop.set()
         await load.heard()
     finally:
@@ -339,15 +386,15 @@ async def rolled(rollout: Rollout, load: Load, report: Report, services: Iterabl
             task.cancel()
         await asyncio.gather(*listening, return_exceptions=True)
     await load.judge(report)
-    report.checks.append(none("processes that did not end in time", rollout.late))
-    report.shares["s until its successor is alone"] = dict(rollout.took_s)
 
 
 async def main() -> int:
     """Start a stack, roll its services, print; returns the exit status."""
     report = Report("rolling", {"settings": f"preStop {PRE_STOP_S:.0f} s, {LISTENERS} nodes listen"})
     async with deployed() as deployment, Rollout.of(deployment) as rollout, deployment.operator() as operator:
-        await rolled(rollout, await prepare(deployment, operator), report)
+        load = await prepare(deployment, operator)
+        await under(load, report, [rollout.all(load), rollout.spread(report)])
+        rollout.tell(report)
         report.notes += [f"{count} x in the logs: {error}" for error, count in deployment.errors().most_common(8)]
     return report.finish()
 
