@@ -227,8 +227,11 @@ def _objects(url: str, chain: str) -> tuple[list[str], Iterator[bytes]]:
 
 
 def _content(store: Any, name: str) -> bytes:
-    answer = obstore.get(store, name)
-    return bytes(answer.bytes()) if answer.meta["size"] <= LARGEST else b""
+    try:
+        answer = obstore.get(store, name)
+        return bytes(answer.bytes()) if answer.meta["size"] <= LARGEST else b""
+    except (BaseError, OSError) as error:
+        fail(f"{name} of the archive cannot be read: {type(error).__name__}", EXIT_UNAVAILABLE)
 
 
 def _head(line: bytes) -> Head:

@@ -29,13 +29,16 @@ Env = dict[str, str]
 def serving(folder: Path) -> Iterator[Env]:
     """Run a server for the block; yields what its clients have in their environment.
 
-    It makes a bucket when something is put into one.
+    It makes a bucket when something is put into one. `lister`, by the same secret, may only list.
     """
     authority, secret = make_authority(folder), secrets.token_urlsafe(24)
     own, ports = authority.issue("s3"), dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
-    operator = {"accessKey": "operator", "secretKey": secret}
-    identity = {"name": "operator", "credentials": [operator], "actions": ["Admin", "Read", "Write", "List"]}
-    (folder / "identities.json").write_text(json.dumps({"identities": [identity]}))
+    may = {"operator": ["Admin", "Read", "Write", "List"], "lister": ["List"]}
+    identities = [
+        {"name": name, "credentials": [{"accessKey": name, "secretKey": secret}], "actions": actions}
+        for name, actions in may.items()
+    ]
+    (folder / "identities.json").write_text(json.dumps({"identities": identities}))
     (folder / "data").mkdir()
     options = {"dir": folder / "data", "ip": "127.0.0.1", "ip.bind": "127.0.0.1", "volume.max": 20} | ports
     options |= {"master.volumeSizeLimitMB": 256, "master.telemetry": "false", "s3.config": folder / "identities.json"}
