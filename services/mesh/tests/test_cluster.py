@@ -1,6 +1,7 @@
 """Three real servers of JetStream: one that dies costs no acknowledged event; mesh sees to how many hold the stream."""
 
 import asyncio
+import contextlib
 import datetime
 import json
 import os
@@ -179,6 +180,19 @@ class Publisher:
         await until(lambda: len(self.order) >= wanted, WITHIN_S)
 
 
+async def looks(stream: JetStream, publisher: Publisher) -> list[bool]:
+    """Look as the keeper does, and tell each time whether the stream had less than was acknowledged."""
+    behind: list[bool] = []
+    with contextlib.suppress(asyncio.CancelledError):
+        while True:
+            highest = publisher.order[-1] if publisher.order else 0
+            with contextlib.suppress(EventBusUnavailable):
+                state = await stream.state()
+                behind.append(state is None or state.last < highest)
+            await asyncio.sleep(0.02)
+    return behind
+
+
 def _row() -> Logged:
     domain = uuid7()
     now = datetime.datetime.now(datetime.UTC)
@@ -203,6 +217,7 @@ async def test_no_acknowledged_event_is_lost_with_the_server_that_leads(cluster:
     await whole(bus, 3)
     publisher = Publisher(stream)
     publishing = asyncio.ensure_future(publisher.run())
+    looking = asyncio.ensure_future(looks(stream, publisher))
     for _ in range(3):
         await publisher.more(50)
         leader = (await info(bus))["cluster"]["leader"]
@@ -212,6 +227,9 @@ async def test_no_acknowledged_event_is_lost_with_the_server_that_leads(cluster:
         await cluster.start(leader)
         await whole(bus, 3)
     publishing.cancel()
+    looking.cancel()
+    # Else the keeper would begin the stream anew.
+    assert set(await looking) == {False}
     assert publisher.order == sorted(set(publisher.order))
     found = await held(stream, len(publisher.acknowledged))
     assert {place: found.get(place) for place in publisher.acknowledged} == publisher.acknowledged
