@@ -154,8 +154,7 @@ async def run(settings: GatewaySettings) -> None:
             async def drain() -> None:
                 health.draining = True
                 # Whoever still comes is answered, and told to come by another connection from then on.
-                leave()
-                await asyncio.gather(asyncio.sleep(half_s), *([hub.drain(half_s)] if hub else []))
+                await asyncio.gather(leave(), *([hub.drain(half_s)] if hub else []))
                 await door.aclose()
 
             await until_told(background, drain)

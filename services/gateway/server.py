@@ -5,7 +5,7 @@ import contextlib
 import functools
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 
 import structlog
 from aiohttp import web
@@ -15,6 +15,7 @@ from services.gateway.problems import Protocol
 from services.gateway.settings import Certificate
 
 LOOK_EVERY_S = 1.0
+LEFT_EVERY_S = 0.05
 HANDSHAKE_S = 10.0
 KEEP_ALIVE_S = 75.0
 LONGEST_LINE = 8190
@@ -57,11 +58,11 @@ async def follow_certificate(certificate: Certificate, context: ssl.SSLContext) 
 @contextlib.asynccontextmanager
 async def listening(
     app: web.Application, listen: Listen, context: ssl.SSLContext, drain_s: float
-) -> AsyncIterator[Callable[[], None]]:
+) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """Serve the application for the block; then take no new requests and let those under way finish.
 
     From the call of what it yields on, each answer ends its connection: nobody sends one more request on one that is
-    about to be closed, where it would be lost (RFC 9112, 9.6).
+    about to be closed, where it would be lost (RFC 9112, 9.6). The call returns once nobody is connected, or in time.
     """
     leaving = asyncio.Event()
 
@@ -77,6 +78,14 @@ async def listening(
     server = runner.server
     if server is None:
         raise SettingsError("the application could not be set up")
+
+    async def leave() -> None:
+        leaving.set()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                while server.connections:  # noqa: ASYNC110 — bounded, and the framework sets no event
+                    await asyncio.sleep(LEFT_EVERY_S)
+
     protocol = functools.partial(
         Protocol,
         server,
@@ -98,7 +107,7 @@ async def listening(
         raise SettingsError(f"cannot listen on {listen.host}:{listen.port}: {error.strerror}") from None
     log.info("server.started", address=f"{listen.host}:{listen.port}")
     try:
-        yield leaving.set
+        yield leave
     finally:
         log.info("server.draining", seconds=drain_s)
         listener.close()

@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import socket
 import ssl
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -76,7 +76,7 @@ GET = b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 
 @contextlib.asynccontextmanager
 async def edge(
-    files: Certificate, context: ssl.SSLContext, leaving: list[Callable[[], None]] | None = None
+    files: Certificate, context: ssl.SSLContext, leaving: list[Callable[[], Awaitable[None]]] | None = None
 ) -> AsyncIterator[int]:
     async def hello(_: web.Request) -> web.Response:
         await asyncio.sleep(0.2)
@@ -141,13 +141,13 @@ async def test_a_request_under_way_is_finished_before_the_end(tmp_path: Path) ->
 
 
 async def test_who_leaves_answers_and_says_that_the_connection_ends(tmp_path: Path) -> None:
-    files, leaving = issue(tmp_path, "x"), list[Callable[[], None]]()
+    files, leaving = issue(tmp_path, "x"), list[Callable[[], Awaitable[None]]]()
     async with edge(files, tls_context(files), leaving) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client())
-        heads = []
+        heads, left = [], list[asyncio.Future[None]]()
         for leave in ([], leaving):
-            for one in leave:
-                one()
+            left += [asyncio.ensure_future(one()) for one in leave]
+            await asyncio.sleep(0.1)
             writer.write(GET.replace(b"Connection: close\r\n", b""))
             heads.append(await reader.readuntil(b"\r\n\r\n"))
             assert await reader.readexactly(5) == b"hello"
@@ -156,6 +156,8 @@ async def test_who_leaves_answers_and_says_that_the_connection_ends(tmp_path: Pa
         assert await asyncio.wait_for(reader.read(), 1) == b""
         writer.close()
         assert (await ask(port, GET))[1].endswith(b"hello")
+        # Nobody is connected any more.
+        await asyncio.wait_for(left[0], 1)
 
 
 class FakeFeed:
