@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 PYTEST := $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants chart-test compose-test bench-access bench-audit bench-identity bench-mesh bench-secrets soak-audit soak-mesh soak-secrets rolling drill ci-deps lock clean
+.PHONY: help setup demo test test-unit test-integration test-e2e lint types imports proto proto-check fmt docs mutants chart-test compose-test bench-access bench-audit bench-identity bench-mesh bench-scaling bench-secrets soak-audit soak-mesh soak-secrets rolling drill ci-deps lock clean
 
 help: ## Print this list
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## / {printf "  %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,10 +59,11 @@ proto: setup ## Generate the protobuf stubs and lint the contracts
 proto-check: setup ## Say whether the committed stubs are current, and go together with the last release
 	$(BIN)/python tools/protogen.py --check
 
-docs: setup ## Generate docs/errors.md, the README and the schema of the chart, alerts and dashboards
+docs: setup ## Generate docs/errors.md, docs/scaling.md, the README and the schema of the chart, alerts and dashboards
 	$(BIN)/python -m libs.errors > docs/errors.md
 	$(BIN)/python tools/chart.py
 	$(BIN)/python -m tools.alerts
+	$(BIN)/python -m tools.scaling
 
 chart-test: setup ## Render the chart with every values file and hold its objects against what they must be
 	$(BIN)/python -m pytest -q tests/chart
@@ -84,6 +85,9 @@ bench-identity: setup ## Bars of identity against its own backends and the bare 
 
 bench-mesh: setup ## Bars of the signed event bus against its own backends, about 15 minutes
 	$(BIN)/python -m bench.mesh
+
+bench-scaling: setup ## What a call costs in each process and what that grows with, for docs/scaling.md, about 10 minutes
+	$(BIN)/python -m bench.scaling
 
 bench-secrets: setup ## Granted reads through the edge against the calls that they are made of, about 3 minutes
 	$(BIN)/python -m bench.secrets

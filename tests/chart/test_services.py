@@ -110,7 +110,8 @@ def test_where_it_runs_is_its_own(name: str) -> None:
 @pytest.mark.parametrize("name", SERVICES)
 def test_resources_and_image_are_its_own(name: str) -> None:
     values = each(resources={"requests": {"cpu": "3"}}, image={"digest": f"sha256:{'ab' * 32}"})
-    assert container(name, values)["resources"]["requests"] == {"cpu": "3", "memory": "192Mi"}
+    memory = "1Gi" if name == "gateway" else "192Mi"
+    assert container(name, values)["resources"]["requests"] == {"cpu": "3", "memory": memory}
     assert container(name, values)["image"] == f"plexsphere/{name}@sha256:{'ab' * 32}"
     assert container(name)["image"] == f"plexsphere/{name}:0.1.0"
 
