@@ -101,7 +101,7 @@ soak-mesh: setup ## Publish and listen for SOAK_S seconds (300) while processes 
 soak-secrets: setup ## Read secrets for SOAK_S seconds (600) while one process after the other is killed
 	$(BIN)/python -m bench.soak_secrets $(or $(SOAK_S),600)
 
-rolling: setup ## Roll each service in turn under the load of the story, then see who gets the calls, about 5 minutes
+rolling: setup ## Roll each service in turn under the load of the story, about 4 minutes
 	$(BIN)/python -m bench.rolling
 
 drill: setup ci-deps ## Make a FAULT (kill, hang, backend) at a SERVICE and see its alert fire, no other, and end (audit, kill)

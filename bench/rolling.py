@@ -11,6 +11,7 @@ import contextlib
 import random
 import signal
 import ssl
+import sys
 import tomllib
 import uuid
 from collections import Counter
@@ -30,6 +31,7 @@ from bench.soak import none
 from bench.virtual import Virtual
 from bench.work import calls
 from devstack.layout import SERVICES
+from libs.rpc.server import CONNECTION_AGE_S
 from tests.e2e import sessions
 from tests.e2e.enrolling import Desk
 from tests.e2e.outside import Answer, Login, Node
@@ -39,7 +41,7 @@ from tests.e2e.stories.main_job import SECRET_NAME, Story, create, issue_tokens,
 # As the chart has it; how long others take to notice that a pod ends is a guess.
 PRE_STOP_S, NOTICED_S, GRACE_S = 5.0, 1.0, 10.0
 SETTLED_S = 2.0
-SPREAD_S = 90.0
+SPREAD_S = 3 * CONNECTION_AGE_S
 PAUSE_S = 0.15
 TRIES = 8
 UNAVAILABLE, TOO_MANY = 503, 429
@@ -393,7 +395,7 @@ async def main() -> int:
     report = Report("rolling", {"settings": f"preStop {PRE_STOP_S:.0f} s, {LISTENERS} nodes listen"})
     async with deployed() as deployment, Rollout.of(deployment) as rollout, deployment.operator() as operator:
         load = await prepare(deployment, operator)
-        await under(load, report, [rollout.all(load), rollout.spread(report)])
+        await under(load, report, [rollout.spread(report)] if "--spread" in sys.argv else [rollout.all(load)])
         rollout.tell(report)
         report.notes += [f"{count} x in the logs: {error}" for error, count in deployment.errors().most_common(8)]
     return report.finish()

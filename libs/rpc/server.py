@@ -25,7 +25,7 @@ LIVE = "live"
 READINESS_EVERY_S = 1.0
 READINESS_WITHIN_S = 2.0
 # How soon a replica that was added gets its share: behind one address a connection stays where it is until it ends.
-CONNECTION_AGE_S = 30.0
+CONNECTION_AGE_S = 600.0
 EXIT_SIGNALLED = 128
 Check = Callable[[], Awaitable[object]]
 
