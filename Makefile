@@ -54,10 +54,10 @@ fmt: setup ## Format the code
 	$(BIN)/ruff format --quiet .
 
 proto: setup ## Generate the protobuf stubs and lint the contracts
-	$(BIN)/python tools/protogen.py
+	$(BIN)/python -m tools.protogen
 
 proto-check: setup ## Say whether the committed stubs are current, and go together with the last release
-	$(BIN)/python tools/protogen.py --check
+	$(BIN)/python -m tools.protogen --check
 
 docs: setup ## Generate docs/errors.md, docs/scaling.md, the README and the schema of the chart, alerts and dashboards
 	$(BIN)/python -m libs.errors > docs/errors.md
