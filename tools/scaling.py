@@ -20,7 +20,6 @@ from services.audit.writer import LARGEST_BATCH, LONGEST_QUEUE
 from services.gateway.ring import KEPT_S, MOST_BYTES
 from services.identity.model import Reachability
 from services.identity.reconcile import MEASURE_EVERY_S
-from services.identity.spicedb import READ_ALL_S
 from services.mesh.bus import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -288,8 +287,6 @@ def bounds(found: Measured, plan: Plan) -> dict[str, float]:
     event, in_turn = found.scaling["bytes of an event"], ("audit", "postgres", "openbao")
     append = found.scaling["append, 1,000 Domains"]
     return {
-        "compared_tuples": READ_ALL_S / tuple_s,
-        "compared_nodes": READ_ALL_S / tuple_s / (4 + plan.secrets),
         "compared_memory_nodes": memory("identity") / compared["bytes a tuple"] / (4 + plan.secrets),
         "compared_s": plan.fleet * (4 + plan.secrets) * tuple_s,
         "checkpoint_domains": 60_000 / sum(checkpoint.get(name, 0.0) for name in in_turn),
@@ -341,7 +338,7 @@ def figures(found: Measured, plan: Plan, cell: Plan) -> dict[str, Any]:
         "rows_s": n(plan.rows / DAY), "cell_rows_s": n(cell.rows / DAY), "rows_day": n(plan.rows),
         "row_day_bytes": size(plan.rows * found.row_bytes), "heartbeats": n(loads["heartbeat"]),
         "compared_bytes": size(plan.fleet * (4 + plan.secrets) * found.comparison["bytes a tuple"]),
-        "compare_every_s": n(MEASURE_EVERY_S), "read_all_s": n(READ_ALL_S), "queue": f"{LONGEST_QUEUE:,}",
+        "compare_every_s": n(MEASURE_EVERY_S), "queue": f"{LONGEST_QUEUE:,}",
         "batch": str(LARGEST_BATCH), "chain_rows": n(bar("audit", "chained appends to 1,000,000")),
         "append_growth": n(bar("audit", "an append to 10^6") / bar("audit", "an append to 10^6", "theirs")),
         "stream_bytes": size(found.stream_bytes),

@@ -25,7 +25,7 @@ from libs.settings import Tls
 from libs.tests.pki import make_authority
 from services.identity.model import Caveat, Tuple
 from services.identity.relations import Question
-from services.identity.spicedb import SpiceDb
+from services.identity.spicedb import PAGE, SpiceDb
 
 pytestmark = pytest.mark.integration
 
@@ -130,6 +130,17 @@ async def test_what_never_arrives_is_a_refusal(behind: SpiceDb, lagging: tuple[L
     lagging[0].late = FOR_EVER
     with pytest.raises(AuthzUnavailable):
         await behind.delete([row])
+
+
+async def test_all_of_many_pages_is_read_and_each_once(spicedb: SpiceDb, sentinel: Tuple) -> None:
+    await spicedb.touch([sentinel])
+    node, read = f"node:{uuid7()}", f"secret:{uuid7()}"
+    rows = [Tuple(f"secret:{uuid7()}", "reader", node) for _ in range(2 * PAGE)]
+    rows += [Tuple(read, "reader", f"node:{uuid7()}") for _ in range(PAGE + 1)]
+    await spicedb.touch(rows)
+    found = [row for row in await spicedb.read_all() if node == row.subject or read == row.resource]
+    assert sorted(found, key=str) == sorted(rows, key=str)
+    await spicedb.delete(rows)
 
 
 async def test_a_mark_goes_with_the_next_write(behind: SpiceDb, lagging: tuple[Lagging, str]) -> None:
