@@ -123,7 +123,7 @@ async def serve_edge(state: Path, port: int, empty_port: int, bearer: str, *, ca
             "GetVersion": Route(calls.open),
         }
         document = load_document(settings.public_url, routes.keys(), "bench")
-        rules = [compile_rules(document, one) for one in operations(document) if one.id in routes]
+        rules = compile_rules(document, (one for one in operations(document) if one.id in routes))
         unlimited = AddressLimit(1_000_000, 1_000_000)
         edge = Edge(
             Authenticator(identity, cache, unlimited),

@@ -101,7 +101,7 @@ def application(
     }
     origins = frozenset(settings.allowed_origins)
     edge = Edge(authenticator, denials, limits, origins, settings.request_timeout_s, settings.trusted_proxies)
-    return build(edge, [compile_rules(document, one) for one in operations(document)], routes)
+    return build(edge, compile_rules(document, operations(document)), routes)
 
 
 def provided(settings: GatewaySettings, peers: Mapping[str, Peer], cache: AssertionCache, bus: Bus) -> Ports:

@@ -47,17 +47,16 @@ class Operation:
 
 def load(public_url: str, provisioned: Collection[str], version: str) -> JSON:
     """Return the served document; operations that are not provisioned declare 501."""
-    published: JSON = json.loads((FOLDER / "published.json").read_text())
+    document: JSON = json.loads((FOLDER / "published.json").read_text())
     extensions: JSON = json.loads((FOLDER / "extensions.json").read_text())
-    document = merge(published, extensions, provisioned)
-    document["info"] = {**published["info"], "title": "plexsphere security core", "x-build": version}
+    merge(document, extensions, provisioned)
+    document["info"] |= {"title": "plexsphere security core", "x-build": version}
     document["servers"] = [{"url": public_url}]
     return document
 
 
-def merge(published: Mapping[str, Any], extensions: Mapping[str, Any], provisioned: Collection[str]) -> JSON:
-    """Return the published document with the extensions and all statuses in it."""
-    document: JSON = copy.deepcopy(dict(published))
+def merge(document: JSON, extensions: Mapping[str, Any], provisioned: Collection[str]) -> None:
+    """Put the extensions and all statuses into the published document."""
     schemas = document["components"]["schemas"]
     schemas.update(copy.deepcopy(extensions["schemas"]))
     for name, properties in extensions["schema_properties"].items():
@@ -70,7 +69,6 @@ def merge(published: Mapping[str, Any], extensions: Mapping[str, Any], provision
         for method in METHODS:
             if method in path:
                 _complete(document, method, path[method], extensions, provisioned)
-    return document
 
 
 def _complete(

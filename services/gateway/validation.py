@@ -212,18 +212,22 @@ def closed(schema: Any) -> Any:
     return shut | {name: closed(part) for name, part in schema.items()}
 
 
-def compile_rules(document: JSON, operation: Operation) -> Rules:
-    """Return the rules of one operation."""
+def compile_rules(document: JSON, wanted: Iterable[Operation]) -> list[Rules]:
+    """Return the rules of operations."""
     components: JSON = document["components"]
+    shut = closed(components)
 
     def validator(schema: JSON, components: JSON = components) -> Draft202012Validator:
         return Draft202012Validator({"allOf": [schema], "components": components}, format_checker=FORMATS)
 
-    body = None
-    if operation.body is not None and operation.media != OCTETS:
-        schema = operation.body[operation.media]["schema"]
-        body = validator(schema) if operation.id in OPEN_BODIES else validator(closed(schema), closed(components))
-    parameters = {
-        (parameter["in"], parameter["name"]): validator(parameter["schema"]) for parameter in operation.parameters
-    }
-    return Rules(operation, body, parameters)
+    def compiled(operation: Operation) -> Rules:
+        body = None
+        if operation.body is not None and operation.media != OCTETS:
+            schema = operation.body[operation.media]["schema"]
+            body = validator(schema) if operation.id in OPEN_BODIES else validator(closed(schema), shut)
+        parameters = {
+            (parameter["in"], parameter["name"]): validator(parameter["schema"]) for parameter in operation.parameters
+        }
+        return Rules(operation, body, parameters)
+
+    return [compiled(operation) for operation in wanted]

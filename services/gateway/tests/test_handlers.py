@@ -141,7 +141,7 @@ async def test_a_value_is_wiped_however_its_request_ends(peer: FakePeer, how: Ex
     authenticator = Authenticator(service, AssertionCache(), wide)
     edge = Edge(authenticator, Denials(AuditClient(service), SystemClock()), {}, frozenset(), 0.3)
     document = load(ORIGIN, {"PutProjectSecret"}, "test")
-    app = build(edge, [compile_rules(document, one) for one in operations(document)], {"PutProjectSecret": Route(end)})
+    app = build(edge, compile_rules(document, operations(document)), {"PutProjectSecret": Route(end)})
     async with TestClient(TestServer(app)) as client:
         octets = OPERATOR | {"Content-Type": "application/octet-stream"}
         answer = await client.put(f"/v1/projects/{OTHER}/secrets/db", data=b"value", headers=octets)
