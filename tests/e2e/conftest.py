@@ -2,11 +2,12 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
 
 import pytest
 
+from tests.e2e.ledger import Ledger, hurried, new_chain
 from tests.e2e.outside import Answer, Edge, Login, Node, Outside
 from tests.e2e.stories.main_job import SECRET_NAME, Story, create, issue_tokens, put_secret, register, sign_in
 from tests.e2e.world import World
@@ -93,3 +94,18 @@ async def operator_token(outside: Outside) -> str:
 async def scene(world: World, set_scene: Story) -> AsyncIterator[Scene]:
     async with Outside(world.edge_url, world.ca_file) as outside:
         yield Scene(replace(set_scene, outside=outside), await operator_token(outside), outside)
+
+
+@pytest.fixture(scope="module")
+def quick(world: World) -> Iterator[None]:
+    """Have audit make its checkpoints and archive soon."""
+    with hurried(world):
+        yield
+
+
+@pytest.fixture
+async def ledger(quick: None, scene: Scene) -> AsyncIterator[Ledger]:
+    """Make a chain that is left whole."""
+    dba = await scene.story.world.superuser()
+    yield await new_chain(scene.story.world, scene.operator, dba)
+    await dba.close()

@@ -4,33 +4,17 @@ import asyncio
 import contextlib
 import itertools
 import random
-from collections.abc import AsyncIterator, Iterator
 
 import aiohttp
 import pytest
 
 from libs.tlog.checkpoint import open_checkpoint
 from libs.tlog.verify import verify_consistency
-from tests.e2e.conftest import Scene
-from tests.e2e.ledger import Ledger, hurried, new_chain
-from tests.e2e.world import World
+from tests.e2e.ledger import Ledger
 
 pytestmark = pytest.mark.e2e
 
 KILLS = 6
-
-
-@pytest.fixture(scope="module")
-def quick(world: World) -> Iterator[None]:
-    with hurried(world):
-        yield
-
-
-@pytest.fixture
-async def ledger(quick: None, scene: Scene) -> AsyncIterator[Ledger]:
-    dba = await scene.story.world.superuser()
-    yield await new_chain(scene.story.world, scene.operator, dba)
-    await dba.close()
 
 
 async def read_on(ledger: Ledger) -> None:

@@ -1,6 +1,6 @@
 """An auditor with `plexctl` and an archive in a bucket, as its object store shows it."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import obstore
@@ -8,29 +8,14 @@ import pytest
 from obstore.store import from_url
 
 from services.audit.tests.s3 import Env, serving
-from tests.e2e.conftest import Scene
-from tests.e2e.ledger import Ledger, hurried, new_chain
+from tests.e2e.ledger import Ledger
 from tests.e2e.stories.test_audit_offline import UNAVAILABLE, offline, plexctl, verdict
 from tests.e2e.stories.test_plexctl import Cli, cli
-from tests.e2e.world import World
 
 __all__ = ["cli"]
 pytestmark = pytest.mark.e2e
 
 URL = "s3://archive/one"
-
-
-@pytest.fixture(scope="module")
-def quick(world: World) -> Iterator[None]:
-    with hurried(world):
-        yield
-
-
-@pytest.fixture
-async def ledger(quick: None, scene: Scene) -> AsyncIterator[Ledger]:
-    dba = await scene.story.world.superuser()
-    yield await new_chain(scene.story.world, scene.operator, dba)
-    await dba.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import hashlib
 import json
 import ssl
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from libs.tlog.note import VerifierKey, seal_note
 from libs.tlog.tree import Run
 from tests.e2e.attacker import ask_vault
 from tests.e2e.conftest import Scene
-from tests.e2e.ledger import Ledger, breakable, hurried
+from tests.e2e.ledger import Ledger, breakable
 from tests.e2e.stories.test_plexctl import Cli, cli
 from tests.e2e.world import World
 
@@ -30,12 +30,6 @@ __all__ = ["cli"]
 pytestmark = pytest.mark.e2e
 
 DIVERGED, UNAVAILABLE, USAGE = 5, 4, 2
-
-
-@pytest.fixture(scope="module")
-def quick(world: World) -> Iterator[None]:
-    with hurried(world):
-        yield
 
 
 @pytest.fixture

@@ -1,7 +1,6 @@
 """An auditor keeps a checkpoint, and proves with it what is and was in the chain without believing the service."""
 
 import base64
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import metamorphic_log as foreign
@@ -16,25 +15,11 @@ from libs.tlog.proof import parse_proof
 from libs.tlog.tree import leaf_hash
 from libs.tlog.verify import NotProven, verify_consistency
 from tests.e2e.conftest import Scene
-from tests.e2e.ledger import LOG, Ledger, hurried, new_chain
+from tests.e2e.ledger import LOG, Ledger
 from tests.e2e.outside import JSON, entry_hash
 from tests.e2e.stories.main_job import action
-from tests.e2e.world import World
 
 pytestmark = pytest.mark.e2e
-
-
-@pytest.fixture(scope="module")
-def quick(world: World) -> Iterator[None]:
-    with hurried(world):
-        yield
-
-
-@pytest.fixture
-async def ledger(quick: None, scene: Scene) -> AsyncIterator[Ledger]:
-    dba = await scene.story.world.superuser()
-    yield await new_chain(scene.story.world, scene.operator, dba)
-    await dba.close()
 
 
 async def opened(ledger: Ledger, shown: JSON) -> Checkpoint:

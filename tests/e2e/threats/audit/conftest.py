@@ -1,18 +1,11 @@
 """A chain of its own for each attack, since most leave it broken for good."""
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 
 from tests.e2e.conftest import Scene
-from tests.e2e.ledger import Ledger, breakable, hurried
-from tests.e2e.world import World
-
-
-@pytest.fixture(scope="module")
-def quick(world: World) -> Iterator[None]:
-    with hurried(world):
-        yield
+from tests.e2e.ledger import Ledger, breakable
 
 
 @pytest.fixture
