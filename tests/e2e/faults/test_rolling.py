@@ -3,8 +3,9 @@
 import pytest
 
 from bench.deployment import Deployment
+from bench.everybody import prepare
 from bench.measure import Report
-from bench.rolling import Rollout, prepare, under
+from bench.rolling import Rollout, under
 from devstack.layout import State
 from tests.e2e.world import World
 
